@@ -1,0 +1,1 @@
+"""patchkit: Git for what a language model knows."""
