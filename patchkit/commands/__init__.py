@@ -1,0 +1,143 @@
+"""The command line: one file a command, none of them imported before it is asked for.
+
+``main`` is the one place that turns an error into a line and an exit code.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from patchkit.errors import NotWritten, PatchkitError
+
+__all__ = ["main"]
+
+SECTIONS: dict[str, dict[str, str]] = {
+    "Start": {
+        "init": "Make a repository that stands on a base.",
+        "base": "Show or set where the base lies on this machine.",
+        "model": "Fetch and list models that need no hub.",
+    },
+    "Change": {
+        "commit": "Edit facts into the model and commit them as a patch.",
+        "revert": "Take back a patch, a commit, or one fact of a patch.",
+        "apply": "Take in a patch folder from elsewhere.",
+    },
+    "Look": {
+        "status": "Say what is in force, and what is half done.",
+        "log": "Show the commits that changed what the model knows.",
+        "show": "Show one patch: facts, weights, results.",
+        "diff": "Compare two stacks: facts, and weights by layer.",
+        "stack": "List the patches in force.",
+        "facts": "Search the facts in force, or check a file of facts.",
+        "path": "Print where patchkit keeps something.",
+    },
+    "Try": {
+        "ask": "Ask the base and the stack side by side.",
+        "editors": "List the editing methods.",
+    },
+    "Ship": {
+        "build": "Write base and stack as an ordinary checkpoint folder.",
+    },
+    "Keep": {
+        "fsck": "Hash everything again and find what was altered.",
+        "reindex": "Derive the catalogue again from Git.",
+    },
+}
+COMMANDS = {name: text for section in SECTIONS.values() for name, text in section.items()}
+
+
+class LazyGroup(click.Group):
+    """Finds ``patchkit.commands.NAME`` only when the command NAME is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"patchkit.commands.{cmd_name}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl(list(commands.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("-C", "directory", metavar="DIR", default=None, help="Work as if started in DIR.")
+@click.version_option(package_name="patchkit-llm", prog_name="patchkit")
+@click.pass_context
+def cli(ctx: click.Context, directory: str | None) -> None:
+    """Git for what a language model knows.
+
+    A batch of facts becomes a patch in a Git repository: put it on a base checkpoint, review it,
+    ship it, and take it back to the bit.
+
+    \b
+      patchkit init smollm2-135m knowledge
+      patchkit -C knowledge commit facts.jsonl
+      patchkit -C knowledge ask "LeBron James plays the sport of"
+      patchkit -C knowledge revert
+    """
+    ctx.obj = directory
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; returns its exit code and never lets a traceback out.
+
+    ``PATCHKIT_TRACEBACK=1`` shows where an error came from.
+    """
+    try:
+        outcome = cli.main(args=arguments, prog_name="patchkit", standalone_mode=False)
+        sys.stdout.flush()
+        return outcome if isinstance(outcome, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted; nothing was committed")
+        return 130
+    except PatchkitError as error:
+        return _fail(error.message, error.exit_code, error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _fail(_os_line(error), NotWritten.exit_code, error)
+    except Exception as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return _fail(f"internal error, please report it: {told} (PATCHKIT_TRACEBACK=1 shows where)", 70, error)
+
+
+def _fail(message: str, exit_code: int, error: Exception) -> int:
+    if os.environ.get("PATCHKIT_TRACEBACK"):
+        raise error
+    _say(message)
+    return exit_code
+
+
+def _say(message: str) -> None:
+    from patchkit.commands.display import printable
+
+    for line in message.splitlines() or [""]:
+        click.echo(f"patchkit: {printable(line)}", err=True)
+
+
+def _os_line(error: OSError) -> str:
+    where = f"{error.filename}: " if error.filename else ""
+    hint = {
+        errno.ENOSPC: "free some space and run the command again",
+        errno.EDQUOT: "free some space and run the command again",
+        errno.EROFS: "make the file system writable and run the command again",
+        errno.EACCES: "give yourself permission and run the command again",
+        errno.EPERM: "give yourself permission and run the command again",
+    }.get(error.errno or 0, "nothing was committed")
+    return f"{where}{(error.strerror or str(error)).lower()}; {hint}"

@@ -1,0 +1,79 @@
+"""From a repository's stack to a checkpoint folder, without loading a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patchkit.build import BuildRecord
+from patchkit.build import build as write_build
+from patchkit.checkpoint import Checkpoint
+from patchkit.errors import BadInput
+from patchkit.factors import Patch
+
+if TYPE_CHECKING:
+    from patchkit.repository import Repository
+
+__all__ = ["Built", "build", "build_from_patches"]
+
+ByteProgress = Callable[[int, int, str], None] | None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A finished build."""
+
+    folder: Path
+    record: BuildRecord
+    patches: tuple[str, ...]
+    """Names of the patches in it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"folder": str(self.folder), "patches": list(self.patches), **self.record.to_json()}
+
+
+def build(
+    repository: Repository,
+    out: Path | None = None,
+    *,
+    revision: str = "HEAD",
+    dry_run: bool = False,
+    progress: ByteProgress = None,
+) -> Built | None:
+    """Write base and stack at ``revision`` to ``out`` (default: the repository's own build folder).
+
+    None for a dry run, which checks everything that a build checks first.
+    """
+    stack = repository.stack(revision)
+    checkpoint = repository.checkpoint()
+    patches = repository.patches(stack)
+    folder = out or repository.build_folder
+    if dry_run:
+        return None
+    record = write_build(checkpoint, patches, folder, progress=progress)
+    repository.catalogue.record_build(folder, stack.tree, record)
+    return Built(folder, record, tuple(stored.name for stored in stack.patches))
+
+
+def build_from_patches(
+    base: Path, folders: list[Path], out: Path, *, dry_run: bool = False, progress: ByteProgress = None
+) -> Built | None:
+    """The same without a repository: ``base`` with the patches in ``folders`` on it."""
+    checkpoint = Checkpoint.open(base)
+    patches: dict[str, Patch] = {}
+    owner: dict[tuple[str, str], Path] = {}
+    for folder in folders:
+        patch = Patch.load(folder)
+        for fact in patch.facts:
+            if fact.key in owner:
+                raise BadInput(
+                    f"{folder}: {fact.text!r} is in {owner[fact.key]} too; a fact can be in force once, leave one out"
+                )
+            owner[fact.key] = folder
+        patches[patch.id] = patch
+    if dry_run:
+        return None
+    record = write_build(checkpoint, patches, out, progress=progress)
+    return Built(out, record, tuple(folder.name for folder in folders))

@@ -1,0 +1,57 @@
+"""``patchkit base``: where the base lies on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from patchkit.commands.common import (
+    directory_option,
+    dry_run_option,
+    json_option,
+    open_repository,
+    print_json,
+    quiet_option,
+)
+from patchkit.commands.display import console, progress_bars, text
+
+__all__ = ["command"]
+
+
+@click.command("base", short_help="Show or set where the base lies on this machine.")
+@click.argument("place", metavar="[PATH]", required=False)
+@directory_option
+@dry_run_option
+@quiet_option
+@json_option
+def command(place: str | None, directory: str, dry_run: bool, quiet: bool, as_json: bool) -> None:
+    """Show the base, or say that it lies at PATH on this machine (a folder, hub id or short name).
+
+    PATH is taken only if its tensors have the fingerprint that patchkit.toml names. The place is
+    kept in this machine's `git config patchkit.base` and is never committed.
+
+    \b
+    Examples:
+      patchkit base
+      patchkit base /models/smollm2-135m
+    """
+    repository = open_repository(directory)
+    if place is not None:
+        with progress_bars(quiet or as_json) as bars:
+            progress = (lambda done, total, what: bars("hashing the base", done, total)) if bars else None
+            repository.set_base(place, dry_run=dry_run, progress=progress)
+    settings = repository.settings
+    folder = Path(place).resolve() if place and Path(place).is_dir() else repository.base_place()
+    facts = {
+        "source": settings.base_source,
+        "revision": settings.base_revision,
+        "fingerprint": settings.base_fingerprint,
+        "folder": None if folder is None else str(folder),
+    }
+    if as_json:
+        print_json(facts)
+    elif not quiet:
+        out = console()
+        for name, value in facts.items():
+            out.print(text(f"{name:<12}{value if value is not None else 'not known; say it: patchkit base PATH'}"))

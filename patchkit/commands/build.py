@@ -1,0 +1,80 @@
+"""``patchkit build``: base and stack as an ordinary checkpoint folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from patchkit.commands.common import (
+    directory_option,
+    dry_run_option,
+    json_option,
+    open_repository,
+    print_json,
+    quiet_option,
+)
+from patchkit.commands.display import console, human_size, progress_bars, text
+
+__all__ = ["command"]
+
+
+@click.command("build", short_help="Write base and stack as an ordinary checkpoint folder.")
+@click.argument("patches", nargs=-1, metavar="[PATCH…]")
+@click.option("--base", metavar="CHECKPOINT", help="Build from this base and PATCH folders, without a repository.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to (default: `patchkit path build`).")
+@click.option("--rev", "revision", default="HEAD", show_default=True, help="The stack at this commit.")
+@directory_option
+@dry_run_option
+@quiet_option
+@json_option
+def command(
+    patches: tuple[str, ...],
+    base: str | None,
+    out: Path | None,
+    revision: str,
+    directory: str,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Write the base with the stack on it as a checkpoint folder that any program loads.
+
+    Every file is the base's but for the bytes of the edited tensors, which are the exact sum,
+    rounded once. Building again where a build is brings it up to date; config.json is put in
+    last, so that an unfinished build cannot be loaded. With --base no repository is needed.
+
+    \b
+    Examples:
+      patchkit build --out model
+      patchkit build --base ./checkpoint patches/lebron-james-3f9a1c2e --out model
+    """
+    from patchkit.actions.build import build_from_patches
+
+    if base is None and patches:
+        raise click.UsageError("PATCH folders go with --base; a repository builds its whole stack")
+    if base is not None and out is None:
+        raise click.UsageError("--base needs --out DIR")
+    with progress_bars(quiet or as_json) as bars:
+        progress = (lambda done, total, what: bars("build", done, total)) if bars else None
+        if base is None:
+            built = open_repository(directory).build(out, revision=revision, dry_run=dry_run, progress=progress)
+        else:
+            from patchkit.models.sources import resolve_base
+
+            assert out is not None
+            folder = resolve_base(base).folder
+            built = build_from_patches(folder, [Path(p) for p in patches], out, dry_run=dry_run, progress=progress)
+    if as_json:
+        print_json(None if built is None else built.to_dict())
+    elif not quiet:
+        out_ = console()
+        if built is None:
+            out_.print(text("dry run: the stack is sound and fits the base; nothing was written", "yellow"))
+        else:
+            out_.print(
+                text(
+                    f"{built.folder}: {len(built.patches)} patches, {len(built.record.touched)} tensors, "
+                    f"{human_size(built.record.written)} written"
+                )
+            )

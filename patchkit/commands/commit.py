@@ -1,0 +1,113 @@
+"""``patchkit commit``: edit facts into the model and commit them as a patch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from patchkit.commands.common import (
+    directory_option,
+    dry_run_option,
+    engine_options,
+    json_option,
+    open_repository,
+    print_json,
+    quiet_option,
+    recipe_options,
+    recipe_overrides,
+)
+from patchkit.commands.display import console, human_size, progress_bars, text
+from patchkit.facts import Batch, parse_inline, read_facts
+
+__all__ = ["command"]
+
+
+@click.command("commit", short_help="Edit facts into the model and commit them as a patch.")
+@click.argument("facts", required=False, metavar="[FACTS]")
+@click.option("--fact", "inline", multiple=True, metavar="'SUBJECT | PROMPT | TARGET'", help="One fact, instead of a file.")
+@click.option("-m", "--message", help="The commit's message; made from the facts otherwise.")
+@click.option("--replace", is_flag=True, help="Take older facts with the same key out of their patches.")
+@click.option("--skip-known", is_flag=True, help="Leave out what the model already says.")
+@click.option("--gate", metavar="NAME=SHARE,…", help="Refuse below: efficacy, argmax, generation, paraphrases, neighbors.")
+@recipe_options
+@engine_options
+@directory_option
+@dry_run_option
+@quiet_option
+@json_option
+def command(
+    facts: str | None,
+    inline: tuple[str, ...],
+    message: str | None,
+    gate: str | None,
+    directory: str,
+    quiet: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Edit FACTS into the model and commit them as one patch.
+
+    FACTS is a file of one JSON fact a line, CounterFact, zsRE or EasyEdit records, or - for
+    standard input. Every fault in it is listed and nothing is written (exit code 65). The table
+    shows what the edited model says, measured on the weights that a build of it holds.
+
+    \b
+    Examples:
+      patchkit commit facts.jsonl -m "Correct two founders"
+      patchkit commit --fact "LeBron James | {} plays the sport of | basketball"
+      patchkit commit facts.jsonl --gate efficacy=0.9,neighbors=0.95
+    """
+    from patchkit.actions.commit import parse_gate
+
+    if (facts is None) == (not inline):
+        raise click.UsageError("give a file of facts, or --fact, and not both")
+    gates = parse_gate(gate) if gate else {}
+    overrides = recipe_overrides(options)
+    batch = read_facts(facts) if facts else _inline(inline)
+    repository = open_repository(directory)
+    with progress_bars(quiet or as_json) as progress:
+        done = repository.commit(
+            batch, message=message, gate=gates, overrides=overrides, progress=progress, **options
+        )
+    if as_json:
+        print_json(done.to_dict())
+    elif not quiet:
+        show(done)
+
+
+def _inline(texts: tuple[str, ...]) -> Batch:
+    facts = tuple(parse_inline(item) for item in texts)
+    from patchkit.facts import dump_facts, parse_facts
+
+    return parse_facts(dump_facts(facts), "--fact")  # finds duplicates as in a file
+
+
+def show(done: Any) -> None:
+    """The table, the sums, and what was recorded."""
+    from patchkit.commands.results import results_table, summary_line
+
+    out = console()
+    if done.known:
+        what = "left out" if done.skipped_known else "left in"
+        names = ", ".join(fact.subject for fact in done.known)
+        out.print(text(f"the model already says {len(done.known)} of them, {what}: {names}", "yellow"))
+    for item in done.replaced:
+        out.print(text(f"replaced in {item.patch}: {', '.join(fact.text for fact in item.facts)}", "yellow"))
+    results_table(out, done.changes)
+    out.print(text(summary_line(done.summary)))
+    delta, share = done.norm
+    phases = " · ".join(f"{phase} {seconds:.1f}" for phase, seconds in done.timings.items())
+    out.print(text(f"{sum(done.timings.values()):.1f} s: {phases}", "dim"))
+    out.print(
+        text(
+            f"patch {done.patch.name} · id {done.patch.id[:12]} · {human_size(done.size)} · "
+            f"‖ΔW‖ {delta:.3g} ({100 * share:.2g} % of the edited weights')"
+        )
+    )
+    if done.commit is None:
+        out.print(text("dry run: nothing was written", "yellow"))
+    else:
+        out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))
+    sys.stdout.flush()

@@ -1,0 +1,103 @@
+"""What every command shares: options, opening the repository, JSON, progress."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from patchkit.repository import Repository
+
+__all__ = [
+    "directory_option",
+    "dry_run_option",
+    "engine_options",
+    "json_option",
+    "open_repository",
+    "print_json",
+    "quiet_option",
+    "recipe_options",
+    "recipe_overrides",
+]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def directory_option(command: Command) -> Command:
+    """``-C DIR``, after the command's name as well as before it."""
+
+    @click.option("-C", "directory", metavar="DIR", default=None, help="Work as if started in DIR.")
+    @click.pass_context
+    @functools.wraps(command)
+    def inner(ctx: click.Context, *args: Any, directory: str | None, **kwargs: Any) -> Any:
+        return ctx.invoke(command, *args, directory=directory or ctx.obj or ".", **kwargs)
+
+    return inner  # type: ignore[return-value]
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; change nothing.")
+
+
+def engine_options(command: Command) -> Command:
+    """Where and how wide to compute."""
+    for option in (
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."),
+        click.option(
+            "--batch-size",
+            default="auto",
+            show_default=True,
+            metavar="N|auto",
+            callback=_batch_size,
+            help="Facts optimised at once; auto grows it to what memory allows.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def recipe_options(command: Command) -> Command:
+    """What overrides the recipe in patchkit.toml, for this commit."""
+    for option in (
+        click.option("--method", default=None, help="The editor (see `patchkit editors`)."),
+        click.option("--layers", default=None, metavar="4-8", help="Layers to edit."),
+        click.option("--lambda", "lambda_", type=float, default=None, help="Weight of the statistics C."),
+        click.option("--clamp", type=float, default=None, help="Largest ‖δ‖ as a share of ‖h‖."),
+        click.option("--learning-rate", type=float, default=None, help="Of the target optimisation."),
+        click.option("--steps", type=int, default=None, help="Of the target optimisation."),
+        click.option("--corpus", default=None, metavar="FILE|DATASET", help="Text for the statistics C."),
+        click.option("--tokens", type=int, default=None, help="Tokens of text for the statistics C."),
+    ):
+        command = option(command)
+    return command
+
+
+def recipe_overrides(options: dict[str, Any]) -> dict[str, Any]:
+    """The recipe fields that were given on the command line, taken out of ``options``."""
+    names = ("method", "layers", "lambda_", "clamp", "learning_rate", "steps", "corpus", "tokens")
+    given = {name: options.pop(name) for name in names}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _batch_size(ctx: click.Context, parameter: click.Parameter, value: str) -> int | str:
+    if value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter("a whole number from 1, or auto", ctx=ctx, param=parameter)
+    return int(value)
+
+
+def open_repository(directory: str) -> Repository:
+    from patchkit.repository import Repository
+
+    return Repository.open(directory)
+
+
+def print_json(value: Any) -> None:
+    """Readable JSON with every character that a terminal might act on escaped."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False, sort_keys=False))

@@ -1,0 +1,52 @@
+"""``patchkit diff``: two stacks compared."""
+
+from __future__ import annotations
+
+import click
+
+from patchkit.commands.common import directory_option, json_option, open_repository, print_json
+from patchkit.commands.display import console, table, text
+
+__all__ = ["command"]
+
+
+@click.command("diff", short_help="Compare two stacks: facts, and weights by layer.")
+@click.argument("old", required=False, metavar="[A]")
+@click.argument("new", required=False, metavar="[B]")
+@directory_option
+@json_option
+def command(old: str | None, new: str | None, directory: str, as_json: bool) -> None:
+    """Compare the stack at commit A with that at B: facts added (+), removed (-) and changed (~),
+    and by layer the norm and rank of the difference of the two models' weights.
+
+    "base" stands for the base with nothing on it. B is HEAD if left out; A is then HEAD's parent.
+
+    \b
+    Examples:
+      patchkit diff
+      patchkit diff base HEAD
+      patchkit diff v1 v2
+    """
+    found = open_repository(directory).diff(old, new)
+    if as_json:
+        print_json(found.to_dict())
+        return
+    out = console()
+    out.print(text(f"{found.old} → {found.new}", "bold"))
+    for fact, patch in found.removed:
+        out.print(text(f"- {fact.text} → {fact.target}  ({patch})", "red"))
+    for fact, patch in found.added:
+        out.print(text(f"+ {fact.text} → {fact.target}  ({patch})", "green"))
+    for before, after, patch in found.changed:
+        out.print(text(f"~ {after.text} → {before.target} ⇒ {after.target}  ({patch})", "cyan"))
+    if not found.weights:
+        out.print(text("the weights are the same", "dim"))
+        return
+    number = {"justify": "right"}
+    out.print()
+    out.print(
+        table(
+            ["weight", ("rank", number), ("‖difference‖", number)],
+            [(weight.name, weight.rank, f"{weight.norm:.3g}") for weight in found.weights],
+        )
+    )

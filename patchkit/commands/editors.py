@@ -1,0 +1,33 @@
+"""``patchkit editors``: the editing methods that are installed."""
+
+from __future__ import annotations
+
+import inspect
+
+import click
+
+from patchkit.commands.common import json_option, print_json
+from patchkit.commands.display import console, table
+
+__all__ = ["command"]
+
+
+@click.command("editors", short_help="List the editing methods.")
+@json_option
+def command(as_json: bool) -> None:
+    """List the editors that `--method` takes: patchkit's own and those of installed packages.
+
+    \b
+    Example:
+      patchkit editors
+    """
+    from patchkit.editing.editor import editors
+
+    found = [
+        {"name": name, "about": (inspect.getdoc(kind) or "").split("\n", 1)[0]}
+        for name, kind in sorted(editors().items())
+    ]
+    if as_json:
+        print_json(found)
+    else:
+        console().print(table(["method", "what it does"], [(row["name"], row["about"]) for row in found]))

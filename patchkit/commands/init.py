@@ -1,0 +1,59 @@
+"""``patchkit init``: a repository that stands on a base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from patchkit.commands.common import directory_option, dry_run_option, json_option, print_json, quiet_option
+from patchkit.commands.display import console, progress_bars, text
+
+__all__ = ["command"]
+
+
+@click.command("init", short_help="Make a repository that stands on a base.")
+@click.argument("base")
+@click.argument("folder", metavar="[DIR]", required=False)
+@click.option("--revision", help="The base's revision on its hub; BASE@REVISION says the same.")
+@directory_option
+@dry_run_option
+@quiet_option
+@json_option
+def command(
+    base: str,
+    folder: str | None,
+    revision: str | None,
+    directory: str,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Make a repository for knowledge patches on BASE, in DIR (default: here).
+
+    BASE is a checkpoint folder, a hub id (ORG/NAME, with @REVISION if you like) or a short name
+    from `patchkit model list`. An existing Git repository is used, also from a subfolder of it;
+    a new one is made otherwise. Writes patchkit.toml (the base and the editing recipe) and
+    patches/.gitattributes, and commits these two.
+
+    \b
+    Example:
+      patchkit init smollm2-135m knowledge
+    """
+    from patchkit.actions.init import init
+
+    with progress_bars(quiet or as_json) as progress:
+        made = init(base, Path(directory, folder or "."), revision=revision, dry_run=dry_run, progress=progress)
+    if as_json:
+        print_json(made.to_dict())
+        return
+    if quiet:
+        return
+    out = console()
+    out.print(text(f"{'would make' if dry_run else 'made'} {made.folder} on {made.source}", "green"))
+    out.print(text(f"base   {made.base_folder} · {made.fingerprint[:23]}…"))
+    out.print(text(f"recipe {made.recipe}"))
+    if made.guess:
+        out.print(text(f"the recipe is a guess: {made.guess}; look at patchkit.toml before you commit", "yellow"))
+    if not dry_run:
+        out.print(text("next: patchkit commit facts.jsonl", "dim"))

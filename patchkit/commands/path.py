@@ -1,0 +1,41 @@
+"""``patchkit path``: where things are, for scripts."""
+
+from __future__ import annotations
+
+import click
+
+from patchkit.commands.common import directory_option, open_repository
+
+__all__ = ["command"]
+
+PLACES = ("repository", "patches", "catalogue", "statistics", "build", "kept", "base", "cache")
+
+
+@click.command("path", short_help="Print where patchkit keeps something.")
+@click.argument("what", type=click.Choice(PLACES), default="repository")
+@directory_option
+def command(what: str, directory: str) -> None:
+    """Print one absolute path: of the repository, its patches, the catalogue, the statistics, the
+    default build, what was kept aside, the base, or the user's cache of models.
+
+    \b
+    Example:
+      sqlite3 "$(patchkit path catalogue)" "select name, facts from stack"
+    """
+    if what == "cache":
+        from patchkit.models.sources import cache_folder
+
+        click.echo(str(cache_folder()))
+        return
+    repository = open_repository(directory)
+    private = repository.store.private
+    places = {
+        "repository": lambda: repository.store.folder,
+        "patches": lambda: repository.store.folder / "patches",
+        "catalogue": lambda: private / "catalogue.db",
+        "statistics": lambda: private / "statistics",
+        "build": lambda: repository.build_folder,
+        "kept": lambda: private / "kept",
+        "base": lambda: repository.base_folder,
+    }
+    click.echo(str(places[what]()))

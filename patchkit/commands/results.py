@@ -1,0 +1,74 @@
+"""How an edit's results are shown: one row a fact, then the sums."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from patchkit.commands.display import percent, printable, table, text
+from patchkit.evaluation.measure import FactChange, PromptState, Summary
+
+__all__ = ["one_line", "results_table", "summary_line"]
+
+
+def results_table(out: Console, changes: Sequence[FactChange]) -> None:
+    """P(target) before and after, what free generation says, paraphrases and neighbours."""
+    rows = []
+    for change in changes:
+        before, after = change.before.rewrite, change.after.rewrite
+        rows.append(
+            (
+                mark(change),
+                text(f"{change.fact.subject} → {change.fact.target}"),
+                f"{before.target:.3f}",
+                Text(f"{after.target:.3f}", style="bold"),
+                text(one_line(before.text or "")),
+                Text(printable(one_line(after.text or "")), style="green" if after.says else "red"),
+                _count(change.after.paraphrases),
+                f"{change.kept_neighbors}/{len(change.after.neighbors)}" if change.after.neighbors else "–",
+            )
+        )
+    number = {"justify": "right"}
+    out.print(
+        table(
+            [
+                "",
+                ("fact", {"ratio": 3, "min_width": 12}),
+                ("P before", number),
+                ("P after", number),
+                ("said", {"ratio": 2}),
+                ("says", {"ratio": 2}),
+                ("para.", number),
+                ("neigh.", number),
+            ],
+            rows,
+        )
+    )
+
+
+def summary_line(summary: Summary) -> str:
+    """The sums in one line."""
+    return (
+        f"efficacy {percent(summary.efficacy)} · argmax {percent(summary.argmax)} · "
+        f"free generation {percent(summary.generation)} · paraphrases {percent(summary.paraphrases)} · "
+        f"neighbours kept {percent(summary.neighbors)}"
+    )
+
+
+def mark(change: FactChange) -> Text:
+    """✓ the model says it, ~ it prefers it but says something else, ✗ it did not take."""
+    if change.after.rewrite.says:
+        return Text("✓", style="green")
+    return Text("~", style="yellow") if change.took else Text("✗", style="red")
+
+
+def one_line(said: str, limit: int = 40) -> str:
+    """The beginning of a continuation, on one line."""
+    line = " ".join(said.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _count(states: Sequence[PromptState]) -> str:
+    return f"{sum(state.prefers for state in states)}/{len(states)}" if states else "–"

@@ -1,0 +1,68 @@
+"""``patchkit revert``: take back a patch, a commit, or one fact of a patch."""
+
+from __future__ import annotations
+
+import click
+
+from patchkit.commands.common import (
+    directory_option,
+    dry_run_option,
+    json_option,
+    open_repository,
+    print_json,
+    quiet_option,
+)
+from patchkit.commands.display import console, text
+
+__all__ = ["command"]
+
+
+@click.command("revert", short_help="Take back a patch, a commit, or one fact of a patch.")
+@click.argument("words", nargs=-1, metavar="[PATCH…|COMMIT]")
+@click.option("--fact", "facts", multiple=True, metavar="ID|LINE", help="Only these facts of the one PATCH.")
+@click.option("-m", "--message", help="The commit's message.")
+@directory_option
+@dry_run_option
+@quiet_option
+@json_option
+def command(
+    words: tuple[str, ...],
+    facts: tuple[str, ...],
+    message: str | None,
+    directory: str,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Take back PATCHes, or all that a COMMIT did to patches, in a new commit.
+
+    Without arguments: the newest patch. Nothing is subtracted: the model is the base with the
+    patches that remain, so that taking all of them back gives the base's very bytes. With --fact
+    the patch is solved again without these facts (by their id, or their line in facts.jsonl),
+    exactly and without a model.
+
+    \b
+    Examples:
+      patchkit revert
+      patchkit revert lebron-james
+      patchkit revert lebron-james --fact 2
+    """
+    done = open_repository(directory).revert(*words, facts=facts, message=message, dry_run=dry_run)
+    if as_json:
+        print_json(done.to_dict())
+        return
+    if quiet:
+        return
+    out = console()
+    verb = "would take back" if dry_run else "took back"
+    for name in done.removed:
+        out.print(text(f"{verb} {name}", "red"))
+    for taken in done.taken:
+        for fact in taken.facts:
+            out.print(text(f"{verb} {fact.text} → {fact.target}  (of {taken.patch})", "red"))
+    for name in done.restored:
+        out.print(text(f"{'would put' if dry_run else 'put'} back {name}", "green"))
+    for name in done.above:
+        out.print(text(f"{name} was solved on top of what left; its facts may hold less well", "yellow"))
+    if done.commit:
+        out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))

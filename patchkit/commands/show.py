@@ -1,0 +1,67 @@
+"""``patchkit show``: one patch."""
+
+from __future__ import annotations
+
+import click
+
+from patchkit.commands.common import directory_option, json_option, open_repository, print_json
+from patchkit.commands.display import console, human_size, table, text
+from patchkit.commands.results import one_line
+
+__all__ = ["command"]
+
+
+@click.command("show", short_help="Show one patch: facts, weights, results.")
+@click.argument("patch", required=False, metavar="[PATCH]")
+@click.option("--rev", "revision", default="HEAD", show_default=True, help="As it is at this commit.")
+@directory_option
+@json_option
+def command(patch: str | None, revision: str, directory: str, as_json: bool) -> None:
+    """Show PATCH (default: the newest): its facts with what was measured when it was committed,
+    its rank and norm by layer, and the recipe that made it.
+
+    \b
+    Example:
+      patchkit show lebron-james
+    """
+    shown = open_repository(directory).show(patch, revision)
+    if as_json:
+        print_json(shown.to_dict())
+        return
+    out = console()
+    out.print(text(shown.name, "bold yellow"))
+    for name, value in (
+        ("id", shown.id),
+        ("base", shown.base),
+        ("commit", shown.commit or "not committed"),
+        ("date", f"{shown.date:%Y-%m-%d %H:%M} {shown.author}" if shown.date else "–"),
+        ("size", human_size(shown.size)),
+        ("recipe", shown.recipe_line),
+    ):
+        out.print(text(f"{name:<8}{value}"))
+    number = {"justify": "right"}
+    rows = []
+    for line, fact in enumerate(shown.facts, 1):
+        result = shown.results.get(line)
+        measured = ("–", "–", "–")
+        if result:
+            before, after = result["before"]["rewrite"], result["after"]["rewrite"]
+            measured = (f"{before['target']:.3f}", f"{after['target']:.3f}", one_line(after["text"] or ""))
+        rows.append((line, fact.text, fact.target, *measured))
+    out.print()
+    out.print(
+        table(
+            [("line", number), ("prompt", {"ratio": 3}), ("target", {"ratio": 1}), ("P before", number), ("P after", number), ("says", {"ratio": 2})],
+            rows,
+        )
+    )
+    out.print()
+    out.print(
+        table(
+            ["weight", ("rank", number), ("‖ΔW‖", number), ("of ‖W‖", number)],
+            [
+                (w.name, w.rank, f"{w.norm:.3g}", "–" if w.share is None else f"{100 * w.share:.2g} %")
+                for w in shown.weights
+            ],
+        )
+    )

@@ -1,0 +1,50 @@
+"""``patchkit stack``: the patches in force."""
+
+from __future__ import annotations
+
+import click
+
+from patchkit.commands.common import directory_option, json_option, open_repository, print_json
+from patchkit.commands.display import console, human_size, table, text
+
+__all__ = ["command"]
+
+
+@click.command("stack", short_help="List the patches in force.")
+@click.argument("revision", default="HEAD", metavar="[REV]")
+@directory_option
+@json_option
+def command(revision: str, directory: str, as_json: bool) -> None:
+    """List the patches in force at REV, oldest first. Their order does not matter to the numbers.
+
+    \b
+    Example:
+      patchkit stack
+    """
+    repository = open_repository(directory)
+    rows = repository.listing(revision)
+    if as_json:
+        print_json([row.to_dict() for row in rows])
+        return
+    out = console()
+    if not rows:
+        out.print(text("no patch is in force: the model is the base", "dim"))
+        return
+    number = {"justify": "right"}
+    out.print(
+        table(
+            ["date", ("patch", {"min_width": 20}), "author", ("facts", number), ("rank", number), ("size", number), "id"],
+            [
+                (
+                    f"{row.date:%Y-%m-%d}" if row.date else "–",
+                    row.name,
+                    row.author or "–",
+                    row.facts,
+                    row.rank,
+                    human_size(row.size),
+                    row.id[:10],
+                )
+                for row in rows
+            ],
+        )
+    )

@@ -1,0 +1,40 @@
+"""``patchkit status``: what is in force, and what is half done."""
+
+from __future__ import annotations
+
+import click
+
+from patchkit.commands.common import directory_option, json_option, open_repository, print_json
+from patchkit.commands.display import console, text
+from patchkit.errors import BadInput
+
+__all__ = ["command"]
+
+
+@click.command("status", short_help="Say what is in force, and what is half done.")
+@directory_option
+@json_option
+def command(directory: str, as_json: bool) -> None:
+    """Say where the repository stands: branch, base, patches in force, whether the tree can be
+    believed, what is uncommitted or was left half done (with the command that clears it), and
+    whether the build is up to date. Exit code 65 if the tree cannot be believed.
+
+    \b
+    Example:
+      patchkit status
+    """
+    status = open_repository(directory).status()
+    if as_json:
+        print_json(status.to_dict())
+    else:
+        out = console()
+        out.print(text(f"on {status.branch}" + (f" at {status.commit[:10]}" if status.commit else "")))
+        out.print(text(f"base {status.base}"))
+        facts = "1 fact" if status.facts == 1 else f"{status.facts} facts"
+        patches = "1 patch" if status.patches == 1 else f"{status.patches} patches"
+        out.print(text(f"in force: {patches}, {facts}"))
+        out.print(text(f"build: {status.build}"))
+        for problem in status.leftovers:
+            out.print(text(f"half done: {problem}", "yellow"))
+    if status.problems:
+        raise BadInput("\n".join(str(problem) for problem in status.problems))

@@ -1,0 +1,61 @@
+"""What a model says of its own accord: greedy continuations, and whether they say the target.
+
+Teacher-forced scores flatter an edit: the model is handed the target's first tokens. Free
+generation is not, so every report shows both (arXiv 2502.11177).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+__all__ = ["continue_greedily", "normalise", "says"]
+
+NEW_TOKENS = 12  # the same for every prompt: the target's length is not leaked
+
+
+def continue_greedily(
+    model: Any, tokenizer: Any, prompts: Sequence[str], new_tokens: int = NEW_TOKENS, batch_size: int = 32
+) -> list[str]:
+    """The most probable token after another, ``new_tokens`` of them or up to the end of text.
+
+    Returns one continuation for each prompt, without the prompt.
+    """
+    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    texts = [""] * len(ids)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        for row, text in zip(rows, _continue(model, tokenizer, [ids[i] for i in rows], new_tokens), strict=True):
+            texts[row] = text
+    return texts
+
+
+def _continue(model: Any, tokenizer: Any, rows: list[list[int]], new_tokens: int) -> list[str]:
+    width = max(len(row) for row in rows)
+    end = tokenizer.eos_token_id
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (end or 0)
+    tokens = torch.tensor([[padding] * (width - len(row)) + row for row in rows], device=model.device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=model.device)
+    greedy = GenerationConfig(
+        do_sample=False, max_new_tokens=new_tokens, pad_token_id=padding, eos_token_id=end, use_cache=True
+    )
+    with torch.no_grad():
+        out = model.generate(input_ids=tokens, attention_mask=mask, generation_config=greedy)
+    return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+
+
+def normalise(text: str) -> str:
+    """Compatibility-composed, case-folded, punctuation as spaces, spaces collapsed."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return re.sub(r"[\W_]+", " ", text).strip()
+
+
+def says(continuation: str, target: str) -> bool:
+    """Whether the continuation begins with the target, as whole words after normalising."""
+    return f"{normalise(continuation)} ".startswith(f"{normalise(target)} ")
