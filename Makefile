@@ -1,0 +1,41 @@
+# make test    set up .venv and run the tests
+# make demo    set up .venv and do the main job on a real model, in front of you
+# make lint    style, format and types
+# make dist    the wheel and the source archive, in dist/
+
+PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
+BIN := .venv/bin
+STAMP := .venv/.complete
+
+.PHONY: venv test test-slow lint demo dist clean
+
+venv: $(STAMP)
+
+# The stamp comes last: an interrupted set-up is taken up again, a complete one is left alone.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable . --group dev
+	touch $(STAMP)
+
+# Two processes with one thread each: the models in the tests are too small for more.
+test: venv
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow and not gpu'
+
+test-slow: venv
+	$(BIN)/python -m pytest --timeout 1800 -m 'slow and not gpu'
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: venv
+	$(BIN)/python examples/demo.py
+
+dist: venv
+	$(BIN)/python -m build
+
+clean:
+	rm -rf .venv build demo dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
