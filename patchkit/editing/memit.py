@@ -1,0 +1,162 @@
+"""MEMIT: mass-editing memory in a transformer (Meng et al. 2022, arXiv 2210.07229), algorithm 1.
+
+Targets z at the last edited layer; then, layer by layer upward, keys and current states with the
+layers below already updated, residuals shared out over the layers still to do, and the solve. The
+update of a layer is Σ over facts of residual ⊗ solved key: term i is fact i.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from patchkit.editing.batching import BatchSize
+from patchkit.editing.editor import Edited
+from patchkit.editing.keys import collect_keys, collect_states
+from patchkit.editing.recipe import Recipe
+from patchkit.editing.solve import exact_device, solve_keys
+from patchkit.editing.statistics import Statistics, statistics_for
+from patchkit.editing.targets import find_targets
+from patchkit.editing.templates import Passage, drift_passages, rewriting_passages, write_templates
+from patchkit.errors import BadInput
+from patchkit.factors import Delta, Solution
+from patchkit.facts import Fact
+from patchkit.models.anatomy import Anatomy, anatomy_of
+from patchkit.models.loading import float32_compute, frozen
+
+__all__ = ["Memit"]
+
+Progress = Callable[[str, int, int], None]
+
+
+class Memit:
+    """The editor of Meng et al.; see the module and `Editor`."""
+
+    name = "memit"
+
+    def edit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        recipe: Recipe,
+        statistics: Statistics | None = None,
+        *,
+        batch_size: BatchSize = "auto",
+        progress: Progress | None = None,
+    ) -> Edited:
+        """Solve ``facts`` on the model as it stands; its weights are untouched afterwards.
+
+        Without ``statistics`` the recipe's are collected first and kept nowhere. BadInput says which
+        fact, layer or setting cannot be used.
+        """
+        if not facts:
+            raise BadInput("there are no facts to edit")
+        anatomy = anatomy_of(model)
+        anatomy.check_layers(recipe.layers)
+        timer = _Timer()
+        with float32_compute(model), frozen(model):
+            with timer("statistics"):
+                if statistics is None:
+                    statistics = statistics_for(model, tokenizer, recipe, progress=progress)
+            with timer("text"):
+                recipe = _resolve(model, tokenizer, recipe, statistics)
+                longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+                rewriting = rewriting_passages(tokenizer, facts, recipe.templates, longest)
+                drift = drift_passages(tokenizer, facts, recipe.kl_prompt)
+            with timer("targets"):
+                targets = find_targets(
+                    model, anatomy, rewriting, drift, recipe, batch_size=batch_size, progress=progress
+                )
+            deltas, keys = _spread(model, anatomy, rewriting, targets.z, recipe, statistics, timer, progress)
+        return Edited(deltas, Solution(targets.z, keys), recipe, timer.seconds, targets.steps, targets.losses)
+
+
+def _resolve(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, statistics: Statistics
+) -> Recipe:
+    """The recipe with templates written and the digest of the statistics in use."""
+    missing = [layer for layer in recipe.layers if layer not in statistics.layers]
+    if missing:
+        raise BadInput(f"layer {missing[0]}: no statistics were collected for it; collect them for {recipe.layers}")
+    templates = recipe.templates or write_templates(model, tokenizer, recipe)
+    return recipe.override(templates=templates, statistics_digest=statistics.digest(recipe.layers))
+
+
+def _spread(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    passages: Sequence[Sequence[Passage]],
+    z: Tensor,
+    recipe: Recipe,
+    statistics: Statistics,
+    timer: _Timer,
+    progress: Progress | None,
+) -> tuple[dict[str, Delta], dict[str, Tensor]]:
+    """Algorithm 1, lines 7-16: each layer takes its share of what is still missing, from low to high."""
+    deltas: dict[str, Delta] = {}
+    keys: dict[str, Tensor] = {}
+    last = recipe.layers[-1]
+    z = z.to(model.device)
+    with _restored([anatomy.weight(layer) for layer in recipe.layers]):
+        for done, layer in enumerate(recipe.layers):
+            name = anatomy.weights[layer]
+            _tell(progress, "keys", done, len(recipe.layers))
+            with timer("keys"):
+                keys[name] = collect_keys(model, anatomy, passages, layer)
+                missing = z - collect_states(model, anatomy, passages, last)
+            _tell(progress, "solve", done, len(recipe.layers))
+            with timer("solve"):
+                residuals = missing / (len(recipe.layers) - done)
+                solved = solve_keys(keys[name], statistics.cholesky(layer, recipe.lambda_))
+                deltas[name] = Delta(B=residuals.T, A=solved, transposed=anatomy.transposed)
+                _add(anatomy.weight(layer), deltas[name])
+        _tell(progress, "solve", len(recipe.layers), len(recipe.layers))
+    return deltas, keys
+
+
+def _add(weight: Tensor, delta: Delta) -> None:
+    """weight += ΔW, in float64 and rounded once; the factors are those that the patch will hold."""
+    assert delta.B is not None and delta.A is not None
+    place = exact_device(weight.device)
+    dense = delta.B.to(place, torch.float64) @ delta.A.to(place, torch.float64)
+    stored = dense.T if delta.transposed else dense
+    with torch.no_grad():
+        weight.copy_(weight.to(place, torch.float64) + stored)
+
+
+@contextmanager
+def _restored(weights: Sequence[Tensor]) -> Iterator[None]:
+    """Give the weights back their bits, also where something fails."""
+    before = [weight.detach().clone() for weight in weights]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, kept in zip(weights, before, strict=True):
+                weight.copy_(kept)
+
+
+def _tell(progress: Progress | None, phase: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(phase, done, total)
+
+
+class _Timer:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begun

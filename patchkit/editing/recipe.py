@@ -1,0 +1,239 @@
+"""Every number that an edit depends on, in one flat table.
+
+A recipe stands in ``patchkit.toml`` as the base's own and, resolved, in the header of each patch:
+the same recipe, base, facts and machine give the same patch. Names and defaults are MEMIT's
+(Meng et al. 2022, arXiv 2210.07229, and its public hyperparameters). No torch here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, get_type_hints
+
+from patchkit.errors import BadInput
+
+__all__ = ["Recipe", "parse_layers", "recipe_for"]
+
+_OPENINGS = ("The", "Therefore", "Because", "I", "You")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How facts become factors.
+
+    ``lambda_`` weighs what the model knew against the new facts (``lambda`` in JSON and TOML).
+    ``clamp``: ||z - init|| <= clamp x ||init||. ``contexts`` texts of ``context_tokens`` tokens are
+    written by the base (top-k sampling, seeded); ``templates`` are they, resolved: empty means not
+    yet written. ``statistics_text`` is "self" or a corpus; ``statistics_digest`` is the SHA-256 of
+    the second moments C that were used. ``guess`` marks a recipe found by a rule of thumb.
+    """
+
+    layers: tuple[int, ...]
+    lambda_: float
+    method: str = "memit"
+    clamp: float = 0.75
+    optimiser: str = "adam"
+    learning_rate: float = 0.5
+    steps: int = 25
+    weight_decay: float = 0.5
+    kl_factor: float = 0.0625
+    kl_prompt: str = "{} is a"
+    stop_loss: float = 0.05
+    contexts: int = 5
+    context_tokens: int = 10
+    context_top_k: int = 5
+    context_openings: tuple[str, ...] = _OPENINGS
+    context_seed: int = 0
+    templates: tuple[str, ...] = ()
+    statistics_text: str = "self"
+    statistics_tokens: int = 15360
+    statistics_length: int = 128
+    statistics_seed: int = 0
+    statistics_digest: str = ""
+    guess: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            _check_type(name, value)
+        _check_values(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A flat table of JSON and TOML types; ``Recipe.from_dict`` gives the recipe back."""
+        return {_outer(f.name): _plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, table: Mapping[str, Any], where: str = "recipe") -> Recipe:
+        """Read a table strictly; BadInput names ``where``, the key and what it should hold."""
+        for name in table:
+            _known(name, where)
+        for name in ("layers", "lambda"):
+            if name not in table:
+                raise BadInput(f"{where}: {name} is missing")
+        try:
+            return cls(**{_inner(name): _frozen(name, value) for name, value in table.items()})
+        except BadInput as error:
+            raise BadInput(f"{where}: {error}") from None
+
+    def override(self, **changes: Any) -> Recipe:
+        """The same recipe with some fields changed (``lambda`` or ``lambda_``, both work).
+
+        What was resolved from a changed field is resolved again: new contexts give new templates.
+        A number named by hand is no guess any more, once layers or λ are given.
+        """
+        changes = {_inner(name): _frozen(_outer(name), value) for name, value in changes.items()}
+        for name in changes:
+            _known(_outer(name), "recipe")
+        if any(name.startswith("context") for name in changes):
+            changes.setdefault("templates", ())
+        if any(name.startswith("statistics") or name == "layers" for name in changes):
+            changes.setdefault("statistics_digest", "")
+        if {"layers", "lambda_"} <= changes.keys():
+            changes.setdefault("guess", False)
+        return replace(self, **changes)
+
+
+def parse_layers(text: str) -> tuple[int, ...]:
+    """ "4-8,10" to (4, 5, 6, 7, 8, 10); BadInput where it is something else."""
+    layers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isascii() or not first.isdigit() or (dash and not (last.isascii() and last.isdigit())):
+            raise BadInput(f"layers {text!r}: expected numbers and ranges such as 4-8,10")
+        layers += range(int(first), int(last or first) + 1) if len(first + last) < 12 else []
+    if not layers or layers != sorted(set(layers)):
+        raise BadInput(f"layers {text!r}: each layer once, from low to high, such as 4-8,10")
+    return tuple(layers)
+
+
+def recipe_for(config: Any) -> Recipe:
+    """The recipe for a model, by its transformers config: published where there is one, else a guess."""
+    config = config.get_text_config(decoder=True)
+    shape = (config.model_type, config.num_hidden_layers, config.hidden_size)
+    tokens = 10 * _width(config)
+    if shape in _PUBLISHED:
+        table = _PUBLISHED[shape]
+        if shape == ("llama", 32, 4096) and config.vocab_size > 100_000:
+            table = _LLAMA3
+        return Recipe(**table, statistics_tokens=tokens)
+    return Recipe(**_guess(config.num_hidden_layers, config.hidden_size), statistics_tokens=tokens)
+
+
+def _layers(first: int, last: int) -> tuple[int, ...]:
+    return tuple(range(first, last + 1))
+
+
+_EASYEDIT: dict[str, Any] = {"layers": _layers(4, 8), "lambda_": 15000.0, "weight_decay": 1e-3, "clamp": 4.0}
+_LLAMA3: dict[str, Any] = {"layers": _layers(4, 8), "lambda_": 15000.0, "learning_rate": 0.1}
+# (model type, blocks, d_model): MEMIT's own settings, EasyEdit's, AlphaEdit's, and our measurements.
+_PUBLISHED: dict[tuple[str, int, int], dict[str, Any]] = {
+    ("gpt2", 48, 1600): {"layers": _layers(13, 17), "lambda_": 20000.0, "steps": 20},
+    ("gptj", 28, 4096): {"layers": _layers(3, 8), "lambda_": 15000.0},
+    ("gpt_neox", 44, 6144): {"layers": _layers(6, 10), "lambda_": 20000.0, "steps": 20},
+    ("llama", 32, 4096): _EASYEDIT,
+    ("mistral", 32, 4096): _EASYEDIT,
+    ("qwen2", 28, 3584): _EASYEDIT,
+    ("llama", 28, 3072): _EASYEDIT,
+    ("llama", 30, 576): {"layers": _layers(4, 8), "lambda_": 300.0, "learning_rate": 2.0},  # SmolLM2-135M
+}
+
+
+def _guess(depth: int, width: int) -> dict[str, Any]:
+    """Early-middle layers (published ranges start at 11-27 % of the depth); λ grows with the model's size."""
+    first = max(0, min(round(0.13 * depth), depth - 2))
+    last = min(first + 4, max(first, depth - 2))
+    small = width < 1024
+    rate = {"learning_rate": 2.0} if small else {}
+    return {"layers": _layers(first, last), "lambda_": 300.0 if small else 15000.0, "guess": True, **rate}
+
+
+def _width(config: Any) -> int:
+    for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"):
+        width = getattr(config, name, None)
+        if isinstance(width, int) and width:
+            return width
+    return 4 * int(config.hidden_size)
+
+
+def _outer(name: str) -> str:
+    return name.removesuffix("_")
+
+
+def _inner(name: str) -> str:
+    return "lambda_" if name == "lambda" else name
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _frozen(name: str, value: Any) -> Any:
+    if isinstance(value, str) and name == "layers":
+        return parse_layers(value)
+    if isinstance(value, list):
+        return tuple(value)
+    # TOML and the command line write 300 where 300.0 is meant; the header says one of the two, always.
+    number = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if number and _HINTS.get(_inner(name)) is float and abs(value) < 2**53 else value
+
+
+_HINTS = get_type_hints(Recipe)
+_WORDS = {
+    float: "a number",
+    int: "a whole number",
+    str: "a text",
+    bool: "true or false",
+    tuple[int, ...]: 'whole numbers, such as [4, 5, 6] or "4-6"',
+    tuple[str, ...]: "a list of texts",
+}
+
+
+def _known(name: str, where: str) -> None:
+    names = [_outer(f.name) for f in fields(Recipe)]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1)
+        hint = f"; did you mean {near[0]}?" if near else f"; it knows {', '.join(names)}"
+        raise BadInput(f"{where}: {name!r} is not a field of a recipe{hint}")
+
+
+def _check_type(name: str, value: Any) -> None:
+    hint = _HINTS[_inner(name)]
+    if hint in (tuple[int, ...], tuple[str, ...]):
+        kind = int if hint == tuple[int, ...] else str
+        right = isinstance(value, list) and all(type(item) is kind for item in value)
+    else:
+        right = type(value) is hint
+    if not right:
+        raise BadInput(f"{name} should be {_WORDS[hint]}, not {value!r}")
+
+
+def _check_values(recipe: Recipe) -> None:
+    def require(right: bool, name: str, rule: str) -> None:
+        if not right:
+            raise BadInput(f"{name} should be {rule}, not {_plain(getattr(recipe, _inner(name)))!r}")
+
+    layers: Sequence[int] = recipe.layers
+    ordered = bool(layers) and list(layers) == sorted(set(layers)) and layers[0] >= 0
+    require(ordered, "layers", "at least one layer, each once, from low to high")
+    for name in ("lambda", "clamp", "learning_rate"):
+        value = getattr(recipe, _inner(name))
+        require(math.isfinite(value) and value > 0, name, "a positive number")
+    for name in ("weight_decay", "kl_factor", "stop_loss"):
+        value = getattr(recipe, name)
+        require(math.isfinite(value) and value >= 0, name, "a number from 0 up")
+    require(recipe.optimiser == "adam", "optimiser", '"adam"')
+    require(1 <= recipe.steps <= 10_000, "steps", "from 1 to 10000")
+    require(recipe.kl_prompt.count("{}") == 1, "kl_prompt", 'a text that holds "{}" once')
+    require(0 <= recipe.contexts <= 1000, "contexts", "from 0 to 1000")
+    require(bool(recipe.context_openings) and all(recipe.context_openings), "context_openings", "some texts")
+    for name in ("context_tokens", "context_top_k", "statistics_tokens"):
+        require(getattr(recipe, name) >= 1, name, "at least 1")
+    require(recipe.statistics_length >= 2, "statistics_length", "at least 2")
+    require(bool(recipe.statistics_text), "statistics_text", '"self", a file or the name of a data set')
+    for name in ("context_seed", "statistics_seed"):
+        require(0 <= getattr(recipe, name) < 2**63, name, "a number from 0 up")
+    once = all(template.count("{}") == 1 for template in recipe.templates)
+    require(once and len(set(recipe.templates)) == len(recipe.templates), "templates", 'texts that hold "{}" once each')
+    require(not recipe.templates or recipe.templates[0] == "{}", "templates", 'a list that begins with "{}"')

@@ -1,0 +1,33 @@
+"""Keys and residuals to factors: Δ = R Kᵀ (λC + K Kᵀ)⁻¹ (MEMIT eq. 14), in float64, never dense.
+
+With P = (λC)⁻¹ the Woodbury identity leaves N x N systems for N facts:
+(λC + K Kᵀ)⁻¹ K = P K (I + Kᵀ P K)⁻¹. λC is factored once for a model and layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchkit.errors import BadInput
+
+__all__ = ["exact_device", "solve_keys"]
+
+
+def exact_device(device: torch.device) -> torch.device:
+    """Where float64 runs: ``device`` itself, or the CPU where the device has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def solve_keys(keys: Tensor, factor: Tensor) -> Tensor:
+    """The solved keys A [N, d_in] float64, one row a fact: ΔW = Rᵀ A for residuals R [N, d_out].
+
+    ``keys`` [N, d_in]; ``factor`` [d_in, d_in] is the lower Cholesky factor of λC, float64.
+    """
+    K = keys.to(factor.device, torch.float64).T
+    PK = torch.cholesky_solve(K, factor)
+    system = torch.eye(K.shape[1], dtype=K.dtype, device=K.device) + K.T @ PK
+    inner, failed = torch.linalg.cholesky_ex((system + system.T) / 2)
+    if failed.item() or not inner.isfinite().all():
+        raise BadInput("the keys of these facts cannot be solved for; raise lambda, or leave out facts on one subject")
+    return torch.cholesky_solve(PK.T, inner)

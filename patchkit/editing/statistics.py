@@ -1,0 +1,276 @@
+"""What each edited weight already serves: C = E[k kᵀ], the keys' uncentred second moment.
+
+(ROME eq. 6 and MEMIT eq. 15; Meng et al. 2022.) One pass over the text collects every layer at
+once and stops above the deepest. Padding and special tokens are left out. Sums are float64, kept
+on disk in pieces, so a killed run goes on where it was; a finished C is a float32 file a layer,
+named by base, text and layer, and a run that reads it gives the numbers of the run that made it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from patchkit.canonical import canonical_json, hash_bytes, strict_json
+from patchkit.editing.corpus import Progress, read_corpus, write_text
+from patchkit.editing.recipe import Recipe
+from patchkit.editing.solve import exact_device
+from patchkit.errors import BadInput
+from patchkit.files import write_durably
+from patchkit.models.anatomy import Anatomy, anatomy_of
+from patchkit.models.loading import float32_compute
+from patchkit.models.replay import reading_inputs, stop_after
+
+__all__ = ["Statistics", "collect", "statistics_for", "text_for"]
+
+Piece = tuple[tuple[int, ...], tuple[bool, ...]]
+
+_AT_ONCE = 8  # sequences a forward pass
+_KEEP_EVERY = 20.0  # seconds between two saved sums
+
+
+@dataclass
+class Statistics:
+    """C of some layers, float32 [d_ff, d_ff], and its factors. ``tokens`` were counted for each."""
+
+    layers: dict[int, Tensor]
+    tokens: int
+    _factors: dict[tuple[int, float], Tensor] = field(default_factory=dict, repr=False)
+
+    def cholesky(self, layer: int, lambda_: float) -> Tensor:
+        """The lower float64 factor of λC, made once for each layer and λ. BadInput if C is not of full rank."""
+        if (layer, lambda_) not in self._factors:
+            C = self.layers[layer]
+            factor, failed = torch.linalg.cholesky_ex(lambda_ * C.to(exact_device(C.device)).double())
+            if failed.item() or not factor.isfinite().all():
+                raise BadInput(
+                    f"layer {layer}: the statistics of {self.tokens} tokens leave directions unseen "
+                    f"(C is not positive definite); collect more tokens, at least {2 * len(C)}, with statistics_tokens"
+                )
+            self._factors[layer, lambda_] = factor
+        return self._factors[layer, lambda_]
+
+    def digest(self, layers: Sequence[int]) -> str:
+        """SHA-256 over the float32 bytes of C of ``layers``, in order."""
+        digest = hashlib.sha256()
+        for layer in layers:
+            digest.update(self.layers[layer].cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def statistics_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    *,
+    folder: Path | None = None,
+    base: str = "",
+    progress: Progress | None = None,
+) -> Statistics:
+    """The statistics that ``recipe`` asks for, from ``folder`` where they lie there already.
+
+    ``base`` is the fingerprint that the cache's names begin from; without a folder nothing is kept.
+    """
+    text = text_for(model, tokenizer, recipe, folder=folder, base=base, progress=progress)
+    return collect(
+        model,
+        tokenizer,
+        recipe.layers,
+        text,
+        tokens=recipe.statistics_tokens,
+        length=recipe.statistics_length,
+        folder=folder,
+        base=base,
+        progress=progress,
+    )
+
+
+def text_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    *,
+    folder: Path | None = None,
+    base: str = "",
+    progress: Progress | None = None,
+) -> Iterable[str]:
+    """The recipe's documents: the base's own (kept in ``folder``), or a corpus read as far as needed."""
+    if recipe.statistics_text != "self":
+        return read_corpus(recipe.statistics_text)
+    wanted = {"tokens": recipe.statistics_tokens, "length": recipe.statistics_length, "seed": recipe.statistics_seed}
+    path = folder / f"text-{_key({**wanted, 'base': base})}.json" if folder is not None else None
+    if path is not None and path.is_file():
+        try:
+            documents = strict_json(path.read_bytes())
+        except ValueError:
+            documents = None  # damaged: written again
+        if isinstance(documents, list) and all(isinstance(document, str) for document in documents):
+            return documents
+    with float32_compute(model), torch.no_grad():
+        documents = write_text(model, tokenizer, **wanted, progress=progress)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, json.dumps(documents, ensure_ascii=False, indent=0).encode())
+    return documents
+
+
+def collect(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: Sequence[int],
+    text: Iterable[str],
+    *,
+    tokens: int,
+    length: int = 128,
+    folder: Path | None = None,
+    base: str = "",
+    progress: Progress | None = None,
+    keep_every: float = _KEEP_EVERY,
+) -> Statistics:
+    """C of ``layers`` over the first ``tokens`` tokens of ``text``, in one pass for all layers.
+
+    Layers already in ``folder`` are read, the others are collected together; a run that was killed
+    goes on from the last sums kept there (at most ``keep_every`` seconds old).
+    """
+    anatomy = anatomy_of(model)
+    anatomy.check_layers(layers)
+    pieces = list(_pieces(tokenizer, text, tokens, length))
+    counted = sum(sum(mask) for _, mask in pieces)
+    if not counted:
+        raise BadInput("the corpus has no text to collect statistics from; name another with statistics_text")
+    home = folder / _key({"base": base, "pieces": [list(ids) for ids, _ in pieces]}) if folder is not None else None
+    found = {layer: C for layer in layers if (C := _load(home, layer, anatomy.d_ff)) is not None}
+    missing = [layer for layer in layers if layer not in found]
+    if missing:
+        sums = _Sums.resume(home, missing, anatomy.d_ff, exact_device(model.device))
+        with float32_compute(model):
+            _add_up(model, anatomy, pieces, sums, keep_every, progress)
+        for layer in missing:
+            found[layer] = (sums.of[layer] / counted).float().cpu()
+            _save(home, layer, found[layer])
+        sums.forget()
+    return Statistics({layer: found[layer].to(model.device) for layer in layers}, counted)
+
+
+@dataclass
+class _Sums:
+    """Σ k kᵀ of each layer, float64 [d_ff, d_ff], over the first ``done`` pieces."""
+
+    of: dict[int, Tensor]
+    done: int
+    path: Path | None
+
+    @classmethod
+    def resume(cls, home: Path | None, layers: Sequence[int], d_ff: int, device: torch.device) -> _Sums:
+        path = home / f"sums-{'-'.join(map(str, layers))}.safetensors" if home is not None else None
+        names = {layer: f"layer.{layer}" for layer in layers}
+        kept = _tensors(path, {"done": [1], **{name: [d_ff, d_ff] for name in names.values()}})
+        if kept is None:
+            zeros = {layer: torch.zeros(d_ff, d_ff, dtype=torch.float64, device=device) for layer in layers}
+            return cls(zeros, 0, path)
+        return cls({layer: kept[name].to(device) for layer, name in names.items()}, int(kept["done"]), path)
+
+    def keep(self) -> None:
+        if self.path is not None:
+            sums = {f"layer.{layer}": total.cpu() for layer, total in self.of.items()}
+            _write(self.path, {**sums, "done": torch.tensor([self.done])})
+
+    def forget(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def _add_up(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    pieces: Sequence[Piece],
+    sums: _Sums,
+    keep_every: float,
+    progress: Progress | None,
+) -> None:
+    kept = time.monotonic()
+    rest = iter(pieces[sums.done :])
+    while batch := list(islice(rest, _AT_ONCE)):
+        for layer, keys in _keys(model, anatomy, tuple(sums.of), batch).items():
+            product = keys.T @ keys  # [d_ff, d_ff] of at most a thousand tokens: exact enough in float32
+            total = sums.of[layer]
+            total += (product.to(total.device, total.dtype) + product.T.to(total.device, total.dtype)) / 2
+        sums.done += len(batch)
+        if progress is not None:
+            progress("statistics", sums.done, len(pieces))
+        if time.monotonic() - kept >= keep_every:
+            sums.keep()
+            kept = time.monotonic()
+
+
+def _keys(model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int], batch: Sequence[Piece]) -> dict[int, Tensor]:
+    """The inputs [tokens, d_ff] of the edited weights for the counted tokens of some sequences."""
+    width = max(len(ids) for ids, _ in batch)
+    ids = torch.tensor([ids + (0,) * (width - len(ids)) for ids, _ in batch], device=model.device)
+    real = torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i, _ in batch], device=model.device)
+    counted = torch.tensor([mask + (False,) * (width - len(mask)) for _, mask in batch], device=model.device)
+    with torch.no_grad(), ExitStack() as stack:
+        inputs = {layer: stack.enter_context(reading_inputs(anatomy.downs[layer])) for layer in layers}
+        with stop_after(anatomy.blocks[max(layers)]):
+            model(input_ids=ids, attention_mask=real, use_cache=False)
+    return {layer: inputs[layer][-1][counted] for layer in layers}
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, text: Iterable[str], tokens: int, length: int) -> Iterator[Piece]:
+    """Sequences of at most ``length`` tokens and which of them count, up to ``tokens`` that do."""
+    left = tokens
+    documents = iter(text)
+    while left > 0 and (batch := list(islice(documents, 64))):
+        found = tokenizer(
+            batch, truncation=True, max_length=length, return_overflowing_tokens=True, return_special_tokens_mask=True
+        )
+        for ids, special in zip(found["input_ids"], found["special_tokens_mask"], strict=True):
+            count = [not mark for mark in special]
+            while sum(count) > left:
+                ids, count = ids[:-1], count[:-1]
+            if sum(count):
+                left -= sum(count)
+                yield tuple(ids), tuple(count)
+
+
+def _key(value: Any) -> str:
+    return hash_bytes(canonical_json(value))[:16]
+
+
+def _load(home: Path | None, layer: int, d_ff: int) -> Tensor | None:
+    found = _tensors(home and home / f"layer-{layer}.safetensors", {"C": [d_ff, d_ff]})
+    return found["C"] if found is not None and found["C"].isfinite().all() else None
+
+
+def _save(home: Path | None, layer: int, C: Tensor) -> None:
+    if home is not None:
+        _write(home / f"layer-{layer}.safetensors", {"C": C})
+
+
+def _tensors(path: Path | None, shapes: dict[str, list[int]]) -> dict[str, Tensor] | None:
+    """A cache file's tensors, or None where it is absent, damaged or of another shape: then it is made again."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        found = load(path.read_bytes())
+    except SafetensorError:
+        return None
+    return found if {name: list(t.shape) for name, t in found.items()} == shapes else None
+
+
+def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))

@@ -1,0 +1,147 @@
+"""The texts in which a fact is said, and where its subject and target stand among their tokens.
+
+A text is tokenised whole, once, with offsets: the target begins at the first token that ends past
+the prompt, the subject ends with the token that covers its last character. That holds for BPE and
+SentencePiece alike, with whatever special tokens the tokenizer itself puts in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from patchkit.editing.corpus import sample
+from patchkit.editing.recipe import Recipe
+from patchkit.errors import BadInput
+from patchkit.facts import Fact
+from patchkit.models.replay import Row
+
+__all__ = ["Passage", "drift_passages", "rewriting_passages", "write_templates"]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A tokenised text: ``subject`` is the index of the subject's last token, ``target`` of the first target token.
+
+    A text without a target has ``target`` past its end.
+    """
+
+    tokens: tuple[int, ...]
+    subject: int
+    target: int
+
+    def row(self, group: int) -> Row:
+        """What a teacher-forced loss needs: all tokens but the last, cut at the subject's last token."""
+        end = max(len(self.tokens) - 1, self.subject + 1)
+        return Row(self.tokens[: self.subject], self.tokens[self.subject : end], group)
+
+    def to_subject(self, group: int) -> Row:
+        """The text up to the subject's last token and no further."""
+        return Row(self.tokens[: self.subject], (self.tokens[self.subject],), group)
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        return self.tokens[self.target :]
+
+    @property
+    def read(self) -> range:
+        """Positions in the row's suffix whose next token is a target token."""
+        return range(self.target - 1 - self.subject, len(self.tokens) - 1 - self.subject)
+
+
+def write_templates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> tuple[str, ...]:
+    """ "{}" and ``recipe.contexts`` texts that the model writes itself, each followed by ". {}" (MEMIT, app. B).
+
+    Seeded; duplicates are left out.
+    """
+    generator = torch.Generator().manual_seed(recipe.context_seed)
+    templates = ["{}"]
+    for index in range(recipe.contexts):
+        opening = recipe.context_openings[index % len(recipe.context_openings)]
+        start = torch.tensor([tokenizer(opening)["input_ids"]])
+        start = start[:, : _without_trailing_specials(tokenizer, opening)]
+        tokens = sample(model, start, recipe.context_tokens, generator, top_k=recipe.context_top_k)
+        text = tokenizer.decode(tokens[0], skip_special_tokens=True)
+        templates.append(" ".join(text.replace("{", " ").replace("}", " ").split()) + ". {}")
+    return tuple(dict.fromkeys(templates))
+
+
+def rewriting_passages(
+    tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], templates: Sequence[str], longest: int | None = None
+) -> list[list[Passage]]:
+    """For each fact its prompt and target in every template: [fact][template].
+
+    BadInput names the fact where subject and target share a token, or the text is too long.
+    """
+    texts = [_place(template, fact.prompt, fact.subject) for fact in facts for template in templates]
+    whole = [text + " " + fact.target for fact, text in zip(_repeat(facts, len(templates)), _texts(texts), strict=True)]
+    passages = _tokenise(tokenizer, whole, [end for _, end in texts], [len(text) for text in _texts(texts)])
+    for fact, passage in zip(_repeat(facts, len(templates)), passages, strict=True):
+        _check(fact, passage, longest)
+    return [passages[i : i + len(templates)] for i in range(0, len(passages), len(templates))]
+
+
+def drift_passages(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], prompt: str) -> list[Passage]:
+    """For each fact the text whose next-token distribution should not drift ("{subject} is a")."""
+    texts = [_place("{}", prompt, fact.subject) for fact in facts]
+    return _tokenise(tokenizer, _texts(texts), [end for _, end in texts], [len(text) for text in _texts(texts)])
+
+
+def _place(template: str, prompt: str, subject: str) -> tuple[str, int]:
+    """The text, and the index of the subject's last character in it."""
+    before = template.index("{}") + prompt.index("{}")
+    return template.replace("{}", prompt.replace("{}", subject)), before + len(subject) - 1
+
+
+def _tokenise(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], subjects: Sequence[int], prompts: Sequence[int]
+) -> list[Passage]:
+    if not tokenizer.is_fast:
+        raise BadInput(
+            f"{type(tokenizer).__name__} is a slow tokenizer, which cannot say where a token stands in the text; "
+            "use the base's fast tokenizer (tokenizer.json)"
+        )
+    found = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)
+    passages = []
+    for index, (subject, prompt) in enumerate(zip(subjects, prompts, strict=True)):
+        special = found["special_tokens_mask"][index]
+        count = len(special)
+        while count and special[count - 1]:
+            count -= 1
+        spans = found["offset_mapping"][index][:count]
+        covering = [i for i, (start, end) in enumerate(spans) if start <= subject < end and not special[i]]
+        past = [i for i, (_, end) in enumerate(spans) if end > prompt and not special[i]]
+        tokens = tuple(found["input_ids"][index][:count])
+        passages.append(Passage(tokens, covering[-1] if covering else -1, past[0] if past else count))
+    return passages
+
+
+def _check(fact: Fact, passage: Passage, longest: int | None) -> None:
+    if passage.subject < 0:
+        raise BadInput(f"fact {fact.subject!r}: the tokenizer drops the subject's last character; write it differently")
+    if passage.target >= len(passage.tokens):
+        raise BadInput(f"fact {fact.subject!r}: the target {fact.target!r} has no tokens in this tokenizer")
+    if passage.subject >= passage.target:
+        raise BadInput(
+            f"fact {fact.subject!r}: subject and target {fact.target!r} share a token; end the prompt after the subject"
+        )
+    if longest is not None and len(passage.tokens) > longest:
+        raise BadInput(
+            f"fact {fact.subject!r}: {len(passage.tokens)} tokens, but the model reads {longest}; shorten the prompt"
+        )
+
+
+def _without_trailing_specials(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    special = tokenizer(text, return_special_tokens_mask=True)["special_tokens_mask"]
+    return len(special) - next((i for i, mark in enumerate(reversed(special)) if not mark), 0)
+
+
+def _repeat(facts: Sequence[Fact], times: int) -> list[Fact]:
+    return [fact for fact in facts for _ in range(times)]
+
+
+def _texts(placed: Sequence[tuple[str, int]]) -> list[str]:
+    return [text for text, _ in placed]

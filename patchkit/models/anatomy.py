@@ -1,0 +1,150 @@
+"""Where a decoder keeps its blocks and the weights that are edited, found from the module tree.
+
+Nothing here knows an architecture by name. A block's edited weight is the last projection of its
+feed-forward part that ends in the residual stream (``down_proj``, ``c_proj``, ``fc_out``,
+``dense_4h_to_h``, ...). Orientation comes from the module's type, never from a shape: a square
+weight would pass either way. What cannot be edited is refused by name, reason and way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from patchkit.errors import BadInput
+
+__all__ = ["Anatomy", "anatomy_of"]
+
+_NAMES = ("down_proj", "c_proj", "fc_out", "dense_4h_to_h", "fc2", "w2", "linear_out", "proj_out")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The parts of a decoder that an editor touches.
+
+    ``downs[l]`` is the module whose weight is edited at layer l: it maps [..., d_ff] to
+    [..., d_model]. ``weights[l]`` is that weight's parameter name. ``transposed`` says that the
+    weight is stored as [d_in, d_out] (Conv1D) and not as ``nn.Linear`` does.
+    """
+
+    blocks: tuple[nn.Module, ...]
+    downs: tuple[nn.Module, ...]
+    weights: tuple[str, ...]
+    transposed: bool
+    d_model: int
+    d_ff: int
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    def weight(self, layer: int) -> Tensor:
+        """The edited weight of ``layer`` as stored: [d_out, d_in], or [d_in, d_out] for Conv1D."""
+        weight = self.downs[layer].weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """BadInput if ``layers`` are not layers of this model."""
+        for layer in layers:
+            if not 0 <= layer < self.depth:
+                raise BadInput(
+                    f"layer {layer} is not in this model: it has {self.depth} blocks, 0 to {self.depth - 1}; "
+                    "choose others with --layers"
+                )
+
+
+def anatomy_of(model: PreTrainedModel) -> Anatomy:
+    """Find the blocks and the edited weights of a decoder.
+
+    Raises BadInput for encoders, mixtures of experts, quantised weights and models without a
+    feed-forward projection back into the residual stream.
+    """
+    _refuse_config(model)
+    config = model.config.get_text_config(decoder=True)
+    name, blocks = _blocks(model, config.num_hidden_layers)
+    _refuse_blocks(model, blocks)
+    found = [_down_projection(model, block, config.hidden_size) for block in blocks]
+    first = found[0][1]
+    return Anatomy(
+        blocks=tuple(blocks),
+        downs=tuple(module for _, module in found),
+        weights=tuple(f"{name}.{index}.{path}.weight" for index, (path, _) in enumerate(found)),
+        transposed=isinstance(first, Conv1D),
+        d_model=config.hidden_size,
+        d_ff=_shape(first)[1],
+    )
+
+
+def _blocks(model: PreTrainedModel, depth: int) -> tuple[str, list[nn.Module]]:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            blocks = list(module)
+            if len({type(block) for block in blocks}) == 1:
+                return name, blocks
+    raise BadInput(f"{_kind(model)}: no stack of {depth} equal blocks was found; this is not a decoder that can be edited")
+
+
+def _down_projection(model: PreTrainedModel, block: nn.Module, d_model: int) -> tuple[str, nn.Module]:
+    """The path and module of the feed-forward projection that ends in the residual stream."""
+    attention = [path for path, module in block.named_modules() if path and _is_attention(module)]
+    candidates = [
+        (path, module)
+        for path, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and _shape(module)[0] == d_model
+        and not any(path == part or path.startswith(part + ".") for part in attention)
+    ]
+    if not candidates:
+        raise BadInput(f"{_kind(model)}: its blocks have no feed-forward projection to edit; MEMIT needs one")
+    named = [pair for pair in candidates if pair[0].rpartition(".")[2] in _NAMES]
+    return (named or candidates)[-1]
+
+
+def _shape(module: nn.Module) -> tuple[int, int]:
+    """(d_out, d_in) whatever the storage."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape
+    return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
+
+
+def _is_attention(module: nn.Module) -> bool:
+    name = type(module).__name__.lower()
+    return "attention" in name or "attn" in name
+
+
+def _refuse_config(model: PreTrainedModel) -> None:
+    config = model.config
+    if getattr(config, "quantization_config", None) is not None or getattr(model, "is_quantized", False):
+        raise BadInput(
+            f"{_kind(model)}: its weights are quantised and a ΔW cannot be added to them; "
+            "edit the unquantised checkpoint and quantise the build"
+        )
+    if getattr(config, "is_encoder_decoder", False):
+        raise BadInput(f"{_kind(model)}: an encoder-decoder; patchkit edits decoder-only models")
+    if model.get_output_embeddings() is None:
+        raise BadInput(f"{_kind(model)}: no language-model head; load it with AutoModelForCausalLM")
+
+
+def _refuse_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
+    for block in blocks:
+        for path, module in block.named_modules():
+            kind = type(module).__name__.lower()
+            if "moe" in kind or "expert" in kind or "router" in kind or path.endswith("experts"):
+                raise BadInput(
+                    f"{_kind(model)}: a mixture of experts; its facts lie in many weights at once, which MEMIT "
+                    "does not address; choose a dense model"
+                )
+            if getattr(module, "is_causal", None) is False:
+                raise BadInput(f"{_kind(model)}: its attention looks ahead (an encoder); patchkit edits decoders")
+        if not any(_is_attention(module) for module in block.modules()):
+            raise BadInput(f"{_kind(model)}: its blocks have no attention; patchkit edits transformer decoders")
+
+
+def _kind(model: PreTrainedModel) -> str:
+    return type(model).__name__

@@ -1,0 +1,117 @@
+"""Load a checkpoint folder to compute with, put a stack's weights into it, and pick the device.
+
+A model is loaded in float32 whatever it is stored in (exact from bfloat16 and float16): the
+optimisation of targets and the keys need it. `float32_compute` lends the same to a model that a
+caller holds in half precision, and gives every bit back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from patchkit.errors import BadInput, NotFound, Unavailable
+
+if TYPE_CHECKING:
+    from patchkit.checkpoint import Checkpoint
+
+__all__ = ["float32_compute", "frozen", "load_model", "pick_device", "put_weights"]
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """"auto" is CUDA, else MPS, else the CPU. BadInput for no device's name, Unavailable for an absent one."""
+    if name == "auto":
+        return torch.device(next((kind for kind in ("cuda", "mps") if _present(kind)), "cpu"))
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"{name!r} is not a device; choose auto, cpu, cuda, cuda:1 or mps") from None
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if not _present(device.type) or (device.index or 0) >= count:
+        raise Unavailable(f"the device {name} is not there; choose another, or auto")
+    return device
+
+
+def load_model(
+    folder: Path, device: str = "auto", dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of a checkpoint folder, ready to be edited: eval mode, no gradients for weights.
+
+    Reads nothing from a network. NotFound where the folder is no checkpoint, BadInput where
+    transformers cannot read it.
+    """
+    place = pick_device(device)
+    if not (folder / "config.json").is_file():
+        raise NotFound(f"{folder}: no config.json; name the folder of a transformers checkpoint")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise BadInput(f"{folder}: transformers cannot load it: {reason}") from error
+    return model.to(place).eval().requires_grad_(False), tokenizer
+
+
+def put_weights(model: PreTrainedModel, tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
+    """Put stored tensors (by their names in the checkpoint) into a loaded model, in place.
+
+    Each value is the stored one converted to the model's dtype: exact for bfloat16 and float16 in a
+    float32 model. BadInput where a name or shape is not the model's; then nothing was changed.
+    """
+    found: dict[str, torch.nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        stored = checkpoint.stored_name(name) if len(found) < len(tensors) else None
+        if stored in tensors:
+            found[stored] = parameter
+    for name, tensor in tensors.items():
+        if name not in found:
+            raise BadInput(f"{name}: the loaded model has no such weight; load the base that the stack stands on")
+        if found[name].shape != tensor.shape:
+            raise BadInput(f"{name}: shape {list(tensor.shape)}, but the model has {list(found[name].shape)}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            found[name].copy_(tensor)
+
+
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode and no gradients for the weights; both are as they were afterwards."""
+    training = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for parameter, want in wanted.items():
+            parameter.requires_grad_(want)
+
+
+@contextmanager
+def float32_compute(model: PreTrainedModel) -> Iterator[None]:
+    """Widen a half-precision model to float32, and give back each tensor with the bits it had.
+
+    A model that computes in float32 or float64 already is left alone.
+    """
+    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}.values()
+    half = [(tensor, tensor.data) for tensor in tensors if tensor.dtype in (torch.bfloat16, torch.float16)]
+    try:
+        for tensor, data in half:
+            tensor.data = data.float()
+        yield
+    finally:
+        for tensor, data in half:
+            tensor.data = data
+
+
+def _present(kind: str) -> bool:
+    if kind == "cuda":
+        return torch.cuda.is_available()
+    return kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available())

@@ -1,0 +1,353 @@
+"""Run a decoder once, then replay only what depends on the state being optimised.
+
+An edit acts at one token, the subject's last, in the output of one block. The tokens before it
+never change, so their keys and values are computed once and frozen (`prefill`). The tokens from it
+on run once up to that block while every block above records how it was called (`capture`). From
+then on a step is a handful of block calls (`Tail.states`) and the model's own norm and head at the
+positions that a loss reads (`Tail.logits`). There is no per-architecture forward code: masks,
+rotary embeddings, soft-caps and logit scales are the model's own (notes: docs/engine.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from patchkit.errors import BadInput
+from patchkit.models.anatomy import Anatomy
+
+__all__ = ["Prefix", "Row", "Tail", "capture", "prefill", "reading_inputs", "reading_outputs", "stop_after"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence: what is run once, what is replayed, and the opening that it shares with its group."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The frozen past of R rows: keys and values [R, heads, P, head_dim] of each block.
+
+    ``mask`` [R, P] is true where a column holds a token; ``lengths`` [R] counts them.
+    """
+
+    cache: FrozenCache
+    mask: Tensor
+    lengths: Tensor
+
+
+class FrozenLayer(DynamicLayer):
+    """A cache layer that shows its past before the new tokens and never grows."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            return key_states, value_states
+        assert self.keys is not None and self.values is not None
+        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+
+
+class FrozenCache(Cache):
+    """Per-block pasts that any number of forward passes may read."""
+
+    def __init__(self, layers: list[FrozenLayer]) -> None:
+        super().__init__(layers=layers)
+
+    def keep(self, rows: Tensor) -> FrozenCache:
+        """The past of some of the rows."""
+        if not self.layers[0].is_initialized:
+            return self
+        return FrozenCache([_layer(FrozenLayer, *_map(lambda t: t.index_select(0, rows), x)) for x in self.layers])
+
+
+class _Stop(Exception):
+    """Ends a forward pass where nothing above is needed."""
+
+
+@contextmanager
+def stop_after(block: nn.Module) -> Iterator[None]:
+    """End every forward pass inside once ``block`` has given its output."""
+
+    def stop(*_: Any) -> None:
+        raise _Stop
+
+    handle = block.register_forward_hook(stop)
+    try:
+        yield
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def reading_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The first argument of every call of ``module`` inside, in order."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def reading_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
+    """The hidden states that every call of ``module`` inside gives, in order."""
+    seen: list[Tensor] = []
+    handle = module.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def prefill(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], *, until: int) -> Prefix:
+    """Run the rows' prefixes through blocks 0..``until`` and keep their keys and values.
+
+    What all rows of a group have in common at their start (the context that MEMIT puts before a
+    prompt) runs once for the whole group. Columns are [shared, left-padded | rest, left-padded],
+    and the last pass inside ends with every row's last prefix token in its last column.
+    """
+    shared = _shared_lengths(rows) if _may_leave_gaps(model, rows) else dict.fromkeys({r.group for r in rows}, 0)
+    groups = [group for group, length in shared.items() if length]
+    openings = {r.group: r.prefix[: shared[r.group]] for r in rows}
+    past = _empty(model, len(rows))
+    if groups:
+        common = _extend(model, anatomy, _empty(model, len(groups)), [openings[g] for g in groups], until)
+        past = _spread(common, [groups.index(r.group) if r.group in groups else None for r in rows])
+    rest = [row.prefix[shared[row.group] :] for row in rows]
+    if any(rest):
+        past = _extend(model, anatomy, past, rest, until)
+    return _freeze(anatomy, past)
+
+
+def capture(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], *, layer: int) -> Tail:
+    """Run the rows once up to block ``layer`` and record how the blocks above are called."""
+    prefix = prefill(model, anatomy, rows, until=anatomy.depth - 1)
+    ids, mask = _pad([row.suffix for row in rows], model.device, left=False)
+    ahead = torch.arange(ids.shape[1], device=model.device).clamp(max=mask.sum(1, keepdim=True) - 1)
+    record = _Recorder(anatomy, layer)
+    with torch.no_grad(), record.listening():
+        model(
+            input_ids=ids,
+            attention_mask=torch.cat([prefix.mask, mask], 1).long(),
+            position_ids=prefix.lengths[:, None] + ahead,
+            past_key_values=prefix.cache,
+            use_cache=True,
+        )
+    assert record.hidden is not None
+    return Tail(model, anatomy, record.hidden, mask, tuple(record.calls), record.as_tuple)
+
+
+@dataclass(frozen=True)
+class Tail:
+    """The part of a forward pass above one block, ready to be replayed.
+
+    ``hidden`` [R, S, d_model] is that block's output for the suffix tokens, ``mask`` [R, S] is true
+    where a token stands. ``calls`` holds each higher block's arguments.
+    """
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    hidden: Tensor
+    mask: Tensor
+    calls: tuple[tuple[tuple[Any, ...], dict[str, Any]], ...]
+    as_tuple: bool
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """The last block's output [R, S, d_model] when the lower block's output is ``hidden``."""
+        above = self.anatomy.blocks[self.anatomy.depth - len(self.calls) :]
+        for block, (args, kwargs) in zip(above, self.calls, strict=True):
+            out = block(hidden, *args, **kwargs)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return hidden
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [P, vocabulary] of last-block states [P, d_model], by the model's own norm and head.
+
+        The model's forward runs with its blocks stood in by ones that hand the states through: what
+        comes after them (norm, projection, soft-cap, logit scale) is whatever the model does there.
+        """
+        width = self.model.get_input_embeddings().embedding_dim
+        blank = states.new_zeros(len(states), 1, width)
+        given = states.unsqueeze(1)
+
+        def hand_through(*_: Any, **__: Any) -> Any:
+            return (given,) if self.as_tuple else given
+
+        with _stand_in(self.anatomy.blocks, lambda _: hand_through):
+            # An empty cache keeps the mask code from looking for packed sequences, which synchronises.
+            out = self.model(inputs_embeds=blank, past_key_values=DynamicCache(), use_cache=True)
+        return out.logits[:, 0]
+
+    def keep(self, rows: Tensor) -> Tail:
+        """The same for some of the rows (indices)."""
+        count = len(self.hidden)
+        cache: dict[int, FrozenCache] = {}
+
+        def narrow(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                batched = value.ndim > 1 and value.shape[0] == count
+                return value.index_select(0, rows) if batched else value
+            if isinstance(value, FrozenCache):
+                return cache.setdefault(id(value), value.keep(rows)) if id(value) not in cache else cache[id(value)]
+            if isinstance(value, tuple | list):
+                return type(value)(narrow(item) for item in value)
+            if isinstance(value, dict):
+                return {name: narrow(item) for name, item in value.items()}
+            return value
+
+        return replace(
+            self,
+            hidden=self.hidden.index_select(0, rows),
+            mask=self.mask.index_select(0, rows),
+            calls=tuple((narrow(args), narrow(kwargs)) for args, kwargs in self.calls),
+        )
+
+
+class _Recorder:
+    """Listens to one forward pass: the output of block ``layer`` and the calls of the blocks above."""
+
+    def __init__(self, anatomy: Anatomy, layer: int) -> None:
+        self.anatomy, self.layer = anatomy, layer
+        self.hidden: Tensor | None = None
+        self.as_tuple = False
+        self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        above = self.anatomy.blocks[self.layer + 1 :]
+        handle = self.anatomy.blocks[self.layer].register_forward_hook(self._listen)
+        try:
+            with _stand_in(above, lambda index: lambda *args, **kwargs: self._record(index, args, kwargs)):
+                yield
+        except _Stop:
+            pass
+        finally:
+            handle.remove()
+
+    def _listen(self, _block: nn.Module, _args: Any, output: Any) -> None:
+        self.as_tuple = isinstance(output, tuple)
+        self.hidden = output[0] if self.as_tuple else output
+        if self.layer == self.anatomy.depth - 1:
+            raise _Stop
+
+    def _record(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
+        self.calls.append((args[1:], kwargs))
+        if index == self.anatomy.depth - self.layer - 2:
+            raise _Stop
+        return (self.hidden,) if self.as_tuple else self.hidden
+
+
+@contextmanager
+def _stand_in(blocks: Sequence[nn.Module], make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+    """Let ``make(i)`` stand in for block i's forward."""
+    before = [vars(block).get("forward") for block in blocks]
+    try:
+        for index, block in enumerate(blocks):
+            vars(block)["forward"] = make(index)
+        yield
+    finally:
+        for block, forward in zip(blocks, before, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                vars(block)["forward"] = forward
+
+
+@dataclass
+class _Past:
+    """A growing past of R rows; ``cache`` is None while it is empty."""
+
+    cache: DynamicCache | None
+    mask: Tensor
+    lengths: Tensor
+
+
+def _empty(model: PreTrainedModel, count: int) -> _Past:
+    device = model.device
+    return _Past(None, torch.zeros(count, 0, dtype=torch.bool, device=device), torch.zeros(count, dtype=torch.long, device=device))
+
+
+def _extend(model: PreTrainedModel, anatomy: Anatomy, past: _Past, texts: Sequence[tuple[int, ...]], until: int) -> _Past:
+    """Run more tokens after ``past`` through blocks 0..``until``."""
+    ids, new = _pad(texts, model.device, left=True)
+    cache = past.cache if past.cache is not None else DynamicCache()
+    mask = torch.cat([past.mask, new], 1)
+    positions = past.lengths[:, None] + (new.long().cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad(), stop_after(anatomy.blocks[until]):
+        model(
+            input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
+        )
+    return _Past(cache, mask, past.lengths + new.sum(1))
+
+
+def _spread(common: _Past, places: Sequence[int | None]) -> _Past:
+    """Give each row its group's past; a row without one sees none of it."""
+    device = common.mask.device
+    index = torch.tensor([place or 0 for place in places], device=device)
+    present = torch.tensor([place is not None for place in places], device=device)
+    cache = DynamicCache()
+    assert common.cache is not None
+    cache.layers = [_layer(DynamicLayer, *_map(lambda t: t.index_select(0, index), x)) for x in common.cache.layers]
+    return _Past(cache, common.mask[index] & present[:, None], common.lengths[index] * present)
+
+
+def _freeze(anatomy: Anatomy, past: _Past) -> Prefix:
+    if past.cache is None:
+        return Prefix(FrozenCache([FrozenLayer() for _ in anatomy.blocks]), past.mask, past.lengths)
+    # A padded column may hold NaN (it had nothing to look at), and 0 · NaN would reach the output.
+    blank = ~past.mask[:, None, :, None]
+    layers = [_layer(FrozenLayer, *_map(lambda t: t.masked_fill(blank, 0), x)) for x in past.cache.layers]
+    return Prefix(FrozenCache(layers), past.mask, past.lengths)
+
+
+def _layer(kind: type[Any], keys: Tensor, values: Tensor) -> Any:
+    layer = kind()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
+
+
+def _map(function: Callable[[Tensor], Tensor], layer: Any) -> tuple[Tensor, Tensor]:
+    if type(layer) not in (DynamicLayer, FrozenLayer):
+        raise BadInput(f"the model keeps a {type(layer).__name__} where attention keys and values are expected")
+    return function(layer.keys), function(layer.values)
+
+
+def _pad(texts: Sequence[tuple[int, ...]], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Token ids [R, S] padded with 0 on one side, and the mask of real tokens."""
+    width = max(map(len, texts))
+    blanks = [(0,) * (width - len(text)) for text in texts]
+    ids = [b + t if left else t + b for t, b in zip(texts, blanks, strict=True)]
+    real = [len(b) * [False] + len(t) * [True] for t, b in zip(texts, blanks, strict=True)]
+    mask = torch.tensor(real, device=device)
+    return torch.tensor(ids, device=device), mask if left else mask.flip(1)
+
+
+def _shared_lengths(rows: Sequence[Row]) -> dict[int, int]:
+    """For each group, how many tokens its rows have in common at their start, short of a prefix's last token."""
+    shared: dict[int, tuple[int, ...]] = {}
+    for row in rows:
+        known, own = shared.get(row.group, row.prefix), row.prefix[:-1]
+        same = next((i for i, (a, b) in enumerate(zip(known, own, strict=False)) if a != b), None)
+        shared[row.group] = known[: min(len(known), len(own)) if same is None else same]
+    return {group: len(tokens) for group, tokens in shared.items()}
+
+
+def _may_leave_gaps(model: PreTrainedModel, rows: Sequence[Row]) -> bool:
+    """Sliding windows count columns, so padding between tokens is allowed only far from their reach."""
+    window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
+    return not window or 2 * max(len(r.prefix) + len(r.suffix) for r in rows) < window

@@ -1,0 +1,177 @@
+"""The oracle: MEMIT written literally from the paper (arXiv 2210.07229), one fact at a time.
+
+Whole model, head at every position, torch's own Adam, forward hooks that add delta, dense updates by
+a direct solve. Slow and plain on purpose, in whatever dtype the model is in (float64 to compare
+with). Nothing of patchkit is used, except that facts, recipes and anatomies are read as plain data.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import torch
+from torch.nn.functional import kl_div, log_softmax
+
+
+@contextmanager
+def hooked(module, *, output=None, inputs=None):
+    """Call ``output(tensor) -> tensor`` on a module's output, or ``inputs(tensor)`` on its first argument."""
+
+    def after(_, __, result):
+        if isinstance(result, tuple):
+            return (output(result[0]), *result[1:])
+        return output(result)
+
+    if output is not None:
+        handle = module.register_forward_hook(after)
+    else:
+        handle = module.register_forward_pre_hook(lambda _, args: inputs(args[0]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def logits_of(model, tokens):
+    return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+
+
+def texts_of(fact, templates):
+    """Each template filled with the fact's prompt: (text, index of the subject's last character)."""
+    for template in templates:
+        text = template.replace("{}", fact.prompt.replace("{}", fact.subject))
+        start = template.index("{}") + fact.prompt.index("{}")
+        yield text, start + len(fact.subject) - 1
+
+
+def tokens_of(tokenizer, text, character, prompt_length=None):
+    """Token ids, index of the token that covers ``character``, index of the first token past the prompt."""
+    found = tokenizer(text, return_offsets_mapping=True)
+    ids, spans = found["input_ids"], found["offset_mapping"]
+    subject = max(i for i, (start, end) in enumerate(spans) if start <= character < end)
+    target = None
+    if prompt_length is not None:
+        target = min(i for i, (start, end) in enumerate(spans) if end > prompt_length)
+    return ids, subject, target
+
+
+def find_target(model, tokenizer, blocks, fact, recipe, templates):
+    """z of one fact at the last edited layer, the steps taken and the last loss (sec. 4.3 and eq. 16)."""
+    block = blocks[recipe.layers[-1]]
+    rewriting = []
+    for text, character in texts_of(fact, templates):
+        rewriting.append(tokens_of(tokenizer, f"{text} {fact.target}", character, len(text)))
+    text, character = next(texts_of(type(fact)(fact.subject, recipe.kl_prompt, "x"), ["{}"]))
+    drift_ids, drift_subject, _ = tokens_of(tokenizer, text, character)
+
+    seen = []
+
+    def see(hidden):
+        seen.append(hidden.detach()[0])
+        return hidden
+
+    with torch.no_grad(), hooked(block, output=see):
+        logits_of(model, rewriting[0][0])
+    init = seen[0][rewriting[0][1]].clone()
+    delta = torch.zeros_like(init, requires_grad=True)
+    adam = torch.optim.Adam([delta], lr=recipe.learning_rate)
+    initial = None
+
+    def with_delta(ids, subject):
+        def add(hidden):
+            hidden = hidden.clone()
+            hidden[0, subject] += delta
+            return hidden
+
+        with hooked(block, output=add):
+            return logits_of(model, ids)
+
+    for step in range(recipe.steps):
+        adam.zero_grad()
+        nll = 0
+        for ids, subject, target in rewriting:
+            log_p = log_softmax(with_delta(ids, subject), -1)
+            expected = torch.tensor(ids[target:])
+            said = log_p[target - 1 : len(ids) - 1].gather(1, expected[:, None])
+            nll = nll - said.mean() / len(rewriting)
+        current = log_softmax(with_delta(drift_ids, drift_subject), -1)[drift_subject]
+        if initial is None:
+            initial = current.detach().clone()
+        drift = recipe.kl_factor * kl_div(initial, current, log_target=True, reduction="sum")
+        decay = recipe.weight_decay * delta.norm() / init.norm() ** 2
+        loss = nll + drift + decay
+        if loss < recipe.stop_loss or step == recipe.steps - 1:
+            break
+        loss.backward()
+        adam.step()
+        longest = recipe.clamp * init.norm()
+        if delta.norm() > longest:
+            with torch.no_grad():
+                delta.mul_(longest / delta.norm())
+    return (init + delta).detach(), step + 1, float(loss.detach())
+
+
+def read(model, tokenizer, module, fact, templates, *, inputs):
+    """A module's input or output at the subject's last token, for each template: [T, width]."""
+    rows = []
+    for text, character in texts_of(fact, templates):
+        ids, subject, _ = tokens_of(tokenizer, f"{text} {fact.target}", character, len(text))
+        seen = []
+
+        def see(value, seen=seen):
+            seen.append(value.detach())
+            return value
+
+        with torch.no_grad(), hooked(module, **({"inputs": see} if inputs else {"output": see})):
+            logits_of(model, ids)
+        rows.append(seen[0][0, subject])
+    return torch.stack(rows)
+
+
+def key_of(model, tokenizer, module, fact, templates):
+    """The mean of the bare prompt's key and the mean key over the contexts (eq. 19, as published)."""
+    rows = read(model, tokenizer, module, fact, templates, inputs=True)
+    groups = [rows[:1].mean(0)] + ([rows[1:].mean(0)] if len(rows) > 1 else [])
+    return torch.stack(groups).mean(0)
+
+
+def spread(model, tokenizer, anatomy, facts, z, recipe, templates, moments):
+    """Algorithm 1 with given z [N, d_model] and C by layer: dense Delta [d_out, d_in] by weight name.
+
+    The model's weights are put back.
+    """
+    deltas, saved = {}, {}
+    last = recipe.layers[-1]
+    for done, layer in enumerate(recipe.layers):
+        down, name = anatomy.downs[layer], anatomy.weights[layer]
+        K = torch.stack([key_of(model, tokenizer, down, fact, templates) for fact in facts], 1).double()
+        states = [
+            read(model, tokenizer, anatomy.blocks[last], fact, ["{}"], inputs=False)[0] for fact in facts
+        ]
+        R = ((z - torch.stack(states)) / (len(recipe.layers) - done)).T.double()
+        C = moments[layer].double()
+        adjusted = torch.linalg.solve(recipe.lambda_ * C + K @ K.T, K)
+        deltas[name] = R @ adjusted.T
+        saved[name] = down.weight.detach().clone()
+        change = deltas[name].T if anatomy.transposed else deltas[name]
+        with torch.no_grad():
+            down.weight += change.to(down.weight.dtype)
+    with torch.no_grad():
+        for layer in recipe.layers:
+            anatomy.downs[layer].weight.copy_(saved[anatomy.weights[layer]])
+    return deltas
+
+
+def second_moment(model, tokenizer, module, documents):
+    """C = E[k kᵀ] by a literal sum over tokens, without special tokens."""
+    total, count = None, 0
+    for document in documents:
+        found = tokenizer(document, return_special_tokens_mask=True)
+        seen = []
+        with torch.no_grad(), hooked(module, inputs=seen.append):
+            logits_of(model, found["input_ids"])
+        for k, special in zip(seen[0][0].double(), found["special_tokens_mask"], strict=True):
+            if not special:
+                total = torch.outer(k, k) + (0 if total is None else total)
+                count += 1
+    return total / count
