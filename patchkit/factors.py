@@ -9,7 +9,6 @@ agree with everything else; `Patch.without` takes facts out as if they had never
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from torch import Tensor
 from patchkit.canonical import hash_bytes
 from patchkit.errors import BadInput, NotFound, WouldOverwrite
 from patchkit.facts import Fact, dump_facts, load_canonical
-from patchkit.files import fsync_folder, write_durably, writing
+from patchkit.files import fsync_folder, reading, write_durably, writing
 from patchkit.patch import (
     DELTA,
     DENSE,
@@ -37,7 +36,7 @@ from patchkit.patch import (
     header_in,
     patch_name,
 )
-from patchkit.rounding import Low, round_sum
+from patchkit.rounding import round_sum
 from patchkit.tensors import TensorFile, header_of, to_bytes
 
 __all__ = ["Delta", "Patch", "Solution"]
@@ -47,8 +46,8 @@ __all__ = ["Delta", "Patch", "Solution"]
 class Delta:
     """The update of one weight: factors B [d_out, r] and A [r, d_in], or dense [d_out, d_in].
 
-    ``transposed``: the checkpoint stores this weight as [d_in, d_out] (Conv1D). Tensors are kept as contiguous
-    float32 on the CPU. `BadInput` when the shapes do not fit or an entry is not finite.
+    ``transposed``: the checkpoint stores this weight as [d_in, d_out] (Conv1D). Tensors are kept as
+    contiguous float32 on the CPU. `BadInput` when the shapes do not fit or an entry is not finite.
     """
 
     B: Tensor | None = None
@@ -68,10 +67,10 @@ class Delta:
     @property
     def shape(self) -> tuple[int, int]:
         """(d_out, d_in)."""
-        if self.dense is not None:
-            return (self.dense.shape[0], self.dense.shape[1])
-        assert self.B is not None and self.A is not None
-        return (self.B.shape[0], self.A.shape[1])
+        if self.B is not None and self.A is not None:
+            return (self.B.shape[0], self.A.shape[1])
+        assert self.dense is not None
+        return (self.dense.shape[0], self.dense.shape[1])
 
     @property
     def rank(self) -> int:
@@ -80,18 +79,18 @@ class Delta:
 
     def norm(self) -> float:
         """‖ΔW‖ (Frobenius), in float64 and from the factors: with B = Q R and Aᵀ = P S, ‖B A‖ = ‖R Sᵀ‖."""
-        if self.dense is not None:
-            return float(torch.linalg.matrix_norm(self.dense.double()))
-        assert self.B is not None and self.A is not None
-        R = torch.linalg.qr(self.B.double(), mode="r").R
-        S = torch.linalg.qr(self.A.double().T, mode="r").R
-        return float(torch.linalg.matrix_norm(R @ S.T))
+        if self.B is not None and self.A is not None:
+            R = torch.linalg.qr(self.B.double(), mode="r").R
+            S = torch.linalg.qr(self.A.double().T, mode="r").R
+            return float(torch.linalg.matrix_norm(R @ S.T))
+        assert self.dense is not None
+        return float(torch.linalg.matrix_norm(self.dense.double()))
 
     def compact(self) -> Delta:
         """This update in the smaller of its two forms; multiplied out, each entry is rounded once."""
         if self.B is None or self.A is None or self.rank <= break_even(*self.shape):
             return self
-        product = round_sum(torch.zeros(self.shape, dtype=torch.float32, device="cpu"), [Low(self.B, self.A)])
+        product = round_sum(torch.zeros(self.shape, dtype=torch.float32, device="cpu"), [(self.B, self.A)])
         return Delta(dense=product, transposed=self.transposed)
 
     @property
@@ -175,12 +174,12 @@ class Patch:
         return {name: delta.norm() for name, delta in self.deltas.items()}
 
     def files(self) -> dict[str, bytes]:
-        """The patch folder's files; equal patches give equal bytes."""
+        """The patch folder's files, the delta last; equal patches give equal bytes."""
         facts = dump_facts(self.facts)
         keys = None if self.solution is None else _spell(self.solution.tensors(), {})
         header = self._header(hash_bytes(facts), self.left_out if keys is None else hash_bytes(keys))
-        files = {FACTS: facts, DELTA: _spell(_delta_tensors(self.deltas), header.to_metadata(self.name))}
-        return files if keys is None else {**files, KEYS: keys}
+        delta = _spell(_delta_tensors(self.deltas), header.to_metadata(self.name))
+        return {FACTS: facts, **({} if keys is None else {KEYS: keys}), DELTA: delta}
 
     def _header(self, facts: str, keys: str | None) -> Header:
         weights = {name: _entry(delta) for name, delta in self.deltas.items()}
@@ -209,7 +208,10 @@ class Patch:
         return patch
 
     def save(self, folder: Path) -> None:
-        """Write the patch folder, durably; `WouldOverwrite` when it holds something already."""
+        """Write the patch folder, durably; `WouldOverwrite` when it holds something already.
+
+        The delta goes last: a folder without it is no patch, so a killed save is never mistaken for one.
+        """
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if any(folder.iterdir()):
@@ -383,12 +385,5 @@ def _matrix(value: Tensor, what: str) -> Tensor:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BadInput(f"{path}: is not a regular file")
-            return file.read()
-    except OSError as error:
-        raise BadInput(
-            f"{path}: cannot be read as a regular file ({os.strerror(error.errno or 0)})"
-        ) from None
+    with reading(path, follow=False) as file:
+        return file.read()

@@ -15,9 +15,10 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
-from patchkit.errors import NotFound, NotWritten, WouldOverwrite
+from patchkit.errors import BadInput, NotFound, NotWritten, WouldOverwrite
 
 __all__ = [
     "clone_file",
@@ -25,6 +26,7 @@ __all__ = [
     "fsync_tree",
     "is_temporary",
     "move_durably",
+    "reading",
     "sync",
     "write_durably",
     "writing",
@@ -45,6 +47,25 @@ def writing(path: Path) -> Iterator[None]:
         where = error.filename or path
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise NotWritten(f"{where}: {reason}; make room or give write access, then try again") from error
+
+
+@contextmanager
+def reading(path: Path, *, follow: bool = True) -> Iterator[BufferedReader]:
+    """Open a regular file to read it; ``follow`` symbolic links or refuse them.
+
+    `NotFound` when it cannot be opened or read, `BadInput` when it is a folder, a pipe or the like.
+    """
+    extra = os.O_NONBLOCK if follow else os.O_NONBLOCK | os.O_NOFOLLOW  # a pipe must not hang us
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | extra)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadInput(f"{path}: is not a regular file; take it out of the folder")
+            yield file
+    except IsADirectoryError:
+        raise BadInput(f"{path}: is a folder, not a file") from None
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise NotFound(f"{path}: cannot be read ({reason})") from error
 
 
 def write_durably(path: Path, data: bytes) -> None:
@@ -111,22 +132,14 @@ def clone_file(src: Path, dst: Path, report: Callable[[int], None] | None = None
     Shares extents where the file system can (a reflink), else copies inside the kernel, else by
     reading and writing. ``report`` is told the bytes of each piece copied. Not fsynced.
     """
-    try:
-        source = os.open(src, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in a base must not hang us
-    except OSError as error:
-        raise NotFound(f"{src}: cannot be read ({os.strerror(error.errno or 0)})") from error
-    try:
-        status = os.fstat(source)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotFound(f"{src}: is not a regular file; take it out of the folder")
+    with reading(src) as file:
+        source = file.fileno()
         with writing(dst):
             target = os.open(dst, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             try:
-                _fill(source, target, status.st_size, report or _silent)
+                _fill(source, target, os.fstat(source).st_size, report or _silent)
             finally:
                 os.close(target)
-    finally:
-        os.close(source)
 
 
 def sync(handle: int) -> None:

@@ -161,7 +161,7 @@ class Header:
 
 
 def break_even(d_out: int, d_in: int) -> int:
-    """The largest rank at which the factors are no larger than the dense update: r (d_out+d_in) <= d_out d_in."""
+    """The largest rank whose factors are no larger than the dense update: r (d_out + d_in) <= d_out d_in."""
     return d_out * d_in // (d_out + d_in)
 
 

@@ -16,13 +16,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from patchkit.errors import BadInput
 
-__all__ = ["FORMATS", "Format", "Low", "round_sum"]
+if TYPE_CHECKING:
+    from patchkit.factors import Delta
+
+__all__ = ["FORMATS", "Format", "materialise", "round_sum"]
 
 _UNIT = 2.0**-53  # float64's unit roundoff
 _TILE_ROWS, _TILE_COLUMNS = 256, 1024
@@ -55,18 +59,35 @@ FORMATS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Low:
-    """One low-rank term: ``left`` [rows, r] times ``right`` [r, columns], float32."""
+def materialise(base: Tensor, deltas: Sequence[Delta], name: str = "the tensor") -> Tensor:
+    """The weight that a build holds: the exact base + Σ ΔW, rounded once to the base's dtype.
 
-    left: Tensor
-    right: Tensor
+    ``base`` as the checkpoint stores it, [d_out, d_in] or (Conv1D) [d_in, d_out]; updates marked
+    ``transposed`` are turned here. `BadInput` begins with ``name``.
+    """
+    low: list[tuple[Tensor, Tensor]] = []
+    dense: list[Tensor] = []
+    for delta in deltas:
+        if tuple(base.shape) != (delta.shape[::-1] if delta.transposed else delta.shape):
+            wanted = f"{list(base.shape)}, the patch is for {list(delta.shape)}"
+            raise BadInput(f"{name}: its shape is {wanted}{' transposed' * delta.transposed}; wrong base?")
+        if delta.B is not None and delta.A is not None:
+            low.append((delta.A.T, delta.B.T) if delta.transposed else (delta.B, delta.A))
+        elif delta.dense is not None:
+            dense.append(delta.dense.T if delta.transposed else delta.dense)
+    try:
+        return round_sum(base, low, dense)
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from None
 
 
-def round_sum(base: Tensor, products: Sequence[Low], matrices: Sequence[Tensor] = ()) -> Tensor:
+def round_sum(
+    base: Tensor, products: Sequence[tuple[Tensor, Tensor]], matrices: Sequence[Tensor] = ()
+) -> Tensor:
     """The exact base + Σ left right + Σ matrices, each entry rounded once to the base's dtype.
 
-    ``base`` [rows, columns] float32, bfloat16 or float16; ``products`` and ``matrices`` float32, on the CPU.
+    ``base`` [m, n] float32, bfloat16 or float16; each product (left [m, r], right [r, n]) and each of
+    ``matrices`` [m, n] float32; all on the CPU.
     An entry to which exactly nothing is added keeps its bits (-0.0 stays). `BadInput` when the base
     holds NaN or infinity, or when an entry would be infinite. Memory: the result and a few tiles.
     """
@@ -75,18 +96,18 @@ def round_sum(base: Tensor, products: Sequence[Low], matrices: Sequence[Tensor] 
         raise BadInput(f"is stored as {base.dtype}; only float32, bfloat16 and float16 can be edited")
     base = base.detach()
     result = torch.empty_like(base, memory_format=torch.contiguous_format)
-    rank = sum(low.left.shape[1] for low in products)
+    rank = sum(left.shape[1] for left, _ in products)
     width = max(16, min(_TILE_COLUMNS, _MAX_FACTOR // max(rank, 1)))
     height = max(16, min(_TILE_ROWS, _MAX_FACTOR // max(rank, 1)))
-    for left in range(0, base.shape[1], width):
-        columns = slice(left, left + width)
-        right = _joined([low.right[:, columns] for low in products], 0, base[:0, columns])
+    for first in range(0, base.shape[1], width):
+        columns = slice(first, first + width)
+        A = _joined([right[:, columns] for _, right in products], 0, base[:0, columns])
         for top in range(0, base.shape[0], height):
             rows = slice(top, top + height)
             tile = _Tile(
                 base[rows, columns],
-                _joined([low.left[rows] for low in products], 1, base[rows, :0]),
-                right,
+                _joined([left[rows] for left, _ in products], 1, base[rows, :0]),
+                A,
                 [matrix[rows, columns] for matrix in matrices],
                 form,
             )

@@ -12,14 +12,14 @@ import io
 import json
 import math
 import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from patchkit.canonical import strict_json
-from patchkit.errors import BadInput, NotFound
+from patchkit.errors import BadInput
+from patchkit.files import reading
 
 __all__ = [
     "DTYPE_BITS",
@@ -117,16 +117,9 @@ def header_of(data: bytes, name: str) -> TensorFile:
 
 
 def header_of_file(path: Path) -> TensorFile:
-    """The header of a file; `NotFound` when it is not there or cannot be read."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise BadInput(f"{path}: is not a regular file")
-            return read_header(file, status.st_size, str(path))
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-        raise NotFound(f"{path}: cannot be read ({reason}); get the checkpoint again") from error
+    """The header of a file (links followed); `NotFound` when it cannot be read."""
+    with reading(path) as file:
+        return read_header(file, os.fstat(file.fileno()).st_size, str(path))
 
 
 def to_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], metadata: Mapping[str, str]) -> bytes:

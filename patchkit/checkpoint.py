@@ -1,0 +1,290 @@
+"""A base: a folder of safetensors weights, opened, fingerprinted and read, never written.
+
+Promises: `Checkpoint.open` reads headers only and refuses what cannot be edited or believed, in one
+line with a way out; the fingerprint stands for the tensors' names, dtypes, shapes and bytes and
+for nothing else, so that sharding and file names do not matter to it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patchkit.canonical import canonical_json, hash_bytes, strict_json
+from patchkit.errors import BadInput, NotFound
+from patchkit.files import reading
+from patchkit.rounding import materialise
+from patchkit.tensors import DTYPE_BITS, TensorFile, TensorInfo, header_of_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "Checkpoint",
+    "Progress",
+    "fingerprint_of",
+    "hash_range",
+    "is_weights",
+    "materialise",
+    "read_range",
+]
+
+Progress = Callable[[int, int, str], None] | None
+"""Told (bytes done, bytes in all, what is being done)."""
+
+SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+
+_PIECE = 8 << 20
+_MAX_JSON = 256 << 20
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+_QUANTISED = ("quantization_config", "compression_config")
+_PREFIXES = (
+    "model.language_model.",
+    "language_model.model.",
+    "language_model.",
+    "transformer.",
+    "gpt_neox.",
+    "model.",
+    "",
+)
+
+
+class Checkpoint:
+    """The weights in a folder. ``tensors``: by stored name, the file that holds it and where."""
+
+    def __init__(self, folder: Path, files: dict[str, TensorFile], fingerprint: str | None = None) -> None:
+        self.folder = folder
+        self.files = files
+        self.tensors: dict[str, tuple[str, TensorInfo]] = {}
+        for file, header in files.items():
+            for name, info in header.tensors.items():
+                if name in self.tensors:
+                    raise BadInput(
+                        f"{folder}: {name!r} is in {file} and in {self.tensors[name][0]}; keep one"
+                    )
+                self.tensors[name] = (file, info)
+        self._hashes: dict[str, str] | None = None
+        self._believed = fingerprint
+
+    @classmethod
+    def open(cls, folder: Path, *, fingerprint: str | None = None) -> Checkpoint:
+        """Open a folder of one safetensors file, or of shards and their index.
+
+        ``fingerprint``: what is already known of this folder, so that it need not be hashed again to
+        be named. `NotFound` without the folder or a shard, `BadInput` for what cannot be edited.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise NotFound(f"{folder}: there is no such checkpoint folder")
+        _check_config(folder)
+        files = {name: header_of_file(folder / name) for name in _weight_files(folder)}
+        checkpoint = cls(folder, files, fingerprint)
+        checkpoint._check_complete()
+        return checkpoint
+
+    def _check_complete(self) -> None:
+        if not self.tensors:
+            raise BadInput(f"{self.folder}: holds no tensors")
+        for name, (file, info) in self.tensors.items():
+            if DTYPE_BITS[info.dtype] < 8 or info.dtype.startswith("F8"):
+                raise _quantised(self.folder, f"{name!r} in {file} is {info.dtype}")
+        if (self.folder / SINGLE).exists():
+            return
+        for name, file in _weight_map(self.folder).items():
+            if self.tensors.get(name, ("", None))[0] != file:
+                raise BadInput(f"{self.folder}/{INDEX}: {name!r} is not in {file}; get the checkpoint again")
+
+    def fingerprint(self, progress: Progress = None) -> str:
+        """ "sha256:" and 64 hex digits over every tensor's name, dtype, shape and bytes."""
+        if self._hashes is None and self._believed is not None:
+            return self._believed
+        return fingerprint_of((info for _, info in self.tensors.values()), self.hashes(progress))
+
+    def hashes(self, progress: Progress = None) -> dict[str, str]:
+        """The SHA-256 of each tensor's bytes, read from the disk once."""
+        if self._hashes is None:
+            self._hashes = hash_tensors(self.folder, self.tensors, progress)
+        return self._hashes
+
+    def read_bytes(self, name: str) -> bytearray:
+        """A tensor's bytes as stored."""
+        file, info = self._find(name)
+        return read_range(self.folder / file, info.start, info.end)
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in its stored dtype and shape, in memory of its own."""
+        _, info = self._find(name)
+        return as_tensor(self.read_bytes(name), info)
+
+    def _find(self, name: str) -> tuple[str, TensorInfo]:
+        if name not in self.tensors:
+            raise NotFound(f"{self.folder}: has no tensor {name[:120]!r}; is it another model's?")
+        return self.tensors[name]
+
+    def stored_name(self, parameter: str) -> str:
+        """The stored name of a module's parameter: files and classes prefix them differently.
+
+        `NotFound` when no stored name differs from it in a known prefix alone, or when several do.
+        """
+        if parameter in self.tensors:
+            return parameter
+        tails = {parameter.removeprefix(prefix) for prefix in _PREFIXES}
+        found = {prefix + tail for tail in tails for prefix in _PREFIXES} & self.tensors.keys()
+        if len(found) != 1:
+            what = "several tensors" if found else "no tensor"
+            raise NotFound(f"{self.folder}: {what} for {parameter!r}; is it another model's?")
+        return found.pop()
+
+
+def fingerprint_of(tensors: Iterable[TensorInfo], hashes: Mapping[str, str]) -> str:
+    """The fingerprint of tensors with these hashes: SHA-256 of canonical JSON, sorted by name."""
+    rows = sorted([info.name, info.dtype, list(info.shape), hashes[info.name]] for info in tensors)
+    return f"sha256:{hash_bytes(canonical_json(rows))}"
+
+
+def hash_tensors(
+    folder: Path, tensors: Mapping[str, tuple[str, TensorInfo]], progress: Progress = None
+) -> dict[str, str]:
+    """The SHA-256 of each tensor's bytes; several at a time, since hashing leaves Python's lock."""
+    total = sum(info.size for _, info in tensors.values())
+    done = 0
+    hashes: dict[str, str] = {}
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        ranges = [(folder / file, info.start, info.end) for file, info in tensors.values()]
+        for (name, (_, info)), found in zip(
+            tensors.items(), pool.map(lambda part: hash_range(*part), ranges), strict=True
+        ):
+            hashes[name] = found
+            done += info.size
+            if progress is not None:
+                progress(done, total, "hashing")
+    return hashes
+
+
+def hash_range(path: Path, start: int, end: int) -> str:
+    """The SHA-256 of a file's bytes [start, end)."""
+    digest = hashlib.sha256()
+    with reading(path) as file:
+        file.seek(start)
+        while start < end:
+            piece = file.read(min(_PIECE, end - start))
+            if not piece:
+                raise BadInput(f"{path}: is shorter than its header says; get the checkpoint again")
+            digest.update(piece)
+            start += len(piece)
+    return digest.hexdigest()
+
+
+def read_range(path: Path, start: int, end: int) -> bytearray:
+    """A file's bytes [start, end)."""
+    data = bytearray(end - start)
+    with reading(path) as file:
+        file.seek(start)
+        if file.readinto(data) != len(data):
+            raise BadInput(f"{path}: is shorter than its header says; get the checkpoint again")
+    return data
+
+
+def as_tensor(data: bytearray | memoryview, info: TensorInfo) -> Tensor:
+    """The tensor in ``data``, sharing its memory."""
+    import torch
+
+    dtypes = {
+        "BOOL": torch.bool,
+        "U8": torch.uint8,
+        "I8": torch.int8,
+        "I16": torch.int16,
+        "I32": torch.int32,
+        "I64": torch.int64,
+        "F16": torch.float16,
+        "BF16": torch.bfloat16,
+        "F32": torch.float32,
+        "F64": torch.float64,
+    }
+    if info.dtype not in dtypes:
+        raise BadInput(f"{info.name!r} is stored as {info.dtype}, which cannot be edited")
+    if not data:
+        return torch.empty(info.shape, dtype=dtypes[info.dtype], device="cpu")
+    return torch.frombuffer(data, dtype=dtypes[info.dtype]).reshape(info.shape)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file's name says that it holds weights, in whatever format."""
+    return name.lower().endswith(_WEIGHTS)
+
+
+def _weight_files(folder: Path) -> list[str]:
+    # As transformers does: the single file first, an index beside it is not looked at.
+    if (folder / SINGLE).exists():
+        return [SINGLE]
+    if (folder / INDEX).exists():
+        return sorted(set(_weight_map(folder).values()))
+    others = sorted(path.name for path in folder.iterdir() if is_weights(path.name))
+    if others:
+        raise BadInput(
+            f"{folder}: its weights are not in safetensors ({others[0]!r}); load it with transformers and "
+            f"save_pretrained it to a new folder, then use that"
+        )
+    raise BadInput(f"{folder}: holds no {SINGLE} and no {INDEX}; name the folder of a checkpoint")
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """The index's table: stored name -> file. File names must be plain: no folders, nothing hidden."""
+    where = f"{folder}/{INDEX}"
+    try:
+        index = strict_json(_small(folder / INDEX))
+    except ValueError as error:
+        raise BadInput(f"{where}: is not JSON that can be believed ({error})") from None
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise BadInput(f"{where}: has no weight_map; get the checkpoint again")
+    for file in weight_map.values():
+        if not _is_plain(file):
+            raise BadInput(f"{where}: names a file that is not beside it ({str(file)[:120]!r})")
+    return weight_map
+
+
+def _is_plain(file: Any) -> bool:
+    return (
+        isinstance(file, str)
+        and file.endswith(".safetensors")
+        and file.isprintable()
+        and not file.startswith(".")
+        and not {"/", "\\"} & set(file)
+    )
+
+
+def _check_config(folder: Path) -> None:
+    path = folder / CONFIG
+    if not path.exists():
+        raise BadInput(f"{folder}: holds no {CONFIG}; name the folder of a transformers checkpoint")
+    try:
+        config = json.loads(_small(path))
+    except (ValueError, RecursionError):
+        raise BadInput(f"{path}: is not JSON; get the checkpoint again") from None
+    if not isinstance(config, dict):
+        raise BadInput(f"{path}: is not a table; get the checkpoint again")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        if any(part.get(key) for key in _QUANTISED):
+            raise _quantised(folder, f"{CONFIG} says so")
+
+
+def _small(path: Path) -> bytes:
+    """A JSON file's bytes; `BadInput` when it is far too large to be one."""
+    with reading(path) as file:
+        data = file.read(_MAX_JSON)
+    if len(data) == _MAX_JSON:
+        raise BadInput(f"{path}: is too large to be what its name says")
+    return data
+
+
+def _quantised(folder: Path, reason: str) -> BadInput:
+    return BadInput(
+        f"{folder}: is quantised ({reason}), and an update cannot be added to it; use the float32, float16 "
+        f"or bfloat16 checkpoint as the base and quantise the build"
+    )
