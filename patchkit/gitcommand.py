@@ -1,0 +1,223 @@
+"""Runs Git: one environment, one line for each thing that can go wrong.
+
+Every command goes through GitPython's command runner (never its index or reference setters: they
+have no compare-and-swap, ignore filters and hooks, and fail on SHA-256 repositories). Reading
+takes no locks; writing fsyncs objects, index and references. A failure is a `PatchkitError`
+whose line says what to do. A user's string is passed only behind `--` or `--end-of-options`, or
+through standard input.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from patchkit.errors import BadInput, Busy, Misconfigured, NotFound, NotWritten, PatchkitError, Unavailable
+from patchkit.problem import one_line
+
+__all__ = ["MINIMUM", "Git", "age_of"]
+
+MINIMUM = (2, 36)  # the first with core.fsync and cat-file --batch-command
+
+# core.fsmonitor names a program that Git runs: an unpacked folder's own .git/config may hold one.
+# Without user.useConfigOnly Git makes up an identity from the machine's name.
+_ALWAYS = ("core.fsmonitor=false", "user.useConfigOnly=true")
+_WRITING = ("core.fsync=added,reference", "i18n.commitEncoding=UTF-8")
+# Replaced objects would not hash to their ids.
+_READING = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_REPLACE_OBJECTS": "1"}
+
+
+class Git:
+    """Git in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._git = _gitpython().Git(os.fspath(folder))
+
+    def read(self, command: str, *args: str, stdin: bytes | None = None) -> bytes:
+        """Run a command that changes nothing; its standard output."""
+        status, out, err = self._run(command, args, _ALWAYS, _READING, stdin)
+        if status:
+            raise self.failure(command, status, err)
+        return out
+
+    def ask(self, command: str, *args: str) -> bytes | None:
+        """Like `read`; None where Git answers "no" (a quiet failure: no message, status 1)."""
+        status, out, err = self._run(command, args, _ALWAYS, _READING, None)
+        if status == 1 and not err:
+            return None
+        if status:
+            raise self.failure(command, status, err)
+        return out
+
+    def check(self, command: str, *args: str) -> tuple[int, str]:
+        """Run a command whose status and messages are its answer (`git fsck`); both outputs as text."""
+        status, out, err = self._run(command, args, _ALWAYS, _READING, None)
+        return status, out.decode("utf-8", "replace") + err
+
+    def write(
+        self, command: str, *args: str, stdin: bytes | None = None, config: tuple[str, ...] = ()
+    ) -> bytes:
+        """Run a command that writes, durably; its standard output."""
+        # The runner sets LC_ALL=C, which hooks would inherit: a hook in Python could not print UTF-8.
+        own_locale = {"LC_ALL": os.environ.get("LC_ALL", "")}
+        status, out, err = self._run(command, args, _ALWAYS + _WRITING + config, own_locale, stdin)
+        if status:
+            raise self.failure(command, status, err)
+        return out
+
+    def start(self, command: str, *args: str) -> Any:
+        """Start a command that talks over its pipes (`cat-file`); a GitPython process."""
+        import subprocess
+
+        try:
+            runner = self._git(c=list(_ALWAYS))
+            return getattr(runner, command)(*args, as_process=True, istream=subprocess.PIPE, env=_READING)
+        except (OSError, _not_found()) as error:
+            raise _cannot_run(error) from error
+
+    def check_version(self) -> None:
+        """`Unavailable` where Git is not there or too old."""
+        found = re.search(rb"(\d+)\.(\d+)", self.read("version"))
+        if found is None or (int(found[1]), int(found[2])) < MINIMUM:
+            shown = found[0].decode() if found else "of an unknown version"
+            raise Unavailable(
+                f"Git {shown} is too old: patchkit needs {MINIMUM[0]}.{MINIMUM[1]}; install a newer Git"
+            )
+
+    def failure(self, command: str, status: int, err: str) -> PatchkitError:
+        """The error that a failed command's messages mean."""
+        for pattern, explain in _MEANINGS:
+            if found := re.search(pattern, err):
+                return explain(found, self.folder)
+        said = [one_line(line) for line in err.splitlines() if line.strip()]
+        what = "; ".join(said[-3:])[:400] or ("it was ended" if status < 0 else f"status {status}")
+        return PatchkitError(f"git {command.replace('_', '-')} failed: {what}")
+
+    def _run(
+        self,
+        command: str,
+        args: tuple[str, ...],
+        config: tuple[str, ...],
+        env: Mapping[str, str],
+        stdin: bytes | None,
+    ) -> tuple[int, bytes, str]:
+        options: dict[str, Any] = {
+            "env": dict(env),
+            "with_extended_output": True,
+            "with_exceptions": False,
+            "stdout_as_string": False,
+            "strip_newline_in_stdout": False,
+        }
+        try:
+            runner = getattr(self._git(c=list(config)), command)
+            if stdin is None:
+                status, out, err = runner(*args, **options)
+            else:
+                with tempfile.TemporaryFile() as file:
+                    file.write(stdin)
+                    file.seek(0)
+                    status, out, err = runner(*args, istream=file, **options)
+        except (OSError, ValueError, _not_found()) as error:
+            raise _cannot_run(error) from error
+        return status, out, err if isinstance(err, str) else err.decode("utf-8", "replace")
+
+
+def age_of(path: Path) -> str:
+    """How long ago a file was written, in words; "" where it is gone."""
+    try:
+        seconds = max(0.0, time.time() - path.lstat().st_mtime)
+    except OSError:
+        return ""
+    for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} old"
+    return f"{seconds:.0f} seconds old"
+
+
+def _gitpython() -> Any:
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # else importing it without Git raises
+    import git
+
+    return git
+
+
+def _not_found() -> type[Exception]:
+    error: type[Exception] = _gitpython().exc.GitCommandNotFound
+    return error
+
+
+def _cannot_run(error: Exception) -> PatchkitError:
+    if isinstance(error, ValueError):
+        return BadInput(f"Git cannot be given that text ({one_line(str(error))}); leave the character out")
+    if isinstance(error, _not_found()):
+        return Unavailable("Git is not on the PATH; install Git, or put it on the PATH")
+    return Unavailable(f"Git cannot be run ({one_line(str(error))}); mend the installation of Git")
+
+
+def _untrusted(found: re.Match[str], folder: Path) -> PatchkitError:
+    command = f"git config --global --add safe.directory {shlex.quote(found[1])}"
+    return Misconfigured(
+        f"{found[1]}: Git does not trust this repository, it belongs to another user; if you do: {command}"
+    )
+
+
+def _locked(found: re.Match[str], folder: Path) -> PatchkitError:
+    path = Path(found[1])
+    age = age_of(path)
+    told = f" ({age})" if age else ""
+    return Busy(
+        f"{path}: another Git command holds this lock{told}; wait for it, or if none is running: "
+        f"rm -f -- {shlex.quote(str(path))}"
+    )
+
+
+def _unwritable(found: re.Match[str], folder: Path) -> PatchkitError:
+    return NotWritten(
+        f"{folder}: Git cannot write there ({one_line(found[0])}); make room or give write access"
+    )
+
+
+def _damaged(found: re.Match[str], folder: Path) -> PatchkitError:
+    return BadInput(f"{folder}: Git's own data is damaged ({one_line(found[0])}); look with: git fsck --full")
+
+
+def _no_identity(found: re.Match[str], folder: Path) -> PatchkitError:
+    return Misconfigured(
+        "Git does not know who you are; say it: git config --global user.name NAME and "
+        "git config --global user.email ADDRESS"
+    )
+
+
+def _no_repository(found: re.Match[str], folder: Path) -> PatchkitError:
+    return NotFound(f"{folder}: is not in a Git repository; make one: patchkit init BASE")
+
+
+def _bare(found: re.Match[str], folder: Path) -> PatchkitError:
+    return Misconfigured(f"{folder}: is a bare repository or inside .git; use a clone with a work tree")
+
+
+# The first that fits is what is said. Git runs with LANGUAGE=C, so that its messages are these.
+_MEANINGS = (
+    (r"detected dubious ownership in repository at '(.+)'", _untrusted),
+    (r"[Nn]ot a git repository", _no_repository),
+    (r"must be run in a work tree", _bare),
+    (r"[Uu]nable to create '(.+?\.lock)': File exists", _locked),
+    (r"Please tell me who you are|empty ident name|no email was given|no name was given", _no_identity),
+    (r"unable to auto-detect email address|auto-detection is disabled", _no_identity),
+    (r"No space left on device|Read-only file system|Permission denied|Disk quota exceeded", _unwritable),
+    (r"Input/output error|File too large|insufficient permission", _unwritable),
+    (r"index file corrupt|bad signature 0x\w+|bad index (?:file sha1|version).*", _damaged),
+    (
+        r"(?:loose object|object) \w+ .*is corrupt|hash mismatch.*|unable to (?:read|unpack) \w+ ?\w+",
+        _damaged,
+    ),
+    (r"inflate: .*|bad object \w+|could not parse .*|garbage at end of .*|packfile .* cannot .*", _damaged),
+    (r"missing (?:blob|tree|commit) .*|invalid object .*|Could not read \w+", _damaged),
+)

@@ -1,0 +1,269 @@
+"""A repository of patches: Git's, opened, read and (in `recording`) written.
+
+The patches in force at a commit are the folders under `patches/` in its tree. Everything read is
+hashed before it is believed; nothing here writes to the work tree or to Git's data except
+`init`, `config_set` and, through `recording`, `record`: the one place that commits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from patchkit.errors import BadInput, Misconfigured, NotFound, NotWritten
+from patchkit.gitcommand import Git
+from patchkit.history import PATCHES, Commit, read_history
+from patchkit.locks import leftovers, operation_in_progress
+from patchkit.objects import Objects, TreeItem
+from patchkit.problem import Problem, one_line
+from patchkit.recording import ATTRIBUTES, Changes, record
+from patchkit.settings import FILE as SETTINGS
+from patchkit.settings import Settings, parse_settings
+
+__all__ = ["ATTRIBUTES", "PATCHES", "Changes", "Commit", "Entry", "GitStore", "Tree"]
+
+MAX_ENTRIES = 400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One name under patches/ in a tree; `path` is below the folder that holds patchkit.toml."""
+
+    path: str
+    mode: str
+    oid: str
+    size: int
+    """Bytes; 0 for what is not a blob, -1 where the object is not in the repository."""
+
+
+class Tree:
+    """What one commit holds for patchkit; `patches` and `settings` are None where it has none."""
+
+    def __init__(
+        self, objects: Objects, commit: str | None, patches: TreeItem | None, settings: TreeItem | None
+    ) -> None:
+        self._objects = objects
+        self.commit = commit
+        self.patches = patches
+        self.settings = settings
+
+    @property
+    def id(self) -> str:
+        """The object id of patches/ ("" where there is none): equal ids, equal stacks."""
+        return self.patches.oid if self.patches else ""
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Every name under patches/: its files, its folders' files, and anything deeper as one name."""
+        if self.patches is None:
+            return []
+        if self.patches.mode != "40000":
+            return [Entry(PATCHES, self.patches.mode, self.patches.oid, 0)]
+        top = self._objects.tree(self.patches.oid)
+        folders = [item for item in top if item.mode == "40000"]
+        found = [(f"{PATCHES}/{item.name}", item) for item in top if item.mode != "40000"]
+        for folder, items in zip(folders, self._objects.trees([f.oid for f in folders]), strict=True):
+            found += [(f"{PATCHES}/{folder.name}/{item.name}", item) for item in items]
+            if len(found) > MAX_ENTRIES:
+                raise BadInput(f"{PATCHES}: holds over {MAX_ENTRIES} files; this is not a stack of patches")
+        return self._sized(found)
+
+    def _sized(self, found: list[tuple[str, TreeItem]]) -> list[Entry]:
+        blobs = [item.oid for _, item in found if item.mode not in ("40000", "160000")]
+        sizes = dict(zip(blobs, self._objects.infos(blobs), strict=True))
+        entries = []
+        for path, item in found:
+            info = sizes.get(item.oid)
+            missing = -1 if item.oid in sizes else 0
+            entries.append(Entry(path, item.mode, item.oid, info.size if info else missing))
+        return entries
+
+
+class GitStore:
+    """A Git work tree and the folder in it that holds patchkit.toml."""
+
+    def __init__(self, root: Path, folder: Path, git_dir: Path, common_dir: Path, hash_name: str) -> None:
+        self.root = root
+        self.folder = folder
+        self.git_dir = git_dir
+        self.common_dir = common_dir
+        self.git = Git(root)
+        self.objects = Objects(self.git, hash_name)
+        relative = folder.relative_to(root).as_posix()
+        self.prefix = "" if relative == "." else f"{relative}/"
+
+    @property
+    def private(self) -> Path:
+        """This machine's own, shared by the repository's worktrees: catalogue, statistics, caches."""
+        return self.common_dir / "patchkit"
+
+    @classmethod
+    def find(cls, path: Path) -> GitStore:
+        """The repository whose patchkit.toml is in `path` or above it."""
+        root, git_dir, common_dir, hash_name = _locate(path)
+        start = path.resolve()
+        for folder in (start, *start.parents):
+            if (folder / SETTINGS).is_file():
+                return cls(root, folder, git_dir, common_dir, hash_name)
+            if folder == root:
+                break
+        raise NotFound(
+            f"{path}: no {SETTINGS} here or above; make one with patchkit init BASE, "
+            "or name the folder that has it with -C DIR"
+        )
+
+    @classmethod
+    def init(cls, folder: Path) -> GitStore:
+        """Open `folder` for a new stack; makes the folder and a Git repository where there is none."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NotWritten(f"{folder}: cannot be made ({error.strerror}); name another folder") from error
+        try:
+            located = _locate(folder)
+        except NotFound:
+            git = Git(folder)
+            named = git.ask("config", "--get", "init.defaultBranch")
+            git.write("init", "--quiet", config=() if named else ("init.defaultBranch=main",))
+            located = _locate(folder)
+        root, git_dir, common_dir, hash_name = located
+        return cls(root, folder.resolve(), git_dir, common_dir, hash_name)
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def resolve(self, rev: str) -> str:
+        """The full id of the commit that `rev` names."""
+        found = self.git.ask("rev_parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}")
+        if found is None:
+            raise NotFound(f"{one_line(rev)!r} names no commit; see git log, git branch and git tag")
+        return found.decode("ascii").strip()
+
+    def head(self) -> str | None:
+        """The id of the commit that is checked out; None before the first one."""
+        found = self.git.ask("rev_parse", "--verify", "--quiet", "HEAD^{commit}")
+        return None if found is None else found.decode("ascii").strip()
+
+    def tree(self, rev: str = "HEAD") -> Tree:
+        """What `rev` holds; an empty tree for HEAD before the first commit."""
+        if rev == "HEAD" and self.head() is None:
+            return Tree(self.objects, None, None, None)
+        commit = self.resolve(rev)
+        at = _root_tree(self.objects.read(commit, "commit"), commit)
+        for part in self.prefix.split("/")[:-1]:
+            item = self._named(at, part)
+            if item is None or item.mode != "40000":
+                return Tree(self.objects, commit, None, None)
+            at = item.oid
+        named = {item.name: item for item in self.objects.tree(at)}
+        return Tree(self.objects, commit, named.get(PATCHES), named.get(SETTINGS))
+
+    def read(self, oid: str) -> bytes:
+        """A blob's bytes, hashed against its id."""
+        return self.objects.read(oid)
+
+    def read_all(self, oids: Sequence[str]) -> list[bytes]:
+        """Many blobs' bytes, in order."""
+        return list(self.objects.read_all(oids))
+
+    def settings(self, rev: str = "HEAD") -> Settings:
+        """patchkit.toml as it is committed at `rev`."""
+        tree = self.tree(rev)
+        if tree.settings is None:
+            raise NotFound(f"{rev} holds no {self.prefix}{SETTINGS}; make one with patchkit init BASE")
+        if tree.settings.mode not in ("100644", "100755"):
+            raise Misconfigured(
+                f"{self.prefix}{SETTINGS}: is not a regular file; put a real one in its place"
+            )
+        return parse_settings(self.read(tree.settings.oid))
+
+    def history(self, rev: str = "HEAD", limit: int | None = None) -> list[Commit]:
+        """The commits that touched patches/ or patchkit.toml, newest first."""
+        if rev == "HEAD" and self.head() is None:
+            return []
+        return read_history(self, self.resolve(rev), limit)
+
+    def status(self, *, ignored: bool = False) -> list[tuple[str, str]]:
+        """(XY, path) of what differs between HEAD, index and work tree, as `git status` spells it.
+
+        Only patches/ and patchkit.toml; paths are below the store's folder. Trusts time stamps.
+        """
+        out = self.git.read(
+            "status",
+            "--porcelain=v1",
+            "-z",
+            "--untracked-files=all",
+            "--no-renames",
+            *(["--ignored=matching"] if ignored else []),
+            "--",
+            *self.pathspecs(),
+        )
+        found = [token for token in out.decode("utf-8", "surrogateescape").split("\0") if token]
+        return [(token[:2], token[3:].removeprefix(self.prefix)) for token in found]
+
+    def pathspecs(self) -> list[str]:
+        """patches/ and patchkit.toml for a Git command, whatever characters the folder's path holds."""
+        return [f":(top,literal){self.prefix}{name}" for name in (PATCHES, SETTINGS)]
+
+    def leftovers(self) -> list[Problem]:
+        """What a killed or refused command left half done, each with the command that clears it."""
+        return leftovers(self)
+
+    def config_get(self, key: str) -> str | None:
+        """A value of this repository's own Git configuration."""
+        found = self.git.ask("config", "--local", "--null", "--get", "--", key)
+        return None if found is None else os.fsdecode(found.removesuffix(b"\0"))
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def config_set(self, key: str, value: str) -> None:
+        """Set a value of this repository's own Git configuration (durably, under Git's lock)."""
+        self.git.write("config", "--local", "--replace-all", "--", key, value)
+
+    def ensure_ready(self) -> None:
+        """Everything that would refuse a commit, asked before long work: Git, identity, a merge under way."""
+        self.git.check_version()
+        self.ensure_identity()
+        if busy := operation_in_progress(self):
+            raise busy
+
+    def ensure_identity(self) -> None:
+        """`Misconfigured` where Git has no author or committer for a commit (none is made up)."""
+        for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+            self.git.read("var", name)
+
+    def record(
+        self,
+        changes: Changes,
+        message: str,
+        trailers: Sequence[tuple[str, str]] = (),
+        *,
+        expected_head: str | None = None,
+    ) -> str:
+        """Commit `changes`, and nothing else; the commit's id. See `recording.record`."""
+        return record(self, changes, message, trailers, expected_head=expected_head)
+
+    def _named(self, tree: str, name: str) -> TreeItem | None:
+        return next((item for item in self.objects.tree(tree) if item.name == name), None)
+
+
+def _locate(path: Path) -> tuple[Path, Path, Path, str]:
+    """Work tree, Git folder, common Git folder and hash of the repository around `path`."""
+    if not path.is_dir():
+        raise NotFound(f"{path}: is not a folder")
+    git = Git(path.resolve())
+    git.check_version()
+    asked = ("--show-toplevel", "--absolute-git-dir", "--git-common-dir", "--show-object-format")
+    lines = os.fsdecode(git.read("rev_parse", "--path-format=absolute", *asked)).splitlines()
+    if len(lines) != len(asked):
+        raise Misconfigured(f"{one_line(str(path))}: the path holds a line break; move the repository")
+    return Path(lines[0]).resolve(), Path(lines[1]), Path(lines[2]), lines[3]
+
+
+def _root_tree(commit: bytes, oid: str) -> str:
+    word, _, rest = commit.partition(b" ")
+    if word != b"tree":
+        raise BadInput(f"Git's commit {oid} cannot be read; look with: git fsck --full")
+    return rest.partition(b"\n")[0].decode("ascii", "replace")

@@ -1,0 +1,373 @@
+"""The one place that commits.
+
+`record` puts files into the work tree and Git so that a kill at any moment leaves the old state
+or the new one: a temporary folder, fsync, rename into `patches/`, `git add`, `git commit --only`,
+then a look whether Git committed the very bytes that were written (a hook may have altered them).
+What a kill leaves half done, `locks.leftovers` names. The user's own staged files stay theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchkit.errors import BadInput, Busy, Misconfigured, NotFound, PatchkitError, Refused, WouldOverwrite
+from patchkit.files import fsync_folder, fsync_tree, move_durably, write_durably, writing
+from patchkit.history import PATCHES
+from patchkit.objects import object_id
+from patchkit.patch import DELTA, FACTS, KEYS, valid_patch_name
+from patchkit.problem import one_line
+from patchkit.settings import FILE as SETTINGS
+
+if TYPE_CHECKING:
+    from patchkit.gitstore import GitStore
+
+__all__ = ["ATTRIBUTES", "INCOMING", "LOCK", "Changes", "compose_message", "record"]
+
+# Whole files or a conflict, never a line merge; no text deltas of float32 (they never pay).
+ATTRIBUTES = b"* -text -merge\n*.safetensors -delta\n"
+LOCK = "lock"
+INCOMING = "incoming"
+
+PATIENCE = 10.0  # seconds to wait for another writer
+_ALTERING = ("filter", "ident", "working-tree-encoding")  # attributes with which Git alters content
+_FROM_STDIN = ("--pathspec-from-file=-", "--pathspec-file-nul")
+_TRAILER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*: \S.*")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a commit changes; empty for a commit that only says something."""
+
+    patches: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """Folder name -> all its files, for patches that are new or solved again."""
+    removed: Collection[str] = ()
+    """Folder names of patches taken back."""
+    settings: bytes | None = None
+    """The new patchkit.toml."""
+
+    def __bool__(self) -> bool:
+        return bool(self.patches or self.removed) or self.settings is not None
+
+
+def record(
+    store: GitStore,
+    changes: Changes,
+    message: str,
+    trailers: Sequence[tuple[str, str]] = (),
+    *,
+    expected_head: str | None = None,
+) -> str:
+    """Commit `changes`, and nothing else; the commit's id.
+
+    Raises Busy where another writer holds the repository, HEAD is not `expected_head` any more or a
+    merge is under way, WouldOverwrite where the files have changes that are not committed, and
+    Refused where a hook refused or altered it. After an error the work tree, the index and HEAD
+    are as they were; where that could not be done, the line says so and `leftovers` names it.
+    """
+    store.ensure_ready()
+    text = compose_message(message, trailers)
+    with _locked(store) as staging:
+        head = store.head()
+        if expected_head is not None and head != expected_head:
+            raise Busy(
+                f"HEAD moved from {expected_head[:10]} to {(head or 'nothing')[:10]} while this was being "
+                "made; nothing was written, try again"
+            )
+        plan = _plan(store, changes)
+        if changes and not plan:
+            raise BadInput("nothing to commit: the patches and settings are so already")
+        _refuse_uncommitted(store, plan)
+        _refuse_filters(store, plan)
+        try:
+            _place(store, plan, staging)
+            return _commit(store, plan, head, text, staging)
+        except BaseException as error:
+            left = _take_back(store, plan, head)
+            if left and isinstance(error, PatchkitError):
+                raise type(error)(f"{error}; {left}") from error
+            raise
+
+
+def compose_message(message: str, trailers: Sequence[tuple[str, str]]) -> bytes:
+    """The commit message, its trailers in the last paragraph as `git interpret-trailers` reads them."""
+    if not message.strip() or "\0" in message:
+        raise BadInput("a commit needs a message, without NUL characters; say it with -m TEXT")
+    body = "\n".join(line.rstrip() for line in message.strip().splitlines())
+    lines = [f"{key}: {' '.join(value.split())}" for key, value in trailers]
+    if not lines:
+        return f"{body}\n".encode("utf-8", "replace")
+    paragraphs = body.split("\n\n")
+    continues = len(paragraphs) > 1 and all(map(_TRAILER.fullmatch, paragraphs[-1].split("\n")))
+    return "".join([body, "\n" if continues else "\n\n", "\n".join(lines), "\n"]).encode("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def _locked(store: GitStore) -> Iterator[Path]:
+    """Hold the writers' lock (freed by the system when we are killed); yields an empty folder."""
+    private = store.private
+    with writing(private):
+        private.mkdir(parents=True, exist_ok=True)
+        handle = os.open(private / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        _wait_for(handle, private / LOCK)
+        incoming = private / INCOMING
+        with writing(incoming):
+            shutil.rmtree(incoming, ignore_errors=True)  # whoever made it was killed: the lock is ours
+            staging = incoming / secrets.token_hex(8)
+            staging.mkdir(parents=True)
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _wait_for(handle: int, path: Path) -> None:
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise Busy(
+                    f"{path}: cannot be locked ({error.strerror}); keep .git on a local disk"
+                ) from error
+        if time.monotonic() > until:
+            raise Busy(f"{path}: another patchkit command is writing here; wait for it, then try again")
+        time.sleep(0.02)
+
+
+def _plan(store: GitStore, changes: Changes) -> dict[str, bytes | None]:
+    """Path below the store's folder -> its new bytes (None: it goes); only what differs from HEAD."""
+    tree = store.tree()
+    present = {entry.path: entry.oid for entry in tree.entries}
+    if tree.settings is not None:
+        present[SETTINGS] = tree.settings.oid
+    plan: dict[str, bytes | None] = {}
+    if f"{PATCHES}/.gitattributes" not in present and (changes.patches or changes.settings):
+        plan[f"{PATCHES}/.gitattributes"] = ATTRIBUTES
+    for name, files in changes.patches.items():
+        if not valid_patch_name(name) or not {FACTS, DELTA} <= set(files) <= {FACTS, DELTA, KEYS}:
+            raise BadInput(f"{one_line(name)}: is not the name and files of a patch")
+        plan |= dict.fromkeys(_inside(present, name))
+        plan |= {f"{PATCHES}/{name}/{file}": data for file, data in files.items()}
+    for name in changes.removed:
+        if not (gone := _inside(present, name)):
+            raise NotFound(f"{one_line(name)}: no such patch at HEAD; patchkit stack lists them")
+        plan |= dict.fromkeys(gone)
+    if changes.settings is not None:
+        plan[SETTINGS] = changes.settings.replace(b"\r\n", b"\n")  # as Git stores text
+
+    def same(path: str, data: bytes | None) -> bool:
+        return data is not None and present.get(path) == object_id("blob", data, store.objects.hash_name)
+
+    return {path: data for path, data in plan.items() if not same(path, data)}
+
+
+def _inside(present: Iterable[str], name: str) -> list[str]:
+    return [path for path in present if path.startswith(f"{PATCHES}/{name}/")]
+
+
+def _refuse_uncommitted(store: GitStore, plan: Mapping[str, bytes | None]) -> None:
+    """Another's work that is not in Git yet is not ours to write over."""
+    touched = {_unit(path) for path in plan}
+    for _, path in store.status():
+        if _unit(path) in touched:
+            raise WouldOverwrite(
+                f"{one_line(path)}: has changes that are not committed; commit them or take them back "
+                "(patchkit status names how), then try again"
+            )
+    for path in plan:
+        for folder in list(Path(path).parents)[:-1]:
+            place = store.folder / folder
+            if place.is_symlink() or (place.exists() and not place.is_dir()):
+                raise BadInput(f"{place}: is not a real folder; put one in its place")
+
+
+def _refuse_filters(store: GitStore, plan: Mapping[str, bytes | None]) -> None:
+    """Where attributes ask for a filter Git would store other bytes, or (LFS not there) too large ones."""
+    paths = [f"{store.prefix}{path}" for path, data in plan.items() if data is not None]
+    out = store.git.read("check_attr", "--stdin", "-z", *_ALTERING, stdin="\0".join(paths).encode())
+    words = out.decode("utf-8", "surrogateescape").split("\0")
+    for path, attribute, value in zip(words[0::3], words[1::3], words[2::3], strict=False):
+        if value not in ("unspecified", "unset"):
+            scope = f"{store.prefix}{PATCHES}/**" if PATCHES in path else path
+            raise Misconfigured(
+                f"{one_line(path)}: .gitattributes asks for {attribute}={one_line(value)}, so Git would "
+                f"store other bytes; end the outermost .gitattributes with the line: {scope} !{attribute}"
+            )
+
+
+def _unit(path: str) -> str:
+    """The patch folder that a path belongs to, or the path itself."""
+    return "/".join(path.split("/")[:2])
+
+
+def _place(store: GitStore, plan: Mapping[str, bytes | None], staging: Path) -> None:
+    """Put the files where they belong: new patch folders in one rename, other files one by one."""
+    fresh: set[str] = set()
+    patches = store.folder / PATCHES
+    with writing(patches):
+        if not patches.is_dir() and any(path.startswith(PATCHES) for path in plan):
+            patches.mkdir()
+            fsync_folder(store.folder)
+        for number, (path, data) in enumerate(plan.items()):
+            target = store.folder / path
+            unit = _unit(path)
+            if data is None:
+                target.unlink(missing_ok=True)
+            elif unit in fresh or (unit != path and not (store.folder / unit).exists()):
+                fresh.add(unit)
+                (staging / unit).mkdir(parents=True, exist_ok=True)
+                (staging / path).write_bytes(data)
+            else:
+                _replace(staging / str(number), target, data)
+        for unit in sorted(fresh):
+            fsync_tree(staging / unit)
+            move_durably(staging / unit, store.folder / unit)
+        for folder in {(store.folder / path).parent for path, data in plan.items() if data is None}:
+            with contextlib.suppress(OSError):  # something that is not ours keeps the folder
+                folder.rmdir()
+        fsync_folder(patches if patches.is_dir() else store.folder)
+
+
+def _replace(temporary: Path, target: Path, data: bytes) -> None:
+    """Write one file whole or not at all; its temporary file is not in the work tree where that can be."""
+    temporary.write_bytes(data)
+    fsync_tree(temporary)
+    try:
+        os.replace(temporary, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        write_durably(target, data)
+    fsync_folder(target.parent)
+
+
+def _commit(
+    store: GitStore, plan: Mapping[str, bytes | None], head: str | None, text: bytes, staging: Path
+) -> str:
+    paths = _pathspecs(store, plan)
+    if plan:
+        store.git.write("add", "--all", "--force", *_FROM_STDIN, stdin=paths)
+    note = staging / "message"
+    with writing(note):
+        note.write_bytes(text)
+    how = ("--only", "--quiet", "--cleanup=whitespace", f"--file={note}")
+    failure: PatchkitError | None = None
+    try:
+        if plan:
+            store.git.write("commit", *how, *_FROM_STDIN, stdin=paths)
+        else:
+            store.git.write("commit", *how, "--allow-empty")
+    except PatchkitError as error:
+        failure = error
+    made = _made(store, plan, head)
+    if made is None:
+        raise _not_committed(failure)
+    if altered := _altered(store, plan, made):
+        _undo(store, head, made, altered)
+    return made  # also when Git failed after the commit (in a hook, or writing its index)
+
+
+def _not_committed(failure: PatchkitError | None) -> PatchkitError:
+    if failure is None:
+        return Refused(
+            "the commit was made and taken away again, by a hook or another command; look: git reflog"
+        )
+    if type(failure) is PatchkitError:  # nothing that Git itself says: a hook's own words
+        return Refused(f"{failure} (a hook refused it?); nothing was committed")
+    return failure
+
+
+def _made(store: GitStore, plan: Mapping[str, bytes | None], head: str | None) -> str | None:
+    """Our commit: the first after `head` that touched our paths, whoever committed on top of it."""
+    now = store.head()
+    if now is None or now == head:
+        return None
+    out = store.git.read(
+        "rev_list",
+        "--reverse",
+        now,
+        *([f"^{head}"] if head else []),
+        "--",
+        *(store.pathspecs() if plan else []),
+    )
+    return next(iter(out.decode("ascii").split()), None)
+
+
+def _altered(store: GitStore, plan: Mapping[str, bytes | None], commit: str) -> str | None:
+    """The first path whose committed bytes are not the ones that were written."""
+    tree = store.tree(commit)
+    found = {entry.path: entry.oid for entry in tree.entries}
+    if tree.settings is not None:
+        found[SETTINGS] = tree.settings.oid
+    for path, data in plan.items():
+        wanted = None if data is None else object_id("blob", data, store.objects.hash_name)
+        if found.get(path) != wanted:
+            return path
+    return None
+
+
+def _undo(store: GitStore, head: str | None, made: str, altered: str) -> None:
+    """Take the commit back if it is still HEAD (Git compares and swaps), and refuse."""
+    why = "patchkit: taken back, the committed files were altered"
+    try:
+        if head is None:
+            store.git.write("update_ref", "-d", "-m", why, "HEAD", made)
+        else:
+            store.git.write("update_ref", "-m", why, "HEAD", head, made)
+    except PatchkitError as error:
+        raise Refused(
+            f"{altered}: a hook altered it in commit {made[:10]}, which could not be taken back ({error}); "
+            f"do it by hand: git revert {made[:10]}"
+        ) from error
+    raise Refused(
+        f"{altered}: a hook altered it while it was committed; the commit was taken back, mend the hook"
+    )
+
+
+def _take_back(store: GitStore, plan: Mapping[str, bytes | None], head: str | None) -> str:
+    """Bring work tree and index back to `head` for the paths of the plan; says what stood in the way."""
+    try:
+        if store.head() != head:
+            return ""  # committed after all, or another's commit came: what there is, is Git's
+        before = store.tree(head) if head else None
+        known = {entry.path for entry in before.entries} if before else set()
+        if before is not None and before.settings is not None:
+            known.add(SETTINGS)
+        new = [path for path in plan if path not in known]
+        old = [path for path in plan if path in known]
+        for path in new:
+            (store.folder / path).unlink(missing_ok=True)
+        for folder in {(store.folder / path).parent for path in new} - {store.folder}:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        if new:
+            how = ("--cached", "--force", "--quiet", "--ignore-unmatch")
+            store.git.write("rm", *how, *_FROM_STDIN, stdin=_pathspecs(store, new))
+        if old:
+            where = (f"--source={head}", "--staged", "--worktree")
+            store.git.write("restore", *where, *_FROM_STDIN, stdin=_pathspecs(store, old))
+    except (OSError, PatchkitError) as error:
+        return f"and not all could be taken back ({error}), patchkit status names what lies half done"
+    return ""
+
+
+def _pathspecs(store: GitStore, paths: Iterable[str]) -> bytes:
+    return "".join(f":(top,literal){store.prefix}{path}\0" for path in paths).encode(
+        "utf-8", "surrogateescape"
+    )

@@ -1,0 +1,253 @@
+"""What a tree holds: the patches in force, and everything that keeps it from being believed.
+
+The stack at a commit is the folders under `patches/` in its tree. `problems` stands before
+everything that believes one: known names, regular files, hashes that agree, one base, each fact once,
+and merges whose facts are the three-way merge of their parents' (see `merges`). What was believed
+once is kept in the catalogue by the tree's object id, so that a thousand patches cost milliseconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from patchkit.errors import BadInput, NotFound, PatchkitError
+from patchkit.facts import Fact, Key
+from patchkit.gitstore import PATCHES, Entry, GitStore, Tree
+from patchkit.history import Commit, added_in
+from patchkit.inspection import inspect_folders, inspect_layout
+from patchkit.merges import MergeMemory, merge_problems
+from patchkit.patch import Header
+from patchkit.problem import Problem, one_line
+from patchkit.settings import FILE as SETTINGS
+from patchkit.settings import Settings, parse_settings
+
+if TYPE_CHECKING:
+    from patchkit.factors import Patch
+
+__all__ = [
+    "Memory",
+    "Problem",
+    "Stack",
+    "StoredPatch",
+    "TreeProblems",
+    "find_patch",
+    "problems",
+    "read_patch",
+    "read_stack",
+]
+
+_HEX = re.compile(r"[0-9a-fA-F]{4,64}")
+_SHOWN = 20  # problems in one message
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPatch:
+    """One patch in force; `id` is this version's, `files` where Git keeps its bytes."""
+
+    name: str
+    header: Header
+    facts: tuple[Fact, ...]
+    id: str
+    files: Mapping[str, Entry]
+
+    @property
+    def slug(self) -> str:
+        """The readable part of the folder's name."""
+        return self.name.rpartition("-")[0]
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(entry.size for entry in self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """The patches in force at a commit, by name; `tree` is the object id of patches/ ("" for none)."""
+
+    patches: tuple[StoredPatch, ...]
+    tree: str
+    commit: str | None
+
+    def facts_in_force(self) -> dict[Key, tuple[str, Fact]]:
+        """Key -> (name of the patch, the fact)."""
+        return {fact.key: (patch.name, fact) for patch in self.patches for fact in patch.facts}
+
+    def by_date(self, history: Sequence[Commit]) -> list[tuple[StoredPatch, Commit | None]]:
+        """The patches, oldest first, each with the commit that added it (`GitStore.history`)."""
+        added = added_in(history)
+        place = {commit.id: -number for number, commit in enumerate(history)}
+        pairs = [(patch, added.get(patch.name)) for patch in self.patches]
+        return sorted(pairs, key=lambda pair: (place[pair[1].id] if pair[1] else -len(place), pair[0].name))
+
+
+class TreeProblems(BadInput):
+    """A tree that cannot be believed; the message is one line for each of its `problems`."""
+
+    def __init__(self, found: Sequence[Problem]) -> None:
+        self.problems = tuple(found)
+        more = [f"... and {len(found) - _SHOWN} more problems"] if len(found) > _SHOWN else []
+        super().__init__("\n".join([*map(str, found[:_SHOWN]), *more]))
+
+
+class Memory(MergeMemory, Protocol):
+    """What was believed before; the catalogue is one."""
+
+    def recall(self, tree: str, base: str) -> list[StoredPatch] | None:
+        """The patches of a tree that was believed on this base."""
+        ...
+
+    def believe(self, tree: str, base: str, patches: Sequence[StoredPatch]) -> None:
+        """Keep them for `recall`."""
+        ...
+
+
+def read_stack(store: GitStore, rev: str = "HEAD", memory: Memory | None = None) -> Stack:
+    """The patches in force at `rev`; `TreeProblems` if the tree cannot be believed.
+
+    With `memory` (the catalogue) a tree that was believed before is not read again.
+    """
+    tree, patches, found = _examine(store, rev, None, memory)
+    if found:
+        raise TreeProblems(found)
+    return Stack(tuple(patches), tree.id, tree.commit)
+
+
+def problems(
+    store: GitStore, rev: str = "HEAD", settings: Settings | None = None, memory: Memory | None = None
+) -> list[Problem]:
+    """Everything that keeps the tree at `rev` from being believed; for HEAD, conflicts in the index too.
+
+    `settings` stands in for the patchkit.toml of that commit.
+    """
+    found = _examine(store, rev, settings, memory)[2]
+    return [*found, *_conflicts(store)] if rev == "HEAD" else found
+
+
+def find_patch(stack: Stack, word: str) -> StoredPatch:
+    """The patch that a person means by `word`: its folder's name or slug. `NotFound` says what there is."""
+    name = word.strip("/").removeprefix(f"{PATCHES}/")
+    found = [patch for patch in stack.patches if name in (patch.name, patch.slug)]
+    if len(found) == 1:
+        return found[0]
+    shown = one_line(word)[:80]
+    if found:
+        raise NotFound(f"{shown}: names {len(found)} patches; say which: {_listed(p.name for p in found)}")
+    if _HEX.fullmatch(name):
+        raise NotFound(f"{shown}: is not a patch (patches go by name, that is a commit); see patchkit stack")
+    names = [patch.name for patch in stack.patches]
+    slugs = {patch.slug: patch.name for patch in stack.patches}
+    near = [slugs.get(match, match) for match in difflib.get_close_matches(name, [*slugs, *names], 5, 0.5)]
+    near = near or [candidate for candidate in names if name and candidate.startswith(name)]
+    hint = f"did you mean {_listed(dict.fromkeys(near))}?" if near else "patchkit stack lists them"
+    raise NotFound(f"{shown}: no such patch is in force; {hint}")
+
+
+def read_patch(store: GitStore, stored: StoredPatch) -> Patch:
+    """The whole patch with its numbers, every check made (imports torch)."""
+    from patchkit.factors import Patch
+
+    files = {name: store.read(entry.oid) for name, entry in stored.files.items()}
+    return Patch.from_files(files, stored.name)
+
+
+def _examine(
+    store: GitStore, rev: str, settings: Settings | None, memory: Memory | None
+) -> tuple[Tree, list[StoredPatch], list[Problem]]:
+    tree = store.tree(rev)
+    settings, found = _settings(store, tree) if settings is None else (settings, [])
+    base = settings.base_fingerprint if settings else ""
+    recalled = memory.recall(tree.id, base) if memory and not found and tree.id else None
+    if recalled is None:
+        patches, bad = _read_tree(store, tree)
+        found += bad
+        if settings is not None:
+            found += _wrong_bases(patches, settings)
+        found += _doubled(patches)
+        if memory and not found and tree.id:
+            memory.believe(tree.id, base, patches)
+    else:
+        patches = recalled
+    if tree.commit is not None:
+        held = {patch.name: patch.facts for patch in patches}
+        found += merge_problems(store, tree.commit, held, memory)
+    return tree, patches, found
+
+
+def _read_tree(store: GitStore, tree: Tree) -> tuple[list[StoredPatch], list[Problem]]:
+    folders, found = inspect_layout(store, tree.entries)
+    patches = []
+    for name, result in inspect_folders(store, folders):
+        if isinstance(result, Problem):
+            found.append(result)
+        else:
+            patches.append(StoredPatch(name, *result, folders[name]))
+    return patches, found
+
+
+def _settings(store: GitStore, tree: Tree) -> tuple[Settings | None, list[Problem]]:
+    if tree.settings is None:
+        if tree.patches is None:
+            return None, []
+        return None, [
+            Problem(SETTINGS, "is not in the tree", "git restore it, or make one: patchkit init BASE")
+        ]
+    if tree.settings.mode not in ("100644", "100755"):
+        return None, [
+            Problem(SETTINGS, "is not a regular file", "put a real file in its place and commit it")
+        ]
+    try:
+        return parse_settings(store.read(tree.settings.oid)), []
+    except PatchkitError as error:
+        message, _, remedy = str(error).removeprefix(f"{SETTINGS}: ").rpartition("; ")
+        return None, [Problem(SETTINGS, message or remedy, remedy if message else "mend it and commit it")]
+
+
+def _wrong_bases(patches: Sequence[StoredPatch], settings: Settings) -> Iterator[Problem]:
+    for patch in patches:
+        if patch.header.base != settings.base_fingerprint:
+            yield Problem(
+                f"{PATCHES}/{patch.name}",
+                f"was made for another base ({patch.header.base[:19]}…; {SETTINGS} says "
+                f"{settings.base_fingerprint[:19]}…)",
+                f"take it back (patchkit revert {patch.name}) and commit its facts again on this base",
+            )
+
+
+def _doubled(patches: Sequence[StoredPatch]) -> Iterator[Problem]:
+    """Each fact key at most once: twice is the edit at double strength, or two answers."""
+    first: dict[Key, tuple[str, Fact]] = {}
+    for patch in patches:
+        for number, fact in enumerate(patch.facts, 1):
+            if fact.key not in first:
+                first[fact.key] = (patch.name, fact)
+                continue
+            other, held = first[fact.key]
+            again = "too" if held.target == fact.target else f"otherwise (“{one_line(held.target)}”)"
+            yield Problem(
+                f"{PATCHES}/{patch.name}/facts.jsonl:{number}",
+                f"“{one_line(fact.text)}” → “{one_line(fact.target)}” is said by {other} {again}",
+                f"take it out of one of them: patchkit revert {patch.name} --fact {number}",
+            )
+
+
+def _conflicts(store: GitStore) -> Iterator[Problem]:
+    out = store.git.read("ls_files", "--unmerged", "-z", "--", *store.pathspecs())
+    paths = [
+        token.partition("\t")[2] for token in out.decode("utf-8", "surrogateescape").split("\0") if token
+    ]
+    units = dict.fromkeys("/".join(path.removeprefix(store.prefix).split("/")[:2]) for path in paths)
+    for unit in units:
+        yield Problem(
+            unit,
+            "is in conflict: a merge left more than one version of it",
+            f"choose one whole side, git checkout --ours (or --theirs) -- {unit}, and git add it; or undo it",
+        )
+
+
+def _listed(names: Iterator[str] | Mapping[str, None]) -> str:
+    return ", ".join(names)
