@@ -62,6 +62,7 @@ def resolve_base(
     BadInput or Unavailable say in one line what to do.
     """
     text = os.fspath(source)
+    shown = "".join(letter if letter.isprintable() else "�" for letter in text)
     if folder := _local(text):
         if revision is not None:
             raise BadInput(f"{text}: is a local folder, which has no revision ({revision}); leave it out")
@@ -70,7 +71,9 @@ def resolve_base(
     if name in models:
         return _short(models[name], revision, download, progress, models)
     if not _HUB_ID.fullmatch(name) or isinstance(source, Path):
-        raise NotFound(f"{text}: there is no such folder; name a checkpoint folder, {_choices(models)}")
+        raise NotFound(
+            f"{shown[:200]}: there is no such folder; name a checkpoint folder, {_choices(models)}"
+        )
     return _hub(name, revision, download and not _offline(), models)
 
 
@@ -78,7 +81,7 @@ def _local(text: str) -> Path | None:
     """The folder at a path, if the text is one; a file is a mistake that is worth a word."""
     try:
         path = Path(text).expanduser()
-        if path.is_dir():
+        if text and path.is_dir():
             return path.absolute()
         if path.is_file():
             raise BadInput(f"{text}: is a file; name the folder that holds the checkpoint")
