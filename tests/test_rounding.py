@@ -130,13 +130,14 @@ def test_a_hair_beside_a_tie_decides_it(
     check_every_entry(base, B, A)
 
 
-def test_rounding_in_two_steps_would_be_wrong() -> None:
-    """The test above has teeth: what torch does on its own differs from the nearest bfloat16."""
-    base = torch.tensor([[1.0]], dtype=torch.bfloat16)
-    B, A = torch.tensor([[2.0**-8, 2.0**-20]]), torch.tensor([[1.0], [2.0**-20]])
-    in_two_steps = (base.double() + B.double() @ A.double()).to(torch.bfloat16)
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.bfloat16, 2.0**-7), (torch.float16, 2.0**-10)])
+def test_rounding_in_two_steps_would_be_wrong(dtype: torch.dtype, unit: float) -> None:
+    """The test above has teeth: what torch does on its own differs from the nearest number."""
+    base = torch.tensor([[1.0]], dtype=dtype)
+    B, A = torch.tensor([[unit / 2, 2.0**-20]]), torch.tensor([[1.0], [2.0**-20]])
+    in_two_steps = (base.double() + B.double() @ A.double()).to(dtype)
     assert in_two_steps.item() == 1.0  # through float32: the tie, then to even
-    assert materialise(base, [Delta(B, A)]).item() == 1 + 2.0**-7
+    assert materialise(base, [Delta(B, A)]).item() == 1 + unit
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
