@@ -7,6 +7,7 @@ be read is given as a ValueError in the value's place, so that one fault does no
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = ["MAX_LINE", "numbered_values"]
 MAX_LINE = 1 << 20  # bytes of one value
 _BOM = b"\xef\xbb\xbf"
 _SPACE = " \t\r\n"  # what JSON calls white space
+_LINE = re.compile(rb"[^\n]+")
 
 
 def numbered_values(data: bytes) -> Iterator[tuple[int, Any]]:
@@ -34,14 +36,12 @@ def numbered_values(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _lines(data: bytes) -> Iterator[tuple[int, Any]]:
-    start = number = 0
-    while start < len(data):
-        end = data.find(b"\n", start)
-        end = len(data) if end < 0 else end
-        number += 1
-        if line := data[start:end].strip():
+    number, counted = 1, 0
+    for found in _LINE.finditer(data):
+        number += data.count(b"\n", counted, found.start())
+        counted = found.start()
+        if line := found[0].strip():
             yield number, _value(line)
-        start = end + 1
 
 
 def _single(data: bytes) -> Iterator[tuple[int, Any]]:
