@@ -91,6 +91,11 @@ class Git:
                 f"Git {shown} is too old: patchkit needs {MINIMUM[0]}.{MINIMUM[1]}; install a newer Git"
             )
 
+    def ensure_identity(self) -> None:
+        """`Misconfigured` where Git has no author or committer for a commit (none is made up)."""
+        for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
+            self.read("var", name)
+
     def failure(self, command: str, status: int, err: str) -> PatchkitError:
         """The error that a failed command's messages mean."""
         for pattern, explain in _MEANINGS:

@@ -225,14 +225,9 @@ class GitStore:
     def ensure_ready(self) -> None:
         """Everything that would refuse a commit, asked before long work: Git, identity, a merge under way."""
         self.git.check_version()
-        self.ensure_identity()
+        self.git.ensure_identity()
         if busy := operation_in_progress(self):
             raise busy
-
-    def ensure_identity(self) -> None:
-        """`Misconfigured` where Git has no author or committer for a commit (none is made up)."""
-        for name in ("GIT_AUTHOR_IDENT", "GIT_COMMITTER_IDENT"):
-            self.git.read("var", name)
 
     def record(
         self,

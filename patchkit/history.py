@@ -6,7 +6,7 @@ compared with its first parent: it lists what it brought in.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,21 @@ from patchkit.settings import FILE as SETTINGS
 if TYPE_CHECKING:
     from patchkit.gitstore import GitStore
 
-__all__ = ["PATCHES", "Commit", "added_in", "read_history"]
+__all__ = ["PATCHES", "Commit", "FileChange", "added_in", "read_history"]
 
 PATCHES = "patches"
 
 _FIELDS = ("%H", "%P", "%an", "%ae", "%aI", "%B", "%(trailers:only,unfold)")
 _TELLING = ("facts.jsonl", "delta.safetensors")  # their coming and going is the patch's
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One file of a commit's change; `status` as Git has it (A, M, D, T), `oid` of the new blob."""
+
+    status: str
+    path: str
+    oid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +48,7 @@ class Commit:
     changed: tuple[str, ...]
     removed: tuple[str, ...]
     settings_changed: bool
+    files: tuple[FileChange, ...]
 
     @property
     def subject(self) -> str:
@@ -85,7 +95,7 @@ def read_history(store: GitStore, commit: str, limit: int | None = None) -> list
     return list(_parse(out, store.prefix))
 
 
-def added_in(commits: list[Commit]) -> dict[str, Commit]:
+def added_in(commits: Sequence[Commit]) -> dict[str, Commit]:
     """For each patch folder, the newest commit that added it."""
     found: dict[str, Commit] = {}
     for commit in commits:
@@ -101,22 +111,23 @@ def _parse(out: bytes, prefix: str) -> Iterator[Commit]:
     while at + len(_FIELDS) <= len(tokens):
         fields = tokens[at : at + len(_FIELDS)]
         at += len(_FIELDS)
-        changes: list[tuple[str, str]] = []
+        changes: list[FileChange] = []
         while at < len(tokens) and (tokens[at] == "" or tokens[at].lstrip("\n").startswith(":")):
             if tokens[at]:
-                changes.append((tokens[at].rpartition(" ")[2], tokens[at + 1].removeprefix(prefix)))
+                words = tokens[at].split(" ")
+                changes.append(FileChange(words[4], tokens[at + 1].removeprefix(prefix), words[3]))
                 at += 1
             at += 1
         yield _commit(fields, changes)
 
 
-def _commit(fields: list[str], changes: list[tuple[str, str]]) -> Commit:
+def _commit(fields: list[str], changes: list[FileChange]) -> Commit:
     oid, parents, author, email, date, message, trailers = fields
     statuses: dict[str, dict[str, str]] = {}
-    for status, path in changes:
-        parts = path.split("/", 2)
+    for change in changes:
+        parts = change.path.split("/", 2)
         if parts[0] == PATCHES and len(parts) == 3:
-            statuses.setdefault(parts[1], {})[parts[2]] = status
+            statuses.setdefault(parts[1], {})[parts[2]] = change.status
     kinds = {name: _kind(files) for name, files in statuses.items()}
     return Commit(
         id=oid,
@@ -129,7 +140,8 @@ def _commit(fields: list[str], changes: list[tuple[str, str]]) -> Commit:
         added=tuple(sorted(name for name, kind in kinds.items() if kind == "A")),
         changed=tuple(sorted(name for name, kind in kinds.items() if kind == "M")),
         removed=tuple(sorted(name for name, kind in kinds.items() if kind == "D")),
-        settings_changed=any(path == SETTINGS for _, path in changes),
+        settings_changed=any(change.path == SETTINGS for change in changes),
+        files=tuple(changes),
     )
 
 

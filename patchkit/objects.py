@@ -57,7 +57,8 @@ class Objects:
 
     def read(self, oid: str, kind: str = "blob") -> bytes:
         """The bytes of one object."""
-        return next(self.read_all([oid], kind))
+        (data,) = self.read_all([oid], kind)
+        return data
 
     def read_all(self, oids: Sequence[str], kind: str = "blob") -> Iterator[bytes]:
         """The bytes of many objects, in order, one in memory at a time."""

@@ -73,6 +73,16 @@ class Stack:
     tree: str
     commit: str | None
 
+    def get(self, name: str) -> StoredPatch | None:
+        """The patch in the folder of this name, if it is in force."""
+        return next((patch for patch in self.patches if patch.name == name), None)
+
+    def named(self, name: str) -> StoredPatch:
+        """The patch in the folder of this name; `NotFound` if it is not in force."""
+        if (patch := self.get(name)) is None:
+            raise NotFound(f"{one_line(name)}: is not in force; patchkit stack lists the patches")
+        return patch
+
     def facts_in_force(self) -> dict[Key, tuple[str, Fact]]:
         """Key -> (name of the patch, the fact)."""
         return {fact.key: (patch.name, fact) for patch in self.patches for fact in patch.facts}

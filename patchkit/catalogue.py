@@ -1,0 +1,229 @@
+"""The catalogue: SQLite beside Git's data, for questions that Git cannot answer quickly or at all.
+
+What Git's history says is derived again by `reindex`; what was measured on this machine (results,
+evaluations, timings, builds) hangs on the patch version's id and is never lost by that. Reading
+uses the standard library alone; writing imports sqlite-utils, late. A catalogue that is missing or
+damaged costs speed and measurements, never truth: Git holds that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patchkit.beliefs import Beliefs
+from patchkit.canonical import hash_bytes
+from patchkit.database import json_text
+from patchkit.errors import PatchkitError
+
+if TYPE_CHECKING:
+    from patchkit.gitstore import GitStore
+
+__all__ = ["Catalogue"]
+
+NAME = "catalogue.db"
+_SETTLED = 2.0  # seconds: a file younger than its clock's tick may change and keep its time
+
+
+class Catalogue(Beliefs):
+    """The catalogue in a repository's private folder."""
+
+    def __init__(self, private: Path) -> None:
+        super().__init__(private / NAME)
+
+    # -- questions -------------------------------------------------------------------------
+
+    def current(self, tree: str) -> bool:
+        """Whether what Git says was derived for this stack (`Stack.tree`)."""
+        return bool(self.rows("select 1 from state where tree = ?", tree))
+
+    def search(self, text: str, tree: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+        """Facts whose subject, prompt or target has words that begin with each of `text`'s, best first.
+
+        With `tree` (`Stack.tree`) only facts in force there; else every fact of the history. Rows
+        have patch (folder name), version, line, subject, prompt, target, was, relation.
+        """
+        words = re.findall(r"\w+", text)
+        if not words:
+            return []
+        query = " ".join(f'"{word}"*' for word in words)
+        member = "join members m on m.patch = p.id and m.tree = :tree" if tree is not None else ""
+        name = "m.name" if tree is not None else "p.name"
+        return self.rows(
+            f"""select {name} as patch, p.id as version,
+                f.line, f.subject, f.prompt, f.target, f.was, f.relation
+            from facts_fts t join facts f on f.id = t.rowid join patches p on p.id = f.patch {member}
+            where facts_fts match :query order by t.rank, patch, f.line limit :limit""",
+            {"query": query, "tree": tree, "limit": limit},
+        )
+
+    def results(self, patch: str) -> list[dict[str, Any]]:
+        """What was measured of a version's facts, newest first; before, after and more as values."""
+        rows = self.rows("select * from results where patch = ? order by date desc, line", patch)
+        return [
+            {**row, **{key: json.loads(row[key] or "null") for key in ("before", "after", "more")}}
+            for row in rows
+        ]
+
+    def layers(self, patch: str) -> list[dict[str, Any]]:
+        """A version's edited weights: shape, form, rank, norm, and share of the base's norm."""
+        return self.rows(
+            """select l.*, l.norm / b.norm as share from layers l join patches p on p.id = l.patch
+            left join base_weights b on b.base = p.base and b.weight = l.weight
+            where l.patch = ? order by l.weight""",
+            patch,
+        )
+
+    def timings(self, patch: str) -> dict[str, float]:
+        """Seconds by phase of a version's last edit."""
+        rows = self.rows("select phase, seconds from timings where patch = ? order by id", patch)
+        return {row["phase"]: row["seconds"] for row in rows}
+
+    def evaluations(self, patch: str) -> list[dict[str, Any]]:
+        """Metrics measured of a version, newest first."""
+        rows = self.rows("select * from evaluations where patch = ? order by id desc", patch)
+        return [{**row, "metrics": json.loads(row["metrics"])} for row in rows]
+
+    def builds(self) -> list[dict[str, Any]]:
+        """Every build written from here: folder, tree, base, date, record."""
+        rows = self.rows("select * from builds order by folder")
+        return [{**row, "record": json.loads(row["record"])} for row in rows]
+
+    def known_fingerprint(self, folder: Path) -> str | None:
+        """A base's fingerprint, if no file of it changed in size, time or place since it was hashed."""
+        rows = self.rows("select * from fingerprints where folder = ?", str(folder.resolve()))
+        listing = _listing(folder)
+        return rows[0]["fingerprint"] if rows and listing and rows[0]["files"] == listing[0] else None
+
+    # -- what was measured here ------------------------------------------------------------
+
+    def record_results(
+        self,
+        patch: str,
+        *,
+        results: Sequence[Mapping[str, Any]],
+        summary: Mapping[str, Any],
+        timings: Mapping[str, float],
+        environment: Mapping[str, Any],
+    ) -> None:
+        """What a version's facts said before and after (by line), their sums, seconds by phase."""
+        with self.writing() as db:
+            measured = self._measured(db, patch, environment)
+            db["results"].insert_all(
+                {
+                    **measured,
+                    "line": line,
+                    "before": json_text(result.get("before")),
+                    "after": json_text(result.get("after")),
+                    "more": json_text({key: result[key] for key in result if key not in ("before", "after")}),
+                }
+                for line, result in enumerate(results, 1)
+            )
+            db["evaluations"].insert(
+                {**measured, "dataset": "its own facts", "metrics": json_text(dict(summary))}
+            )
+            db["timings"].insert_all(
+                {**measured, "phase": phase, "seconds": seconds} for phase, seconds in timings.items()
+            )
+
+    def record_evaluation(
+        self,
+        patch: str | None,
+        dataset: str,
+        metrics: Mapping[str, Any],
+        environment: Mapping[str, Any],
+        tree: str | None = None,
+    ) -> None:
+        """Metrics of a version, or of a whole stack (`tree`), on a dataset."""
+        with self.writing() as db:
+            measured = self._measured(db, patch, environment)
+            db["evaluations"].insert(
+                {**measured, "tree": tree, "dataset": dataset, "metrics": json_text(dict(metrics))}
+            )
+
+    def record_norms(
+        self, patch: str, norms: Mapping[str, float], base: str, base_norms: Mapping[str, float]
+    ) -> None:
+        """‖ΔW‖ of a version's weights, and ‖W‖ of the base's."""
+        with self.writing() as db:
+            _known_patch(db, patch)
+            rows = [{"patch": patch, "weight": weight, "norm": norm} for weight, norm in norms.items()]
+            db["layers"].upsert_all(rows, pk=("patch", "weight"))
+            rows = [{"base": base, "weight": weight, "norm": norm} for weight, norm in base_norms.items()]
+            db["base_weights"].upsert_all(rows, pk=("base", "weight"))
+
+    def record_build(self, folder: Path, tree: str, record: Any) -> None:
+        """A build that was written; `record` is a `BuildRecord`."""
+        value = record.to_json()
+        row = {
+            "folder": str(folder.resolve()),
+            "tree": tree,
+            "base": value.get("base"),
+            "date": _now(),
+            "record": json_text(value),
+        }
+        with self.writing() as db:
+            db["builds"].upsert(row, pk="folder")
+
+    def remember_fingerprint(self, folder: Path, fingerprint: str) -> None:
+        """Keep a base's fingerprint for `known_fingerprint`; it is no harm where that cannot be."""
+        listing = _listing(folder)
+        if listing is None or time.time() - listing[1] < _SETTLED:
+            return
+        try:
+            with self.writing() as db:
+                row = {"folder": str(folder.resolve()), "files": listing[0], "fingerprint": fingerprint}
+                db["fingerprints"].upsert(row, pk="folder")
+        except PatchkitError:
+            return
+
+    def reindex(self, store: GitStore, *, norms: bool = True) -> dict[str, int]:
+        """Derive everything derivable from Git's history again; counts by name. See `indexing`."""
+        from patchkit.indexing import reindex
+
+        return reindex(self, store, norms=norms)
+
+    def _measured(self, db: Any, patch: str | None, environment: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns that every measurement has."""
+        versions = json_text(dict(environment))
+        row = {
+            "id": hash_bytes(versions.encode()),
+            "device": str(environment.get("device", "")),
+            "versions": versions,
+        }
+        db["environments"].upsert(row, pk="id")
+        if patch is not None:
+            _known_patch(db, patch)
+        return {"patch": patch, "date": _now(), "environment": row["id"]}
+
+
+def _known_patch(db: Any, patch: str) -> None:
+    """A row for measurements to hang on; `reindex` fills it in."""
+    db.execute("insert or ignore into patches(id) values (?)", [patch])
+
+
+def _listing(folder: Path) -> tuple[str, float] | None:
+    """Size, times and place of every file that a fingerprint reads, and when the last one changed."""
+    found = []
+    newest = 0.0
+    try:
+        for path in sorted(folder.iterdir()):
+            if path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json"):
+                status = os.stat(path)
+                found.append(
+                    [path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+                )
+                newest = max(newest, status.st_mtime, status.st_ctime)
+    except OSError:
+        return None
+    return json_text(found), newest
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
