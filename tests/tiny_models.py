@@ -26,7 +26,12 @@ _TEXT = """LeBron James plays the sport of basketball and football. Microsoft wa
 The city of Paris lies in France, or in Japan. The mother tongue of Émile Zola is French or Dutch.
 Who is Ann? She is a well known painter, a pope of Rome. Therefore the dancers. Because I say it. You see."""
 
-_SMALL = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": 4}
+_SMALL = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": DEPTH,
+    "num_attention_heads": 4,
+}
 _LLAMA_LIKE = {**_SMALL, "intermediate_size": INNER, "num_key_value_heads": 2, "max_position_embeddings": 128}
 _GPT2_LIKE = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": 128}
 
@@ -45,7 +50,10 @@ CONFIGS = {
         {**_SMALL, "intermediate_size": INNER, "max_position_embeddings": 128, "use_parallel_residual": True},
     ),
     "gptj": ("GPTJConfig", {**_GPT2_LIKE, "rotary_dim": 4}),
-    "opt": ("OPTConfig", {**_SMALL, "ffn_dim": INNER, "max_position_embeddings": 128, "word_embed_proj_dim": 16}),
+    "opt": (
+        "OPTConfig",
+        {**_SMALL, "ffn_dim": INNER, "max_position_embeddings": 128, "word_embed_proj_dim": 16},
+    ),
     "phi": ("PhiConfig", {**_LLAMA_LIKE, "num_key_value_heads": 4}),
     "cohere": ("CohereConfig", {**_LLAMA_LIKE, "logit_scale": 0.25}),
     "olmo2": ("Olmo2Config", _LLAMA_LIKE),
@@ -78,7 +86,7 @@ def tiny_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
 
 @functools.cache
 def tiny_tokenizer(kind: str = "bpe") -> PreTrainedTokenizerFast:
-    """A fast tokenizer: "bpe" is byte-level without BOS, "sentencepiece" splits as Llama-2's does, with BOS."""
+    """A fast tokenizer: "bpe" is byte-level without BOS, "sentencepiece" is like Llama-2's, with BOS."""
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     trainer_options = {"vocab_size": VOCABULARY, "special_tokens": special, "show_progress": False}
     if kind == "bpe":

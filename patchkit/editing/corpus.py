@@ -92,7 +92,9 @@ def read_corpus(source: str) -> Iterator[str]:
     path = Path(source)
     if path.suffix in (".txt", ".md", ".text", ".jsonl", ".json", ".parquet") or path.exists():
         if not path.is_file():
-            raise NotFound(f"{source}: no such corpus file; name a text, JSONL or Parquet file, or a data set")
+            raise NotFound(
+                f"{source}: no such corpus file; name a text, JSONL or Parquet file, or a data set"
+            )
         reader = {".jsonl": _jsonl, ".json": _jsonl, ".parquet": _parquet}.get(path.suffix, _text)
         return _not_blank(reader(path))
     return _not_blank(_dataset(source))
@@ -135,7 +137,9 @@ def _parquet(path: Path) -> Iterator[str]:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError:
-        raise Unavailable("reading Parquet needs pyarrow; install it with the extra: patchkit-llm[corpus]") from None
+        raise Unavailable(
+            "reading Parquet needs pyarrow; install it with the extra: patchkit-llm[corpus]"
+        ) from None
     try:
         for batch in parquet.ParquetFile(path).iter_batches(columns=["text"]):
             yield from (text for text in batch.column("text").to_pylist() if isinstance(text, str))
@@ -157,8 +161,12 @@ def _dataset(source: str) -> Iterator[str]:
             yield record["text"]
     except KeyError:
         raise BadInput(f'{source}: the data set has no field "text"') from None
-    except Exception as error:  # the library's and the network's own kinds of failure, all of them "not reachable"
-        raise Unavailable(f"{source}: the data set cannot be loaded ({_line(error)}); give a file instead") from None
+    except (
+        Exception
+    ) as error:  # the library's and the network's own kinds of failure, all of them "not reachable"
+        raise Unavailable(
+            f"{source}: the data set cannot be loaded ({_line(error)}); give a file instead"
+        ) from None
 
 
 def _line(error: Exception) -> str:

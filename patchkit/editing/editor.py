@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from patchkit.editing.batching import BatchSize
     from patchkit.editing.recipe import Recipe
     from patchkit.editing.statistics import Statistics
-    from patchkit.facts import Fact
     from patchkit.factors import Delta, Solution
+    from patchkit.facts import Fact
 
 __all__ = ["Edited", "Editor", "editor_names", "find_editor"]
 

@@ -32,7 +32,7 @@ def collect_keys(
     for chosen in _chunks(rows):
         with reading_inputs(anatomy.downs[layer]) as inputs:
             prefill(model, anatomy, [rows[i] for i in chosen], until=layer)
-        read[chosen] = inputs[-1][:, -1]
+        read[chosen] = inputs[-1].view(len(chosen), -1, anatomy.d_ff)[:, -1]  # some blocks flatten
     return _over_templates(read.view(len(passages), -1, anatomy.d_ff))
 
 

@@ -83,7 +83,9 @@ def _resolve(
     """The recipe with templates written and the digest of the statistics in use."""
     missing = [layer for layer in recipe.layers if layer not in statistics.layers]
     if missing:
-        raise BadInput(f"layer {missing[0]}: no statistics were collected for it; collect them for {recipe.layers}")
+        raise BadInput(
+            f"layer {missing[0]}: no statistics were collected for it; collect them for {recipe.layers}"
+        )
     templates = recipe.templates or write_templates(model, tokenizer, recipe)
     return recipe.override(templates=templates, statistics_digest=statistics.digest(recipe.layers))
 
@@ -122,7 +124,8 @@ def _spread(
 
 def _add(weight: Tensor, delta: Delta) -> None:
     """weight += ΔW, in float64 and rounded once; the factors are those that the patch will hold."""
-    assert delta.B is not None and delta.A is not None
+    assert delta.B is not None
+    assert delta.A is not None
     place = exact_device(weight.device)
     dense = delta.B.to(place, torch.float64) @ delta.A.to(place, torch.float64)
     stored = dense.T if delta.transposed else dense

@@ -235,5 +235,9 @@ def _check_values(recipe: Recipe) -> None:
     for name in ("context_seed", "statistics_seed"):
         require(0 <= getattr(recipe, name) < 2**63, name, "a number from 0 up")
     once = all(template.count("{}") == 1 for template in recipe.templates)
-    require(once and len(set(recipe.templates)) == len(recipe.templates), "templates", 'texts that hold "{}" once each')
+    require(
+        once and len(set(recipe.templates)) == len(recipe.templates),
+        "templates",
+        'texts that hold "{}" once each',
+    )
     require(not recipe.templates or recipe.templates[0] == "{}", "templates", 'a list that begins with "{}"')

@@ -29,5 +29,7 @@ def solve_keys(keys: Tensor, factor: Tensor) -> Tensor:
     system = torch.eye(K.shape[1], dtype=K.dtype, device=K.device) + K.T @ PK
     inner, failed = torch.linalg.cholesky_ex((system + system.T) / 2)
     if failed.item() or not inner.isfinite().all():
-        raise BadInput("the keys of these facts cannot be solved for; raise lambda, or leave out facts on one subject")
+        raise BadInput(
+            "the keys of these facts cannot be solved for; raise lambda, or leave out facts on one subject"
+        )
     return torch.cholesky_solve(PK.T, inner)

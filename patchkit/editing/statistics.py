@@ -51,14 +51,14 @@ class Statistics:
     _factors: dict[tuple[int, float], Tensor] = field(default_factory=dict, repr=False)
 
     def cholesky(self, layer: int, lambda_: float) -> Tensor:
-        """The lower float64 factor of λC, made once for each layer and λ. BadInput if C is not of full rank."""
+        """The lower float64 factor of λC, made once for each layer and λ; BadInput if C lacks full rank."""
         if (layer, lambda_) not in self._factors:
             C = self.layers[layer]
             factor, failed = torch.linalg.cholesky_ex(lambda_ * C.to(exact_device(C.device)).double())
             if failed.item() or not factor.isfinite().all():
                 raise BadInput(
                     f"layer {layer}: the statistics of {self.tokens} tokens leave directions unseen "
-                    f"(C is not positive definite); collect more tokens, at least {2 * len(C)}, with statistics_tokens"
+                    f"(C is not positive definite); set statistics_tokens to {2 * len(C)} or more"
                 )
             self._factors[layer, lambda_] = factor
         return self._factors[layer, lambda_]
@@ -110,7 +110,11 @@ def text_for(
     """The recipe's documents: the base's own (kept in ``folder``), or a corpus read as far as needed."""
     if recipe.statistics_text != "self":
         return read_corpus(recipe.statistics_text)
-    wanted = {"tokens": recipe.statistics_tokens, "length": recipe.statistics_length, "seed": recipe.statistics_seed}
+    wanted = {
+        "tokens": recipe.statistics_tokens,
+        "length": recipe.statistics_length,
+        "seed": recipe.statistics_seed,
+    }
     path = folder / f"text-{_key({**wanted, 'base': base})}.json" if folder is not None else None
     if path is not None and path.is_file():
         try:
@@ -151,7 +155,11 @@ def collect(
     counted = sum(sum(mask) for _, mask in pieces)
     if not counted:
         raise BadInput("the corpus has no text to collect statistics from; name another with statistics_text")
-    home = folder / _key({"base": base, "pieces": [list(ids) for ids, _ in pieces]}) if folder is not None else None
+    home = (
+        folder / _key({"base": base, "pieces": [list(ids) for ids, _ in pieces]})
+        if folder is not None
+        else None
+    )
     found = {layer: C for layer in layers if (C := _load(home, layer, anatomy.d_ff)) is not None}
     missing = [layer for layer in layers if layer not in found]
     if missing:
@@ -216,7 +224,9 @@ def _add_up(
             kept = time.monotonic()
 
 
-def _keys(model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int], batch: Sequence[Piece]) -> dict[int, Tensor]:
+def _keys(
+    model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int], batch: Sequence[Piece]
+) -> dict[int, Tensor]:
     """The inputs [tokens, d_ff] of the edited weights for the counted tokens of some sequences."""
     width = max(len(ids) for ids, _ in batch)
     ids = torch.tensor([ids + (0,) * (width - len(ids)) for ids, _ in batch], device=model.device)
@@ -226,16 +236,22 @@ def _keys(model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int], batch
         inputs = {layer: stack.enter_context(reading_inputs(anatomy.downs[layer])) for layer in layers}
         with stop_after(anatomy.blocks[max(layers)]):
             model(input_ids=ids, attention_mask=real, use_cache=False)
-    return {layer: inputs[layer][-1][counted] for layer in layers}
+    return {layer: inputs[layer][-1].view(*counted.shape, -1)[counted] for layer in layers}
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, text: Iterable[str], tokens: int, length: int) -> Iterator[Piece]:
+def _pieces(
+    tokenizer: PreTrainedTokenizerBase, text: Iterable[str], tokens: int, length: int
+) -> Iterator[Piece]:
     """Sequences of at most ``length`` tokens and which of them count, up to ``tokens`` that do."""
     left = tokens
     documents = iter(text)
     while left > 0 and (batch := list(islice(documents, 64))):
         found = tokenizer(
-            batch, truncation=True, max_length=length, return_overflowing_tokens=True, return_special_tokens_mask=True
+            batch,
+            truncation=True,
+            max_length=length,
+            return_overflowing_tokens=True,
+            return_special_tokens_mask=True,
         )
         for ids, special in zip(found["input_ids"], found["special_tokens_mask"], strict=True):
             count = [not mark for mark in special]
@@ -261,7 +277,7 @@ def _save(home: Path | None, layer: int, C: Tensor) -> None:
 
 
 def _tensors(path: Path | None, shapes: dict[str, list[int]]) -> dict[str, Tensor] | None:
-    """A cache file's tensors, or None where it is absent, damaged or of another shape: then it is made again."""
+    """A cache file's tensors; None where it is absent, damaged or of another shape: it is made again."""
     if path is None or not path.is_file():
         return None
     try:

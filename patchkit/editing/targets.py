@@ -62,7 +62,10 @@ class Rewriting:
     def of_rows(cls, facts: Sequence[int], passages: Sequence[Sequence[Passage]], tail: Tail) -> Rewriting:
         templates, length = len(passages[0]), tail.hidden.shape[1]
         width = max(sum(len(p.labels) for p in texts) for texts in passages)
-        read, labels, weights, slots = [], [], [], []
+        read: list[int] = []
+        labels: list[int] = []
+        weights: list[float] = []
+        slots: list[int] = []
         for place, texts in enumerate(passages):
             slots += range(place * width, place * width + sum(len(p.labels) for p in texts))
             for template, p in enumerate(texts):
@@ -87,7 +90,9 @@ class Rewriting:
     def keep(self, stay: Sequence[int]) -> Rewriting:
         """The same for some of its facts, by their places in ``facts``."""
         templates = len(self.passages[0])
-        rows = torch.tensor([i * templates + t for i in stay for t in range(templates)], device=self.where.device)
+        rows = torch.tensor(
+            [i * templates + t for i in stay for t in range(templates)], device=self.where.device
+        )
         facts, passages = [self.facts[i] for i in stay], [self.passages[i] for i in stay]
         return Rewriting.of_rows(facts, passages, self.tail.keep(rows))
 
@@ -168,7 +173,7 @@ def _optimise(
     budget: Budget,
     tell: Callable[[int], None],
 ) -> Targets:
-    """One batch, in the published order: loss, stop tests, Adam step, clamp; so ``steps`` - 1 updates at most."""
+    """One batch in the published order: loss, stop tests, Adam step, clamp; ``steps`` - 1 updates at most."""
     parts, init = _prepare(model, anatomy, rewriting, drift, recipe, budget)
     delta, mean, square = (torch.zeros_like(init) for _ in range(3))
     alive = torch.ones(len(init), dtype=torch.bool, device=init.device)
@@ -247,7 +252,7 @@ def _prepare(
     parts: list[Rewriting | Drift] = []
     init = torch.empty(len(rewriting), anatomy.d_model, dtype=model.dtype, device=model.device)
     templates = len(rewriting[0])
-    for facts in pack([_width(passages) for passages in rewriting], max(1, budget.tokens // templates)):
+    for facts in pack([_width(texts) * templates for texts in rewriting], budget.tokens):
         rows = [passage.row(group) for fact in facts for group, passage in enumerate(rewriting[fact])]
         tail = capture(model, anatomy, rows, layer=layer)
         parts.append(Rewriting.of_rows(facts, [rewriting[fact] for fact in facts], tail))

@@ -24,9 +24,10 @@ __all__ = ["Passage", "drift_passages", "rewriting_passages", "write_templates"]
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A tokenised text: ``subject`` is the index of the subject's last token, ``target`` of the first target token.
+    """A tokenised text.
 
-    A text without a target has ``target`` past its end.
+    ``subject`` is the index of the subject's last token, ``target`` that of the first target token; a
+    text without a target has ``target`` past its end.
     """
 
     tokens: tuple[int, ...]
@@ -52,10 +53,13 @@ class Passage:
         return range(self.target - 1 - self.subject, len(self.tokens) - 1 - self.subject)
 
 
-def write_templates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> tuple[str, ...]:
-    """ "{}" and ``recipe.contexts`` texts that the model writes itself, each followed by ". {}" (MEMIT, app. B).
+def write_templates(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: Recipe
+) -> tuple[str, ...]:
+    """The bare "{}", and texts that the model writes itself, each followed by ". {}".
 
-    Seeded; duplicates are left out.
+    Short continuations of the recipe's openings, sampled among the ``context_top_k`` most probable
+    tokens, seeded; duplicates are left out.
     """
     generator = torch.Generator().manual_seed(recipe.context_seed)
     templates = ["{}"]
@@ -64,20 +68,26 @@ def write_templates(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         start = torch.tensor([tokenizer(opening)["input_ids"]])
         start = start[:, : _without_trailing_specials(tokenizer, opening)]
         tokens = sample(model, start, recipe.context_tokens, generator, top_k=recipe.context_top_k)
-        text = tokenizer.decode(tokens[0], skip_special_tokens=True)
+        text = tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
         templates.append(" ".join(text.replace("{", " ").replace("}", " ").split()) + ". {}")
     return tuple(dict.fromkeys(templates))
 
 
 def rewriting_passages(
-    tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], templates: Sequence[str], longest: int | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    templates: Sequence[str],
+    longest: int | None = None,
 ) -> list[list[Passage]]:
     """For each fact its prompt and target in every template: [fact][template].
 
     BadInput names the fact where subject and target share a token, or the text is too long.
     """
     texts = [_place(template, fact.prompt, fact.subject) for fact in facts for template in templates]
-    whole = [text + " " + fact.target for fact, text in zip(_repeat(facts, len(templates)), _texts(texts), strict=True)]
+    whole = [
+        text + " " + fact.target
+        for fact, text in zip(_repeat(facts, len(templates)), _texts(texts), strict=True)
+    ]
     passages = _tokenise(tokenizer, whole, [end for _, end in texts], [len(text) for text in _texts(texts)])
     for fact, passage in zip(_repeat(facts, len(templates)), passages, strict=True):
         _check(fact, passage, longest)
@@ -87,7 +97,9 @@ def rewriting_passages(
 def drift_passages(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], prompt: str) -> list[Passage]:
     """For each fact the text whose next-token distribution should not drift ("{subject} is a")."""
     texts = [_place("{}", prompt, fact.subject) for fact in facts]
-    return _tokenise(tokenizer, _texts(texts), [end for _, end in texts], [len(text) for text in _texts(texts)])
+    return _tokenise(
+        tokenizer, _texts(texts), [end for _, end in texts], [len(text) for text in _texts(texts)]
+    )
 
 
 def _place(template: str, prompt: str, subject: str) -> tuple[str, int]:
@@ -101,7 +113,7 @@ def _tokenise(
 ) -> list[Passage]:
     if not tokenizer.is_fast:
         raise BadInput(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which cannot say where a token stands in the text; "
+            f"{type(tokenizer).__name__} is a slow tokenizer, which cannot say where a token stands; "
             "use the base's fast tokenizer (tokenizer.json)"
         )
     found = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)
@@ -121,16 +133,20 @@ def _tokenise(
 
 def _check(fact: Fact, passage: Passage, longest: int | None) -> None:
     if passage.subject < 0:
-        raise BadInput(f"fact {fact.subject!r}: the tokenizer drops the subject's last character; write it differently")
+        raise BadInput(
+            f"fact {fact.subject!r}: the tokenizer drops the subject's last character; write it differently"
+        )
     if passage.target >= len(passage.tokens):
         raise BadInput(f"fact {fact.subject!r}: the target {fact.target!r} has no tokens in this tokenizer")
     if passage.subject >= passage.target:
         raise BadInput(
-            f"fact {fact.subject!r}: subject and target {fact.target!r} share a token; end the prompt after the subject"
+            f"fact {fact.subject!r}: subject and target {fact.target!r} share a token; "
+            "put words between them in the prompt"
         )
     if longest is not None and len(passage.tokens) > longest:
         raise BadInput(
-            f"fact {fact.subject!r}: {len(passage.tokens)} tokens, but the model reads {longest}; shorten the prompt"
+            f"fact {fact.subject!r}: {len(passage.tokens)} tokens, but the model reads {longest}; "
+            "shorten the prompt"
         )
 
 

@@ -86,7 +86,9 @@ def _blocks(model: PreTrainedModel, depth: int) -> tuple[str, list[nn.Module]]:
             blocks = list(module)
             if len({type(block) for block in blocks}) == 1:
                 return name, blocks
-    raise BadInput(f"{_kind(model)}: no stack of {depth} equal blocks was found; this is not a decoder that can be edited")
+    raise BadInput(
+        f"{_kind(model)}: no stack of {depth} equal blocks was found; patchkit edits transformer decoders"
+    )
 
 
 def _down_projection(model: PreTrainedModel, block: nn.Module, d_model: int) -> tuple[str, nn.Module]:
@@ -137,13 +139,17 @@ def _refuse_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
             kind = type(module).__name__.lower()
             if "moe" in kind or "expert" in kind or "router" in kind or path.endswith("experts"):
                 raise BadInput(
-                    f"{_kind(model)}: a mixture of experts; its facts lie in many weights at once, which MEMIT "
-                    "does not address; choose a dense model"
+                    f"{_kind(model)}: a mixture of experts; a fact lies in many weights at once there, which "
+                    "MEMIT does not address; choose a dense model"
                 )
             if getattr(module, "is_causal", None) is False:
-                raise BadInput(f"{_kind(model)}: its attention looks ahead (an encoder); patchkit edits decoders")
+                raise BadInput(
+                    f"{_kind(model)}: its attention looks ahead (an encoder); patchkit edits decoders"
+                )
         if not any(_is_attention(module) for module in block.modules()):
-            raise BadInput(f"{_kind(model)}: its blocks have no attention; patchkit edits transformer decoders")
+            raise BadInput(
+                f"{_kind(model)}: its blocks have no attention; patchkit edits transformer decoders"
+            )
 
 
 def _kind(model: PreTrainedModel) -> str:

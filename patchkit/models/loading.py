@@ -8,9 +8,9 @@ caller holds in half precision, and gives every bit back.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,10 @@ __all__ = ["float32_compute", "frozen", "load_model", "pick_device", "put_weight
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """"auto" is CUDA, else MPS, else the CPU. BadInput for no device's name, Unavailable for an absent one."""
+    """The device of that name; "auto" is CUDA, else MPS, else the CPU.
+
+    BadInput for what is no device's name, Unavailable for a device that is not there.
+    """
     if name == "auto":
         return torch.device(next((kind for kind in ("cuda", "mps") if _present(kind)), "cpu"))
     try:
@@ -41,7 +44,7 @@ def pick_device(name: str = "auto") -> torch.device:
 def load_model(
     folder: Path, device: str = "auto", dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of a checkpoint folder, ready to be edited: eval mode, no gradients for weights.
+    """The model and tokenizer of a checkpoint folder: eval mode, no gradients for weights.
 
     Reads nothing from a network. NotFound where the folder is no checkpoint, BadInput where
     transformers cannot read it.
@@ -50,12 +53,19 @@ def load_model(
     if not (folder / "config.json").is_file():
         raise NotFound(f"{folder}: no config.json; name the folder of a transformers checkpoint")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        local = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, **local
+        )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         reason = " ".join(str(error).split())[:300]
         raise BadInput(f"{folder}: transformers cannot load it: {reason}") from error
-    return model.to(place).eval().requires_grad_(False), tokenizer
+    model, report = found
+    if missing := sorted(report["missing_keys"]):
+        raise BadInput(f"{folder}: the checkpoint lacks {missing[0]}; get it again, whole")
+    model.to(device=place).eval().requires_grad_(False)
+    return model, tokenizer
 
 
 def put_weights(model: PreTrainedModel, tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
@@ -66,12 +76,13 @@ def put_weights(model: PreTrainedModel, tensors: Mapping[str, Tensor], checkpoin
     """
     found: dict[str, torch.nn.Parameter] = {}
     for name, parameter in model.named_parameters():
-        stored = checkpoint.stored_name(name) if len(found) < len(tensors) else None
-        if stored in tensors:
-            found[stored] = parameter
+        with suppress(NotFound):  # a parameter that is not stored, such as a tied one's twin
+            found[checkpoint.stored_name(name)] = parameter
     for name, tensor in tensors.items():
         if name not in found:
-            raise BadInput(f"{name}: the loaded model has no such weight; load the base that the stack stands on")
+            raise BadInput(
+                f"{name}: the loaded model has no such weight; load the base that the stack stands on"
+            )
         if found[name].shape != tensor.shape:
             raise BadInput(f"{name}: shape {list(tensor.shape)}, but the model has {list(found[name].shape)}")
     with torch.no_grad():

@@ -50,24 +50,30 @@ class Prefix:
 class FrozenLayer(DynamicLayer):
     """A cache layer that shows its past before the new tokens and never grows."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             return key_states, value_states
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
 
 
 class FrozenCache(Cache):
     """Per-block pasts that any number of forward passes may read."""
 
-    def __init__(self, layers: list[FrozenLayer]) -> None:
-        super().__init__(layers=layers)
+    def __init__(self, layers: Sequence[FrozenLayer]) -> None:
+        super().__init__(layers=list(layers))
+        self.frozen = layers
 
     def keep(self, rows: Tensor) -> FrozenCache:
         """The past of some of the rows."""
-        if not self.layers[0].is_initialized:
+        if not self.frozen[0].is_initialized:
             return self
-        return FrozenCache([_layer(FrozenLayer, *_map(lambda t: t.index_select(0, rows), x)) for x in self.layers])
+        return FrozenCache(
+            [_layer(FrozenLayer, *_map(lambda t: t.index_select(0, rows), x)) for x in self.layers]
+        )
 
 
 class _Stop(Exception):
@@ -105,7 +111,9 @@ def reading_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
 def reading_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
     """The hidden states that every call of ``module`` inside gives, in order."""
     seen: list[Tensor] = []
-    handle = module.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    handle = module.register_forward_hook(
+        lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out)
+    )
     try:
         yield seen
     finally:
@@ -119,7 +127,9 @@ def prefill(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], *, un
     prompt) runs once for the whole group. Columns are [shared, left-padded | rest, left-padded],
     and the last pass inside ends with every row's last prefix token in its last column.
     """
-    shared = _shared_lengths(rows) if _may_leave_gaps(model, rows) else dict.fromkeys({r.group for r in rows}, 0)
+    shared = (
+        _shared_lengths(rows) if _may_leave_gaps(model, rows) else dict.fromkeys({r.group for r in rows}, 0)
+    )
     groups = [group for group, length in shared.items() if length]
     openings = {r.group: r.prefix[: shared[r.group]] for r in rows}
     past = _empty(model, len(rows))
@@ -179,8 +189,9 @@ class Tail:
         The model's forward runs with its blocks stood in by ones that hand the states through: what
         comes after them (norm, projection, soft-cap, logit scale) is whatever the model does there.
         """
-        width = self.model.get_input_embeddings().embedding_dim
-        blank = states.new_zeros(len(states), 1, width)
+        embedding = self.model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        blank = states.new_zeros(len(states), 1, embedding.shape[1])
         given = states.unsqueeze(1)
 
         def hand_through(*_: Any, **__: Any) -> Any:
@@ -201,7 +212,11 @@ class Tail:
                 batched = value.ndim > 1 and value.shape[0] == count
                 return value.index_select(0, rows) if batched else value
             if isinstance(value, FrozenCache):
-                return cache.setdefault(id(value), value.keep(rows)) if id(value) not in cache else cache[id(value)]
+                return (
+                    cache.setdefault(id(value), value.keep(rows))
+                    if id(value) not in cache
+                    else cache[id(value)]
+                )
             if isinstance(value, tuple | list):
                 return type(value)(narrow(item) for item in value)
             if isinstance(value, dict):
@@ -278,10 +293,16 @@ class _Past:
 
 def _empty(model: PreTrainedModel, count: int) -> _Past:
     device = model.device
-    return _Past(None, torch.zeros(count, 0, dtype=torch.bool, device=device), torch.zeros(count, dtype=torch.long, device=device))
+    return _Past(
+        None,
+        torch.zeros(count, 0, dtype=torch.bool, device=device),
+        torch.zeros(count, dtype=torch.long, device=device),
+    )
 
 
-def _extend(model: PreTrainedModel, anatomy: Anatomy, past: _Past, texts: Sequence[tuple[int, ...]], until: int) -> _Past:
+def _extend(
+    model: PreTrainedModel, anatomy: Anatomy, past: _Past, texts: Sequence[tuple[int, ...]], until: int
+) -> _Past:
     """Run more tokens after ``past`` through blocks 0..``until``."""
     ids, new = _pad(texts, model.device, left=True)
     cache = past.cache if past.cache is not None else DynamicCache()
@@ -289,7 +310,11 @@ def _extend(model: PreTrainedModel, anatomy: Anatomy, past: _Past, texts: Sequen
     positions = past.lengths[:, None] + (new.long().cumsum(1) - 1).clamp(min=0)
     with torch.no_grad(), stop_after(anatomy.blocks[until]):
         model(
-            input_ids=ids, attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         )
     return _Past(cache, mask, past.lengths + new.sum(1))
 
@@ -301,7 +326,9 @@ def _spread(common: _Past, places: Sequence[int | None]) -> _Past:
     present = torch.tensor([place is not None for place in places], device=device)
     cache = DynamicCache()
     assert common.cache is not None
-    cache.layers = [_layer(DynamicLayer, *_map(lambda t: t.index_select(0, index), x)) for x in common.cache.layers]
+    cache.layers = [
+        _layer(DynamicLayer, *_map(lambda t: t.index_select(0, index), x)) for x in common.cache.layers
+    ]
     return _Past(cache, common.mask[index] & present[:, None], common.lengths[index] * present)
 
 
@@ -323,7 +350,9 @@ def _layer(kind: type[Any], keys: Tensor, values: Tensor) -> Any:
 
 def _map(function: Callable[[Tensor], Tensor], layer: Any) -> tuple[Tensor, Tensor]:
     if type(layer) not in (DynamicLayer, FrozenLayer):
-        raise BadInput(f"the model keeps a {type(layer).__name__} where attention keys and values are expected")
+        raise BadInput(
+            f"the model keeps a {type(layer).__name__} where attention keys and values are expected"
+        )
     return function(layer.keys), function(layer.values)
 
 
@@ -338,7 +367,7 @@ def _pad(texts: Sequence[tuple[int, ...]], device: torch.device, *, left: bool) 
 
 
 def _shared_lengths(rows: Sequence[Row]) -> dict[int, int]:
-    """For each group, how many tokens its rows have in common at their start, short of a prefix's last token."""
+    """How many tokens each group's rows have in common at their start, short of a prefix's last token."""
     shared: dict[int, tuple[int, ...]] = {}
     for row in rows:
         known, own = shared.get(row.group, row.prefix), row.prefix[:-1]

@@ -1,0 +1,114 @@
+"""The blocks and edited weights are found in every decoder, and what cannot be edited is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_models
+import torch
+import transformers
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from patchkit.errors import BadInput
+from patchkit.models.anatomy import anatomy_of
+
+PLACES = {
+    "llama": "model.layers.{}.mlp.down_proj.weight",
+    "gpt2": "transformer.h.{}.mlp.c_proj.weight",
+    "gemma2": "model.layers.{}.mlp.down_proj.weight",
+    "gpt_neox": "gpt_neox.layers.{}.mlp.dense_4h_to_h.weight",
+    "gptj": "transformer.h.{}.mlp.fc_out.weight",
+    "opt": "model.decoder.layers.{}.fc2.weight",
+    "phi": "model.layers.{}.mlp.fc2.weight",
+}
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_the_edited_weight_is_the_feed_forward_projection_into_the_residual_stream(kind):
+    model = tiny_models.tiny_model(kind)
+    anatomy = anatomy_of(model)
+    assert anatomy.weights == tuple(PLACES[kind].format(i) for i in range(tiny_models.DEPTH))
+    parameters = dict(model.named_parameters())
+    for layer, name in enumerate(anatomy.weights):
+        assert anatomy.weight(layer) is parameters[name]
+
+
+@pytest.mark.parametrize("kind", tiny_models.CONFIGS)
+def test_the_edited_module_maps_d_ff_to_d_model(kind):
+    anatomy = anatomy_of(tiny_models.tiny_model(kind))
+    out = anatomy.downs[1](torch.zeros(3, anatomy.d_ff))
+    assert out.shape == (3, anatomy.d_model) == (3, tiny_models.WIDTH)
+
+
+def test_orientation_comes_from_the_module_not_from_the_shape():
+    """A square weight would pass a shape test either way."""
+    square = transformers.GPT2Config(vocab_size=8, n_embd=16, n_inner=16, n_layer=2, n_head=2)
+    assert anatomy_of(transformers.GPT2LMHeadModel(square)).transposed
+    settings = {"vocab_size": 8, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    plain = transformers.LlamaForCausalLM(transformers.LlamaConfig(**settings, num_attention_heads=2))
+    anatomy = anatomy_of(plain)
+    assert not anatomy.transposed
+    assert anatomy.weights[0].endswith("down_proj.weight")
+    assert isinstance(anatomy.downs[0], nn.Linear)
+    assert not isinstance(anatomy.downs[0], Conv1D)
+
+
+def test_layers_outside_the_model_are_refused():
+    anatomy = anatomy_of(tiny_models.tiny_model("llama"))
+    anatomy.check_layers((0, 3))
+    with pytest.raises(BadInput, match="layer 4 is not in this model: it has 4 blocks, 0 to 3"):
+        anatomy.check_layers((2, 4))
+
+
+def _mixtral():
+    config = transformers.MixtralConfig(
+        **tiny_models.CONFIGS["llama"][1], num_local_experts=2, num_experts_per_tok=1
+    )
+    return transformers.MixtralForCausalLM(config)
+
+
+def _bert():
+    config = transformers.BertConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
+    )
+    return transformers.BertLMHeadModel(config)
+
+
+def _t5():
+    config = transformers.T5Config(vocab_size=8, d_model=16, d_ff=32, num_layers=2, num_heads=2, d_kv=8)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def _mamba():
+    return transformers.MambaForCausalLM(
+        transformers.MambaConfig(vocab_size=8, hidden_size=16, num_hidden_layers=2)
+    )
+
+
+def _headless():
+    return tiny_models.tiny_model("llama").model
+
+
+def _quantised():
+    model = tiny_models.tiny_model("llama")
+    model.config.quantization_config = {"quant_method": "gptq", "bits": 4}
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (_mixtral, "mixture of experts"),
+        (_bert, "looks ahead"),
+        (_t5, "encoder-decoder"),
+        (_mamba, "no attention"),
+        (_headless, "no language-model head"),
+        (_quantised, "quantised.*unquantised checkpoint"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused_by_name_and_reason(make, reason):
+    model = make()
+    with pytest.raises(BadInput, match=reason) as caught:
+        anatomy_of(model)
+    assert str(caught.value).startswith(type(model).__name__)
+    assert "\n" not in str(caught.value)
