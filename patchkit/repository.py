@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from patchkit.catalogue import Catalogue
 from patchkit.errors import BadInput, Misconfigured, NotFound
-from patchkit.facts import Batch, Fact, read_facts
-from patchkit.gitstore import GitStore
-from patchkit.settings import Settings
+from patchkit.gitstore import Commit, GitStore
+from patchkit.settings import BASE_KEY, Settings
+from patchkit.settings import FILE as SETTINGS
 from patchkit.stack import Problem, Stack, StoredPatch, find_patch, problems, read_patch, read_stack
 
 if TYPE_CHECKING:
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
     from patchkit.actions.ask import Answer
     from patchkit.actions.build import Built
     from patchkit.actions.commit import Committed
+    from patchkit.actions.diff import Difference
+    from patchkit.actions.edit import Facts
     from patchkit.actions.revert import Reverted
+    from patchkit.actions.show import Shown
+    from patchkit.actions.status import Row, Status
     from patchkit.actions.workbench import Workbench
     from patchkit.checkpoint import Checkpoint
+    from patchkit.editing.recipe import Recipe
     from patchkit.factors import Patch
 
 __all__ = ["Repository"]
-
-BASE_KEY = "patchkit.base"
 
 
 class Repository:
@@ -52,10 +55,10 @@ class Repository:
 
     @classmethod
     def init(cls, base: str | Path, folder: str | Path = ".", *, revision: str | None = None) -> Repository:
-        """Make (or complete) a repository on ``base``; see ``patchkit init``."""
+        """Make a repository on ``base`` in ``folder`` (or open the one there); see ``patchkit init``."""
         from patchkit.actions.init import init
 
-        return init(cls, str(base), Path(folder), revision=revision)
+        return cls.open(init(str(base), Path(folder), revision=revision).folder)
 
     # -- what is in force ------------------------------------------------------------------
 
@@ -66,11 +69,11 @@ class Repository:
 
     def stack(self, revision: str = "HEAD") -> Stack:
         """The patches in force at a commit; BadInput lists the tree's problems if it has any."""
-        return read_stack(self.store, revision)
+        return read_stack(self.store, revision, self.catalogue)
 
     def problems(self, revision: str = "HEAD") -> list[Problem]:
         """Everything that keeps the tree at ``revision`` from being believed."""
-        return problems(self.store, revision)
+        return problems(self.store, revision, memory=self.catalogue)
 
     def patch(self, word: str | StoredPatch, revision: str = "HEAD") -> Patch:
         """One patch in force, by folder name or slug, read and checked."""
@@ -82,56 +85,74 @@ class Repository:
         chosen = stack if stack is not None else self.stack()
         return {stored.id: self.patch(stored) for stored in chosen.patches}
 
+    def recipe(self, overrides: Mapping[str, Any] | None = None) -> Recipe:
+        """The recipe in patchkit.toml with some fields changed; BadInput names the field that is wrong."""
+        from patchkit.editing.recipe import Recipe
+
+        recipe = Recipe.from_dict(self.settings.recipe, f"{SETTINGS}: [recipe]")
+        return recipe.override(**overrides) if overrides else recipe
+
     # -- the base --------------------------------------------------------------------------
 
     @property
     def base_folder(self) -> Path:
-        """Where the base lies on this machine."""
+        """Where the base lies on this machine; a short name or hub id is fetched where it is not here."""
         from patchkit.models.sources import resolve_base
 
         place = self.store.config_get(BASE_KEY)
-        if place:
-            if not Path(place).is_dir():
-                raise NotFound(f"the base is not at {place} any more; say where it is: patchkit base PATH")
+        if place and Path(place).is_dir():
             return Path(place)
-        source = self.settings.base_source
-        if source.startswith("folder:"):
+        settings = self.settings
+        if settings.base_source.startswith("folder:"):
+            where = f"is not at {place} any more" if place else "was not looked for on this machine yet"
             raise Misconfigured(
-                f"where the base {source.removeprefix('folder:')!r} lies on this machine is not known; "
-                "say it: patchkit base PATH"
+                f"the base {settings.base_source.removeprefix('folder:')!r} {where}; say where it is: patchkit base PATH"
             )
-        return resolve_base(source, self.settings.base_revision).folder
+        return resolve_base(settings.base_source, settings.base_revision).folder
+
+    def set_base(
+        self,
+        place: str,
+        *,
+        dry_run: bool = False,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> Path:
+        """Say where the base lies on this machine; BadInput unless its fingerprint is the right one."""
+        from patchkit.checkpoint import Checkpoint
+        from patchkit.models.sources import resolve_base
+
+        folder = resolve_base(place).folder
+        self._check_fingerprint(folder, Checkpoint.open(folder).fingerprint(progress))
+        if not dry_run:
+            self.store.config_set(BASE_KEY, str(folder))
+        return folder
 
     def checkpoint(self) -> Checkpoint:
         """The base, its fingerprint compared with the one that patchkit.toml names."""
         from patchkit.checkpoint import Checkpoint
 
-        checkpoint = Checkpoint.open(self.base_folder)
-        found = self.fingerprint(checkpoint)
-        if found != self.settings.base_fingerprint:
-            raise BadInput(
-                f"{checkpoint.folder}: not this repository's base: its tensors' fingerprint is {found[:19]}…, "
-                f"patchkit.toml says {self.settings.base_fingerprint[:19]}…; say where the right one is: "
-                "patchkit base PATH"
-            )
+        folder = self.base_folder
+        known = self.catalogue.known_fingerprint(folder)
+        checkpoint = Checkpoint.open(folder, fingerprint=known)
+        found = checkpoint.fingerprint()
+        if known is None:
+            self.catalogue.remember_fingerprint(folder, found)
+        self._check_fingerprint(folder, found)
         return checkpoint
 
-    def fingerprint(
-        self, checkpoint: Checkpoint, progress: Callable[[int, int, str], None] | None = None
-    ) -> str:
-        """A checkpoint's fingerprint, hashed again only when a file's size or times changed."""
-        known = self.catalogue.known_fingerprint(checkpoint.folder)
-        if known is not None:
-            return known
-        fingerprint = checkpoint.fingerprint(progress)
-        self.catalogue.remember_fingerprint(checkpoint.folder, fingerprint)
-        return fingerprint
+    def _check_fingerprint(self, folder: Path, found: str) -> None:
+        wanted = self.settings.base_fingerprint
+        if found != wanted:
+            raise BadInput(
+                f"{folder}: is not this repository's base: its tensors have the fingerprint {found[:19]}…, "
+                f"{SETTINGS} says {wanted[:19]}…; name the right one: patchkit base PATH"
+            )
 
     def workbench(self, device: str = "auto") -> Workbench:
         """The checked base, loaded; put patches on it with :meth:`Workbench.put`."""
         from patchkit.actions.workbench import Workbench
 
-        return Workbench.open(self.checkpoint().folder, device)
+        return Workbench.open(self.checkpoint(), device)
 
     def load(self, revision: str = "HEAD", device: str = "auto") -> tuple[Any, Any]:
         """(model, tokenizer) of transformers with the stack at ``revision`` applied."""
@@ -142,15 +163,12 @@ class Repository:
 
     # -- changing --------------------------------------------------------------------------
 
-    def commit(self, facts: Batch | str | Path | Sequence[Fact], **options: Any) -> Committed:
+    def commit(self, facts: Facts, **options: Any) -> Committed:
         """Edit facts in and commit them as a patch; options as in :func:`actions.commit.commit`."""
         from patchkit.actions.commit import commit
+        from patchkit.actions.edit import as_batch
 
-        if isinstance(facts, (str, Path)):
-            facts = read_facts(facts)
-        elif not isinstance(facts, Batch):
-            facts = Batch("facts", tuple(facts), tuple(range(1, len(facts) + 1)))
-        return commit(self, facts, **options)
+        return commit(self, as_batch(facts), **options)
 
     def revert(self, *words: str, **options: Any) -> Reverted:
         """Take back patches, a commit or facts; options as in :func:`actions.revert.revert`."""
@@ -172,17 +190,62 @@ class Repository:
 
         return ask(self, prompts, **options)
 
-    def build(self, out: str | Path | None = None, **options: Any) -> Built:
-        """Write base and stack as a checkpoint folder."""
+    @property
+    def build_folder(self) -> Path:
+        """Where `build` writes unless told otherwise."""
+        return self.store.private / "build"
+
+    def build(self, out: str | Path | None = None, **options: Any) -> Built | None:
+        """Write base and stack as a checkpoint folder; None for a dry run."""
         from patchkit.actions.build import build
 
         return build(self, None if out is None else Path(out), **options)
+
+    # -- looking ---------------------------------------------------------------------------
+
+    def status(self) -> Status:
+        """Branch, base, stack, what is half done, and the builds."""
+        from patchkit.actions.status import status
+
+        return status(self)
+
+    def history(self, revision: str = "HEAD", limit: int | None = None) -> list[Commit]:
+        """The commits that changed patches, newest first."""
+        changed = [c for c in self.store.history(revision) if c.added or c.changed or c.removed]
+        return changed[:limit]
+
+    def listing(self, revision: str = "HEAD") -> list[Row]:
+        """The patches in force, oldest first, each with who added it and when."""
+        from patchkit.actions.status import listing
+
+        return listing(self, revision)
+
+    def show(self, word: str | None = None, revision: str = "HEAD") -> Shown:
+        """One patch (the newest by default): facts, results, weights."""
+        from patchkit.actions.show import show
+
+        return show(self, word, revision)
+
+    def diff(self, old: str | None = None, new: str | None = None) -> Difference:
+        """What changes from one commit's stack to another's."""
+        from patchkit.actions.diff import diff
+
+        return diff(self, old, new)
+
+    def search(self, text: str, *, everything: bool = False) -> list[dict[str, Any]]:
+        """Facts in force (or of the whole history) whose words begin with those of ``text``."""
+        tree = self.stack().tree
+        if not self.catalogue.current(tree):
+            self.catalogue.reindex(self.store, norms=False)
+        return self.catalogue.search(text, None if everything else tree)
+
+    # -- keeping ---------------------------------------------------------------------------
 
     def fsck(self, progress: Callable[[str, int, int], None] | None = None) -> list[Problem]:
         """Hash everything again: Git's objects, patches, the base, builds."""
         from patchkit.actions.fsck import fsck
 
-        return fsck(self, progress)
+        return fsck(self, progress=progress)
 
     def reindex(self) -> Mapping[str, int]:
         """Derive the catalogue again from Git; what cannot be derived is kept."""

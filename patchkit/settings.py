@@ -18,9 +18,10 @@ from typing import Any
 
 from patchkit.errors import Misconfigured, NotFound
 
-__all__ = ["FILE", "Settings", "dump_settings", "load_settings", "parse_settings"]
+__all__ = ["BASE_KEY", "FILE", "Settings", "dump_settings", "load_settings", "parse_settings"]
 
 FILE = "patchkit.toml"
+BASE_KEY = "patchkit.base"  # in `git config`: where the base lies on this machine
 MAX_BYTES = 1 << 20
 
 _BASE = ("source", "revision", "fingerprint")

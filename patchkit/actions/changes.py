@@ -1,15 +1,27 @@
-"""Facts taken out of patches that stay: what ``revert --fact`` and ``commit --replace`` share."""
+"""What the changing actions share: facts taken out of a patch, recording, keeping work aside."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from patchkit.errors import BadInput
-from patchkit.facts import Fact
+from patchkit.canonical import hash_bytes
+from patchkit.errors import Busy, PatchkitError
 from patchkit.factors import Patch
+from patchkit.facts import Batch, Fact, FactsError, clashes
+from patchkit.gitstore import Changes
+from patchkit.stack import Stack
 
-__all__ = ["Taken", "take_out"]
+if TYPE_CHECKING:
+    from patchkit.repository import Repository
+
+__all__ = ["Taken", "keep_aside", "record", "take_out"]
+
+ATTEMPTS = 5  # another writer may move HEAD between our look and our commit
+
+Trailers = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -22,11 +34,54 @@ class Taken:
 
 
 def take_out(patch: Patch, indices: Collection[int], name: str) -> Taken:
-    """Take facts out by their place in the patch, solving again in closed form (design: X')."""
-    leaving = tuple(patch.facts[i] for i in sorted(indices))
-    if len(leaving) == len(patch.facts):
-        return Taken(name, leaving, None)
-    try:
-        return Taken(name, leaving, patch.without(indices))
-    except BadInput as error:
-        raise BadInput(f"{name}: {error}") from error
+    """Take facts out by their place in the patch, solved again in closed form (`Patch.without`)."""
+    leaving = tuple(patch.facts[i] for i in sorted(set(indices)))
+    remaining = None if len(leaving) == len(patch.facts) else patch.without(indices)
+    return Taken(name, leaving, remaining)
+
+
+def record(
+    repository: Repository,
+    stack: Stack,
+    changes: Changes,
+    message: str,
+    trailers: Trailers,
+    still_right: Callable[[Stack], None],
+) -> str:
+    """Commit ``changes`` that were made on ``stack``; the commit's id.
+
+    Where HEAD's stack moved meanwhile, ``still_right`` is asked of the new one first and raises
+    what speaks against it.
+    """
+    store = repository.store
+    for attempt in range(ATTEMPTS):
+        head = store.head()
+        if store.tree("HEAD").id != stack.tree:
+            still_right(repository.stack())
+        try:
+            return store.record(changes, message, trailers, expected_head=head)
+        except Busy:
+            if attempt == ATTEMPTS - 1 or store.head() == head:
+                raise
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def refuse_clashes(batch: Batch, stack: Stack, leaving: Collection[str] = ()) -> None:
+    """FactsError where a fact's key is in force already, but for keys in patches that leave."""
+    in_force = {key: pair for key, pair in stack.facts_in_force().items() if pair[0] not in leaving}
+    if faults := clashes(batch, in_force):
+        raise FactsError(faults)
+
+
+def keep_aside(repository: Repository, patch: Patch) -> Path:
+    """Save a patch that was not committed where ``patchkit apply`` finds it; the folder."""
+    content = hash_bytes("".join(sorted(map(hash_bytes, patch.files().values()))).encode())
+    folder = repository.store.private / "kept" / content[:12] / patch.name
+    if not folder.exists():
+        patch.save(folder)
+    return folder
+
+
+def kept_line(error: PatchkitError, folder: Path) -> PatchkitError:
+    """The same error, telling where the finished work lies."""
+    return type(error)(f"{error}; the finished patch is kept, commit it with: patchkit apply {folder}")

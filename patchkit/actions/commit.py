@@ -5,17 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace as replace_fields
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.changes import Taken, take_out
+from patchkit.actions.changes import Taken, keep_aside, kept_line, record, refuse_clashes, take_out
+from patchkit.actions.edit import as_patch
+from patchkit.actions.environment import environment, environment_line
 from patchkit.actions.workbench import Workbench
-from patchkit.editing.editor import Edited, find_editor
+from patchkit.editing.editor import find_editor
 from patchkit.editing.recipe import Recipe
-from patchkit.errors import BadInput, Refused
+from patchkit.editing.statistics import Statistics, statistics_for
+from patchkit.editing.templates import write_templates
+from patchkit.errors import BadInput, Busy, PatchkitError, Refused
 from patchkit.evaluation.measure import FactChange, FactState, Summary, compare, observe, summarise
 from patchkit.factors import Patch
-from patchkit.facts import Batch, Fact, FactsError, clashes
+from patchkit.facts import Batch, Fact
+from patchkit.gitstore import Changes
+from patchkit.models.loading import float32_compute
 from patchkit.stack import Stack
 
 if TYPE_CHECKING:
@@ -87,34 +93,36 @@ def commit(
     if not dry_run:
         repository.store.ensure_ready()
     stack = repository.stack()
-    replaced = _superseded(repository, stack, batch, replace)
     recipe = repository.recipe(overrides)
+    editor = find_editor(recipe.method)
+    patches = repository.patches(stack)
+    replaced = _superseded(patches, stack, batch, replace)
     clock = _Clock()
     bench = repository.workbench(device)
-    patches = repository.patches(stack)
-    bench.put(patches.values())
     clock.lap("loading")
+    recipe, statistics = _text_and_statistics(repository, bench, recipe, progress)
+    clock.lap("statistics")
 
+    bench.put(patches.values())
     facts, before, known = _observe_before(bench, batch.facts, skip_known)
-    clock.lap("measuring")
     gone = {taken.patch for taken in replaced}
-    remaining = [patches[stored.id] for stored in stack.patches if stored.name not in gone]
-    remaining += [taken.remaining for taken in replaced if taken.remaining is not None]
-    bench.put(remaining)
+    under = [patches[stored.id] for stored in stack.patches if stored.name not in gone]
+    under += [taken.remaining for taken in replaced if taken.remaining is not None]
+    bench.put(under)
+    clock.lap("measuring")
 
-    editor = find_editor(recipe.method)
     edited = editor.edit(
         bench.model,
         bench.tokenizer,
         facts,
         recipe,
-        repository.statistics(bench),
+        statistics,
         batch_size=batch_size,
         progress=progress,
     )
     clock.add(edited.timings)
-    patch = as_patch(edited, facts, repository.settings.base_fingerprint, bench, remaining)
-    bench.put([*remaining, patch])
+    patch = as_patch(edited, facts, bench.checkpoint, under)
+    bench.put([*under, patch])
     changes = compare(facts, before, observe(bench.model, bench.tokenizer, facts))
     clock.lap("measuring")
 
@@ -132,23 +140,66 @@ def commit(
         size=sum(len(data) for data in patch.files().values()),
     )
     _check_gate(repository, done, gate or {})
-    return done if dry_run else record(repository, stack, done)
+    return done if dry_run else _record(repository, stack, batch, done, bench)
 
 
-def as_patch(
-    edited: Edited, facts: Sequence[Fact], base: str, bench: Workbench, under: Sequence[Patch]
-) -> Patch:
-    """An editor's factors as a patch: tensors under their stored names, with their whole recipe."""
-    stored = bench.checkpoint.stored_name
-    return Patch(
-        facts=tuple(facts),
-        deltas={stored(name): delta for name, delta in edited.deltas.items()},
-        base=base,
-        method=edited.recipe.method,
-        recipe=edited.recipe.to_dict(),
-        solved_on=tuple(sorted(patch.id for patch in under)),
-        solution=None if edited.solution is None else edited.solution.renamed(stored),
+def _text_and_statistics(
+    repository: Repository, bench: Workbench, recipe: Recipe, progress: Progress
+) -> tuple[Recipe, Statistics]:
+    """Context templates and second moments, both of the base with nothing on it."""
+    with float32_compute(bench.model):
+        templates = recipe.templates or write_templates(bench.model, bench.tokenizer, recipe)
+    statistics = statistics_for(
+        bench.model,
+        bench.tokenizer,
+        recipe,
+        folder=repository.store.private / "statistics",
+        base=bench.checkpoint.fingerprint(),
+        progress=progress,
     )
+    return recipe.override(templates=templates), statistics
+
+
+def _record(
+    repository: Repository, stack: Stack, batch: Batch, done: Committed, bench: Workbench
+) -> Committed:
+    """Commit the patch and what it replaces; then tell the catalogue what was measured."""
+    gone = [taken.patch for taken in done.replaced if taken.remaining is None]
+    solved = {t.patch: t.remaining.files() for t in done.replaced if t.remaining is not None}
+    changes = Changes(patches={**solved, done.patch.name: done.patch.files()}, removed=gone)
+
+    def still_right(now: Stack) -> None:
+        for taken in done.replaced:
+            if stack.named(taken.patch) != now.named(taken.patch):
+                raise Busy(f"{taken.patch}: was changed by another commit while its fact was being replaced")
+        refuse_clashes(batch, now, {taken.patch for taken in done.replaced})
+
+    try:
+        commit_id = record(repository, stack, changes, done.message, _trailers(done, bench), still_right)
+    except PatchkitError as error:
+        raise kept_line(error, keep_aside(repository, done.patch)) from error
+    done = replace_fields(done, commit=commit_id)
+    repository.catalogue.record_results(
+        done.patch.id,
+        results=[change.to_dict() for change in done.changes],
+        summary=done.summary.to_dict(),
+        timings=done.timings,
+        environment=environment(str(bench.model.device)),
+    )
+    return done
+
+
+def _trailers(done: Committed, bench: Workbench) -> list[tuple[str, str]]:
+    """What is not part of the id: measured results, time, versions."""
+    summary = done.summary
+    shares = {name: getattr(summary, name) for name in GATES}
+    return [
+        ("Patchkit-Patch", done.patch.name),
+        ("Patchkit-Id", done.patch.id),
+        ("Patchkit-Results", ", ".join(f"{n} {v:.3f}" for n, v in shares.items() if v is not None)),
+        ("Patchkit-Seconds", f"{sum(done.timings.values()):.1f}"),
+        ("Patchkit-Versions", environment_line(environment(str(bench.model.device)))),
+    ]
 
 
 def parse_gate(text: str) -> dict[str, float]:
@@ -185,18 +236,17 @@ class _Clock:
         self._last = time.perf_counter()
 
 
-def _superseded(repository: Repository, stack: Stack, batch: Batch, replace: bool) -> list[Taken]:
+def _superseded(patches: Mapping[str, Patch], stack: Stack, batch: Batch, replace: bool) -> list[Taken]:
+    if not replace:
+        refuse_clashes(batch, stack)
     in_force = stack.facts_in_force()
-    faults = clashes(batch, in_force)
-    if faults and not replace:
-        raise FactsError(faults)
     leaving: dict[str, set[tuple[str, str]]] = {}
     for fact in batch.facts:
         if fact.key in in_force:
             leaving.setdefault(in_force[fact.key][0], set()).add(fact.key)
     taken = []
     for name, keys in sorted(leaving.items()):
-        patch = repository.patch(name)
+        patch = patches[stack.named(name).id]
         taken.append(take_out(patch, [i for i, f in enumerate(patch.facts) if f.key in keys], name))
     return taken
 
@@ -234,13 +284,6 @@ def _check_gate(repository: Repository, done: Committed, gate: Mapping[str, floa
             f"the gate refused the edit ({'; '.join(low)}); it is kept in {kept}, "
             f"commit it all the same with: patchkit apply {kept}"
         )
-
-
-def keep_aside(repository: Repository, patch: Patch) -> Path:
-    """Save a patch that was not committed where ``patchkit apply`` finds it."""
-    folder = repository.store.private / "kept" / patch.name
-    patch.save(folder)
-    return folder
 
 
 def _message(facts: Sequence[Fact], taken: Sequence[Taken]) -> str:

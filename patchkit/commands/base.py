@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from patchkit.commands.common import (
@@ -14,7 +12,7 @@ from patchkit.commands.common import (
     print_json,
     quiet_option,
 )
-from patchkit.commands.display import console, progress_bars, text
+from patchkit.commands.display import console, in_bytes, progress_bars, text
 
 __all__ = ["command"]
 
@@ -39,19 +37,19 @@ def command(place: str | None, directory: str, dry_run: bool, quiet: bool, as_js
     repository = open_repository(directory)
     if place is not None:
         with progress_bars(quiet or as_json) as bars:
-            progress = (lambda done, total, what: bars("hashing the base", done, total)) if bars else None
-            repository.set_base(place, dry_run=dry_run, progress=progress)
+            folder = repository.set_base(place, dry_run=dry_run, progress=in_bytes(bars))
+    else:
+        folder = repository.base_folder
     settings = repository.settings
-    folder = Path(place).resolve() if place and Path(place).is_dir() else repository.base_place()
     facts = {
         "source": settings.base_source,
         "revision": settings.base_revision,
         "fingerprint": settings.base_fingerprint,
-        "folder": None if folder is None else str(folder),
+        "folder": str(folder),
     }
     if as_json:
         print_json(facts)
     elif not quiet:
         out = console()
         for name, value in facts.items():
-            out.print(text(f"{name:<12}{value if value is not None else 'not known; say it: patchkit base PATH'}"))
+            out.print(text(f"{name:<12}{value or '–'}"))

@@ -14,7 +14,7 @@ from patchkit.commands.common import (
     print_json,
     quiet_option,
 )
-from patchkit.commands.display import console, human_size, progress_bars, text
+from patchkit.commands.display import console, in_bytes, progress_bars, text
 
 __all__ = ["command"]
 
@@ -56,7 +56,7 @@ def command(
     if base is not None and out is None:
         raise click.UsageError("--base needs --out DIR")
     with progress_bars(quiet or as_json) as bars:
-        progress = (lambda done, total, what: bars("build", done, total)) if bars else None
+        progress = in_bytes(bars)
         if base is None:
             built = open_repository(directory).build(out, revision=revision, dry_run=dry_run, progress=progress)
         else:
@@ -74,7 +74,7 @@ def command(
         else:
             out_.print(
                 text(
-                    f"{built.folder}: {len(built.patches)} patches, {len(built.record.touched)} tensors, "
-                    f"{human_size(built.record.written)} written"
+                    f"{built.folder}: {len(built.patches)} patches in force, {len(built.record.touched)} of "
+                    f"{len(built.record.tensors)} tensors differ from the base"
                 )
             )

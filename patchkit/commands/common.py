@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import tomllib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,12 +67,11 @@ def recipe_options(command: Command) -> Command:
     for option in (
         click.option("--method", default=None, help="The editor (see `patchkit editors`)."),
         click.option("--layers", default=None, metavar="4-8", help="Layers to edit."),
-        click.option("--lambda", "lambda_", type=float, default=None, help="Weight of the statistics C."),
-        click.option("--clamp", type=float, default=None, help="Largest ‖δ‖ as a share of ‖h‖."),
-        click.option("--learning-rate", type=float, default=None, help="Of the target optimisation."),
-        click.option("--steps", type=int, default=None, help="Of the target optimisation."),
+        click.option("--lambda", "lambda_", type=float, default=None, help="How much what was known weighs."),
         click.option("--corpus", default=None, metavar="FILE|DATASET", help="Text for the statistics C."),
-        click.option("--tokens", type=int, default=None, help="Tokens of text for the statistics C."),
+        click.option(
+            "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of the recipe, for this commit."
+        ),
     ):
         command = option(command)
     return command
@@ -79,9 +79,25 @@ def recipe_options(command: Command) -> Command:
 
 def recipe_overrides(options: dict[str, Any]) -> dict[str, Any]:
     """The recipe fields that were given on the command line, taken out of ``options``."""
-    names = ("method", "layers", "lambda_", "clamp", "learning_rate", "steps", "corpus", "tokens")
-    given = {name: options.pop(name) for name in names}
+    given = {
+        "method": options.pop("method"),
+        "layers": options.pop("layers"),
+        "lambda": options.pop("lambda_"),
+        "statistics_text": options.pop("corpus"),
+    }
+    given.update(_setting(text) for text in options.pop("settings"))
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """"steps=30" as a name and a TOML value; what is no TOML value is taken as text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value.strip()
 
 
 def _batch_size(ctx: click.Context, parameter: click.Parameter, value: str) -> int | str:

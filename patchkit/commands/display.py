@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["console", "human_size", "percent", "printable", "progress_bars", "table", "text"]
+__all__ = ["console", "human_size", "in_bytes", "percent", "printable", "progress_bars", "table", "text"]
+
+Bars = Callable[[str, int, int], None]
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -69,8 +71,13 @@ def human_size(size: int) -> str:
     return f"{value:.3g} TB"
 
 
+def in_bytes(bars: Bars | None) -> Callable[[int, int, str], None] | None:
+    """The same bars for what tells (bytes done, bytes in all, what is being done)."""
+    return None if bars is None else lambda done, total, what: bars(what, done, total)
+
+
 @contextmanager
-def progress_bars(quiet: bool = False) -> Iterator[Any]:
+def progress_bars(quiet: bool = False) -> Iterator[Bars | None]:
     """Yields ``progress(phase, done, total)``: one bar a phase, at a terminal only; else None."""
     if quiet or not sys.stderr.isatty():
         yield None

@@ -21,11 +21,11 @@ def command(as_json: bool) -> None:
     Example:
       patchkit editors
     """
-    from patchkit.editing.editor import editors
+    from patchkit.editing.editor import editor_names, find_editor
 
     found = [
-        {"name": name, "about": (inspect.getdoc(kind) or "").split("\n", 1)[0]}
-        for name, kind in sorted(editors().items())
+        {"name": name, "about": (inspect.getdoc(type(find_editor(name))) or "").split("\n", 1)[0]}
+        for name in editor_names()
     ]
     if as_json:
         print_json(found)

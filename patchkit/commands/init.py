@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from patchkit.commands.common import directory_option, dry_run_option, json_option, print_json, quiet_option
-from patchkit.commands.display import console, progress_bars, text
+from patchkit.commands.display import console, in_bytes, progress_bars, text
 
 __all__ = ["command"]
 
@@ -42,18 +42,21 @@ def command(
     """
     from patchkit.actions.init import init
 
-    with progress_bars(quiet or as_json) as progress:
-        made = init(base, Path(directory, folder or "."), revision=revision, dry_run=dry_run, progress=progress)
+    with progress_bars(quiet or as_json) as bars:
+        made = init(base, Path(directory, folder or "."), revision=revision, dry_run=dry_run, progress=in_bytes(bars))
     if as_json:
         print_json(made.to_dict())
         return
     if quiet:
         return
     out = console()
-    out.print(text(f"{'would make' if dry_run else 'made'} {made.folder} on {made.source}", "green"))
-    out.print(text(f"base   {made.base_folder} · {made.fingerprint[:23]}…"))
-    out.print(text(f"recipe {made.recipe}"))
-    if made.guess:
-        out.print(text(f"the recipe is a guess: {made.guess}; look at patchkit.toml before you commit", "yellow"))
+    verb = "would make" if dry_run else "made" if made.commit else "there already:"
+    out.print(text(f"{verb} {made.folder} on {made.source}", "green"))
+    out.print(text(f"base    {made.base_folder} · {made.fingerprint[:19]}…"))
+    layers = ", ".join(map(str, made.recipe.layers))
+    out.print(text(f"recipe  {made.recipe.method}, layers {layers}, λ {made.recipe.lambda_:g} (in patchkit.toml)"))
+    if made.recipe.guess:
+        line = "no recipe was measured for this model: layers and λ are a guess from its depth and width"
+        out.print(text(f"{line}; look at patchkit.toml", "yellow"))
     if not dry_run:
         out.print(text("next: patchkit commit facts.jsonl", "dim"))

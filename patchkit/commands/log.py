@@ -23,12 +23,12 @@ def command(revision: str, limit: int | None, directory: str, as_json: bool) -> 
     Example:
       patchkit log -n 5
     """
-    entries = open_repository(directory).history(revision, limit)
+    commits = open_repository(directory).history(revision, limit)
     if as_json:
-        print_json([entry.to_dict() for entry in entries])
+        print_json([entry.to_dict() for entry in commits])
         return
     out = console()
-    for entry in entries:
+    for entry in commits:
         head = text(entry.id[:10], "yellow")
         head.append_text(text(f"  {entry.date:%Y-%m-%d %H:%M}  {entry.author}", "dim"))
         out.print(head)
@@ -40,5 +40,5 @@ def command(revision: str, limit: int | None, directory: str, as_json: bool) -> 
         ):
             for name in names:
                 out.print(text(f"    {sign} {name}", style))
-    if not entries:
+    if not commits:
         out.print(text("no patches yet; make one: patchkit commit facts.jsonl", "dim"))

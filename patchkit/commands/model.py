@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import json_option, print_json, quiet_option
-from patchkit.commands.display import console, human_size, progress_bars, table
+from patchkit.commands.display import console, human_size, in_bytes, progress_bars, table
 
 __all__ = ["command"]
 
@@ -36,12 +36,12 @@ def get(name: str, dtype: str, quiet: bool, as_json: bool) -> None:
     """
     from patchkit.models.sources import get_model
 
-    with progress_bars(quiet or as_json) as progress:
-        base = get_model(name, dtype, progress=progress)
+    with progress_bars(quiet or as_json) as bars:
+        folder = get_model(name, dtype, progress=in_bytes(bars))
     if as_json:
-        print_json({"name": name, "dtype": dtype, "folder": str(base)})
+        print_json({"name": name, "dtype": dtype, "folder": str(folder)})
     elif not quiet:
-        click.echo(str(base))
+        click.echo(str(folder))
 
 
 @command.command("list", short_help="List the models that can be fetched by name.")

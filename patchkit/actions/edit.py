@@ -1,0 +1,103 @@
+"""Editing a model in memory, without a repository: `patchkit.edit`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchkit.checkpoint import Checkpoint
+from patchkit.editing.editor import Edited, find_editor
+from patchkit.editing.recipe import Recipe, recipe_for
+from patchkit.editing.statistics import Statistics, statistics_for
+from patchkit.errors import BadInput
+from patchkit.factors import Patch
+from patchkit.facts import Batch, Fact, parse_facts, read_facts
+from patchkit.models.sources import cache_folder, resolve_base
+from patchkit.rounding import materialise
+
+__all__ = ["as_batch", "as_patch", "edit"]
+
+Facts = str | Path | Batch | Sequence[Fact] | Sequence[Mapping[str, Any]]
+
+
+def edit(
+    model: Any,
+    tokenizer: Any,
+    facts: Facts,
+    *,
+    base: str | Path | None = None,
+    recipe: Recipe | None = None,
+    statistics: Statistics | None = None,
+    batch_size: int | str = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Patch:
+    """Edit facts into ``model`` in place, and give the patch (save it with ``patch.save(folder)``).
+
+    ``facts``: a file's path, or facts, or mappings with the fields of a fact. ``base``: the checkpoint
+    that the model was loaded from, where ``model.name_or_path`` does not say it; the patch is bound to
+    its fingerprint. ``recipe``: the base's own by default. Statistics are kept in the user's cache.
+    The edited weights are base + Σ B A rounded once to the model's dtype: where that is the base's
+    dtype, they are those of a build. Raises FactsError, or BadInput for a model that cannot be edited.
+    """
+    batch = as_batch(facts)
+    place = base if base is not None else getattr(model, "name_or_path", "")
+    if not place:
+        raise BadInput("the model does not say where it was loaded from; name its checkpoint with base=FOLDER")
+    checkpoint = Checkpoint.open(resolve_base(place, download=False).folder)
+    recipe = recipe or recipe_for(model.config)
+    if statistics is None:
+        folder = cache_folder() / "statistics"
+        statistics = statistics_for(
+            model, tokenizer, recipe, folder=folder, base=checkpoint.fingerprint(), progress=progress
+        )
+    edited = find_editor(recipe.method).edit(
+        model, tokenizer, batch.facts, recipe, statistics, batch_size=batch_size, progress=progress
+    )
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, delta in edited.deltas.items():
+            weight = parameters[name]
+            weight.copy_(materialise(weight.detach().cpu(), [delta], name))
+    return as_patch(edited, batch.facts, checkpoint, ())
+
+
+def as_patch(edited: Edited, facts: Sequence[Fact], checkpoint: Checkpoint, under: Sequence[Patch]) -> Patch:
+    """An editor's factors as a patch, its tensors under their stored names, solved on top of ``under``."""
+
+    def stored(parts: Mapping[str, Any]) -> dict[str, Any]:
+        return {checkpoint.stored_name(name): part for name, part in parts.items()}
+
+    solution = edited.solution
+    if solution is not None:
+        solution = replace(
+            solution,
+            keys=stored(solution.keys),
+            solved=stored(solution.solved),
+            residuals=stored(solution.residuals),
+        )
+    return Patch(
+        facts=tuple(facts),
+        deltas=stored(edited.deltas),
+        base=checkpoint.fingerprint(),
+        method=edited.recipe.method,
+        recipe=edited.recipe.to_dict(),
+        solved_on=tuple(patch.id for patch in under),
+        solution=solution,
+    )
+
+
+def as_batch(facts: Facts) -> Batch:
+    """Facts from a file, or checked as if they stood in one; FactsError lists every fault."""
+    if isinstance(facts, Batch):
+        return facts
+    if isinstance(facts, (str, Path)):
+        return read_facts(facts)
+    lines = [
+        fact.to_line() if isinstance(fact, Fact) else json.dumps(dict(fact), ensure_ascii=False) for fact in facts
+    ]
+    return parse_facts("".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"), "facts")

@@ -1,0 +1,30 @@
+"""What a result was computed with: versions, device, threads. Never part of a patch's id."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+__all__ = ["environment", "environment_line"]
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and device, as the catalogue keeps them."""
+    return {
+        "patchkit": version("patchkit-llm"),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def environment_line(values: Mapping[str, Any]) -> str:
+    """The same as one line, for a commit's trailer."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())

@@ -1,0 +1,114 @@
+"""A repository that stands on a base: what it stands on, and how it edits, committed once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from patchkit.catalogue import Catalogue
+from patchkit.checkpoint import Checkpoint
+from patchkit.editing.recipe import Recipe, recipe_for
+from patchkit.errors import BadInput, NotFound, WouldOverwrite
+from patchkit.gitcommand import Git
+from patchkit.gitstore import Changes, GitStore
+from patchkit.models.sources import resolve_base
+from patchkit.settings import BASE_KEY, FILE, Settings, dump_settings
+
+__all__ = ["Initialised", "init", "recipe_table"]
+
+FOLDER = "folder:"
+"""A base that came from a local folder is named by the folder alone: a path is this machine's own."""
+
+RESOLVED = ("templates", "statistics_digest")
+"""Recipe fields that an edit fills in; they stand in each patch, not in patchkit.toml."""
+
+
+@dataclass(frozen=True)
+class Initialised:
+    """A repository that was made, or found to be there already."""
+
+    folder: Path
+    source: str
+    base_folder: Path
+    fingerprint: str
+    recipe: Recipe
+    commit: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "folder": str(self.folder),
+            "base_folder": str(self.base_folder),
+            "recipe": recipe_table(self.recipe),
+        }
+
+
+def init(
+    base: str,
+    folder: Path,
+    *,
+    revision: str | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Initialised:
+    """Make ``folder`` a repository on ``base``; on the same base again it only says so.
+
+    Raises WouldOverwrite where it stands on another base already.
+    """
+    place = resolve_base(base, revision, progress=progress)
+    checkpoint = Checkpoint.open(place.folder)
+    recipe = recipe_for(AutoConfig.from_pretrained(place.folder, local_files_only=True))
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file; name a folder for the repository")
+    if not dry_run:
+        Git(_nearest(folder)).ensure_identity()
+    fingerprint = checkpoint.fingerprint(progress)
+    source = place.source if not _is_folder(base) else f"{FOLDER}{place.folder.name}"
+    made = Initialised(folder.absolute(), source, place.folder, fingerprint, recipe, None)
+    standing = _standing(folder)
+    if standing is not None and standing.base_fingerprint != fingerprint:
+        raise WouldOverwrite(
+            f"{folder / FILE}: stands on another base already ({standing.base_source}); name another folder"
+        )
+    if dry_run:
+        return made
+    store = GitStore.init(folder)
+    commit = None
+    if standing is None:
+        settings = Settings(source, place.revision, fingerprint, recipe_table(recipe))
+        message = f"Start a stack of knowledge patches on {source}"
+        commit = store.record(Changes(settings=dump_settings(settings)), message, [("Patchkit-Base", fingerprint)])
+    store.config_set(BASE_KEY, str(place.folder))
+    Catalogue(store.private).remember_fingerprint(place.folder, fingerprint)
+    return Initialised(store.folder, source, place.folder, fingerprint, recipe, commit)
+
+
+def recipe_table(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as patchkit.toml holds it: without what each edit resolves anew."""
+    return {name: value for name, value in recipe.to_dict().items() if name not in RESOLVED}
+
+
+def _is_folder(base: str) -> bool:
+    return os.path.isdir(os.path.expanduser(base))
+
+
+def _nearest(folder: Path) -> Path:
+    """``folder``, or the nearest one above it that exists: where Git is asked who commits."""
+    folder = folder.absolute()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def _standing(folder: Path) -> Settings | None:
+    """What is committed there already, if it is a repository of patches itself (not only within one)."""
+    if not (folder / FILE).is_file():
+        return None
+    try:
+        store = GitStore.find(folder)
+        return store.settings()
+    except NotFound:
+        return None

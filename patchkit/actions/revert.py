@@ -1,0 +1,209 @@
+"""Taking back: whole patches, all that a commit did to patches, or single facts of one patch.
+
+Nothing is subtracted. A revert is a commit whose stack holds less; the model of that stack is the
+base with the patches that remain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from patchkit.actions.changes import Taken, record, take_out
+from patchkit.errors import BadInput, Busy, NotFound
+from patchkit.gitstore import Changes, Commit
+from patchkit.stack import Stack, StoredPatch, find_patch
+
+if TYPE_CHECKING:
+    from patchkit.repository import Repository
+
+__all__ = ["Reverted", "revert"]
+
+
+@dataclass(frozen=True)
+class Reverted:
+    """What was taken back; ``commit`` is None for a dry run."""
+
+    removed: tuple[str, ...] = ()
+    """Patches that left whole."""
+    taken: tuple[Taken, ...] = ()
+    """Facts that left patches which stay."""
+    restored: tuple[str, ...] = ()
+    """Patches that a reverted commit had removed or changed, as they were before it."""
+    above: tuple[str, ...] = ()
+    """Patches still in force that were solved on top of what left."""
+    message: str = ""
+    commit: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "removed": list(self.removed),
+            "facts": [
+                {"patch": taken.patch, "prompt": fact.text, "target": fact.target}
+                for taken in self.taken
+                for fact in taken.facts
+            ],
+            "restored": list(self.restored),
+            "solved_on_top": list(self.above),
+            "commit": self.commit,
+        }
+
+
+@dataclass
+class _Plan:
+    changes: Changes
+    removed: tuple[str, ...] = ()
+    taken: tuple[Taken, ...] = ()
+    restored: tuple[str, ...] = ()
+    left: set[str] = field(default_factory=set)
+    """Ids of versions that leave."""
+    subject: str = ""
+    trailers: tuple[tuple[str, str], ...] = ()
+
+
+def revert(
+    repository: Repository,
+    words: Sequence[str] = (),
+    *,
+    facts: Sequence[str] = (),
+    message: str | None = None,
+    dry_run: bool = False,
+) -> Reverted:
+    """Take back what ``words`` name (patches, or one commit; none: the newest patch), or ``facts`` of one.
+
+    ``facts`` are ids, or line numbers in the patch's facts.jsonl. One new commit. NotFound names
+    what there is no such thing of; BadInput what cannot be taken back as it stands.
+    """
+    if not dry_run:
+        repository.store.ensure_ready()
+    stack = repository.stack()
+    plan = _plan(repository, stack, words, facts)
+    above = tuple(
+        stored.name
+        for stored in stack.patches
+        if stored.name not in plan.removed and plan.left & set(stored.header.solved_on)
+    )
+    text = message or plan.subject
+    done = Reverted(plan.removed, plan.taken, plan.restored, above, text)
+    if dry_run:
+        return done
+
+    def still_right(now: Stack) -> None:
+        for name in [*plan.removed, *plan.changes.patches]:
+            if stack.get(name) != now.get(name):
+                raise Busy(f"{name}: was changed by another commit meanwhile; look at it and try again")
+
+    commit = record(repository, stack, plan.changes, text, plan.trailers, still_right)
+    return Reverted(plan.removed, plan.taken, plan.restored, above, text, commit)
+
+
+def _plan(repository: Repository, stack: Stack, words: Sequence[str], facts: Sequence[str]) -> _Plan:
+    if facts and len(words) > 1:
+        raise BadInput("--fact takes facts out of one patch; name one")
+    if facts:
+        stored = find_patch(stack, words[0]) if words else _newest(repository, stack)
+        return _plan_facts(repository, stored, facts)
+    if not words:
+        return _plan_patches([_newest(repository, stack)])
+    if len(words) == 1 and (commit := _commit_named(repository, stack, words[0])) is not None:
+        return _plan_commit(repository, stack, commit)
+    return _plan_patches([find_patch(stack, word) for word in dict.fromkeys(words)])
+
+
+def _commit_named(repository: Repository, stack: Stack, word: str) -> Commit | None:
+    """The commit that ``word`` names, unless it names a patch in force."""
+    try:
+        find_patch(stack, word)
+        return None
+    except NotFound as no_patch:
+        try:
+            commit = repository.store.resolve(word)
+        except NotFound:
+            raise no_patch from None
+    found = repository.store.history(commit, 1)
+    if not found or found[0].id != commit:
+        raise BadInput(f"{word}: that commit changed no patches; patchkit log lists those that did")
+    return found[0]
+
+
+def _newest(repository: Repository, stack: Stack) -> StoredPatch:
+    """The patch in force that was added last."""
+    in_force = {stored.name: stored for stored in stack.patches}
+    for commit in repository.store.history():
+        for name in commit.added:
+            if name in in_force:
+                return in_force[name]
+    raise NotFound("no patch is in force: there is nothing to take back")
+
+
+def _plan_patches(patches: Sequence[StoredPatch]) -> _Plan:
+    names = tuple(dict.fromkeys(stored.name for stored in patches))
+    return _Plan(
+        changes=Changes(removed=names),
+        removed=names,
+        left={stored.id for stored in patches},
+        subject=f"Revert {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
+        trailers=tuple(("Patchkit-Reverts", stored.id) for stored in patches),
+    )
+
+
+def _plan_facts(repository: Repository, stored: StoredPatch, words: Sequence[str]) -> _Plan:
+    patch = repository.patch(stored)
+    taken = take_out(patch, [_place(stored, word) for word in words], stored.name)
+    named = ", ".join(fact.subject for fact in taken.facts[:3])
+    trailers = (("Patchkit-Reverts", stored.id), *(("Patchkit-Fact", f.text) for f in taken.facts))
+    if taken.remaining is None:
+        changes, removed = Changes(removed=[stored.name]), (stored.name,)
+    else:
+        changes, removed = Changes(patches={stored.name: taken.remaining.files()}), ()
+        trailers = (*trailers, ("Patchkit-Id", taken.remaining.id))
+    return _Plan(
+        changes, removed, (taken,), left={stored.id}, subject=f"Take {named} out of {stored.name}", trailers=trailers
+    )
+
+
+def _place(stored: StoredPatch, word: str) -> int:
+    """The place of the fact with this id or on this line, counted from 0."""
+    by_id = [i for i, fact in enumerate(stored.facts) if fact.id == word]
+    if by_id:
+        return by_id[0]
+    if word.isdecimal() and 1 <= int(word) <= len(stored.facts):
+        return int(word) - 1
+    raise NotFound(f"{stored.name}: no fact with the id or on the line {word!r}; it has {len(stored.facts)} lines")
+
+
+def _plan_commit(repository: Repository, stack: Stack, commit: Commit) -> _Plan:
+    """The opposite of what a commit did, where the patches are still as it left them."""
+    if len(commit.parents) > 1:
+        raise BadInput(f"{commit.id[:10]} is a merge; name the patches to take back instead")
+    before = _files(repository, commit.parents[0]) if commit.parents else {}
+    after, now = _files(repository, commit.id), _files(repository, "HEAD")
+    for name in (*commit.added, *commit.changed, *commit.removed):
+        if now.get(name) != after.get(name):
+            raise BadInput(f"{name}: changed since {commit.id[:10]}; take it back by its name")
+    if not (commit.added or commit.changed or commit.removed):
+        raise BadInput(f"{commit.id[:10]}: changed no patches; use git revert for the rest")
+    read = repository.store.read_all
+    back = {
+        name: dict(zip(before[name], read(list(before[name].values())), strict=True))
+        for name in (*commit.changed, *commit.removed)
+    }
+    return _Plan(
+        changes=Changes(patches=back, removed=commit.added),
+        removed=commit.added,
+        restored=tuple(back),
+        left={stack.named(name).id for name in (*commit.added, *commit.changed)},
+        subject=f"Revert “{commit.subject}”",
+        trailers=(("Patchkit-Reverts-Commit", commit.id),),
+    )
+
+
+def _files(repository: Repository, revision: str) -> Mapping[str, Mapping[str, str]]:
+    """Patch folder -> file name -> object id, at a commit."""
+    files: dict[str, dict[str, str]] = {}
+    for entry in repository.store.tree(revision).entries:
+        parts = entry.path.split("/")
+        if len(parts) == 3:
+            files.setdefault(parts[1], {})[parts[2]] = entry.oid
+    return files

@@ -1,0 +1,114 @@
+"""One patch, in full: its facts with what was measured of them, its weights, its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from patchkit.errors import NotFound
+from patchkit.facts import Fact
+from patchkit.stack import StoredPatch, find_patch
+
+if TYPE_CHECKING:
+    from patchkit.repository import Repository
+
+__all__ = ["Shown", "Weight", "show"]
+
+
+@dataclass(frozen=True)
+class Weight:
+    """‖ΔW‖ (Frobenius) of one weight, and its share of the base weight's norm where that is known here."""
+
+    name: str
+    rank: int
+    norm: float
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What ``patchkit show`` says; ``results`` by line, empty where nothing was measured on this machine."""
+
+    name: str
+    id: str
+    base: str
+    commit: str | None
+    date: datetime | None
+    author: str | None
+    size: int
+    method: str
+    recipe: Mapping[str, Any]
+    facts: tuple[Fact, ...]
+    results: Mapping[int, Mapping[str, Any]]
+    weights: tuple[Weight, ...]
+
+    @property
+    def recipe_line(self) -> str:
+        layers = self.recipe.get("layers", [])
+        numbers = f"layers {','.join(map(str, layers))}" if layers else ""
+        return f"{self.method} {numbers} λ {self.recipe.get('lambda', '–')}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "id": self.id,
+            "base": self.base,
+            "commit": self.commit,
+            "date": None if self.date is None else self.date.isoformat(),
+            "author": self.author,
+            "size": self.size,
+            "method": self.method,
+            "recipe": dict(self.recipe),
+            "facts": [
+                {"line": line, "id": f.id, "subject": f.subject, "prompt": f.prompt, "target": f.target,
+                 "measured": self.results.get(line)}
+                for line, f in enumerate(self.facts, 1)
+            ],
+            "weights": [asdict(weight) for weight in self.weights],
+        }
+
+
+def show(repository: Repository, word: str | None = None, revision: str = "HEAD") -> Shown:
+    """A patch in force at ``revision``, by folder name or slug; the newest where none is named."""
+    stack = repository.stack(revision)
+    dated = stack.by_date(repository.store.history(revision))
+    if not dated:
+        raise NotFound("no patch is in force; make one: patchkit commit facts.jsonl")
+    stored = find_patch(stack, word) if word else dated[-1][0]
+    commit = {patch.name: commit for patch, commit in dated}[stored.name]
+    return Shown(
+        name=stored.name,
+        id=stored.id,
+        base=stored.header.base,
+        commit=commit.id if commit else None,
+        date=commit.date if commit else None,
+        author=commit.author if commit else None,
+        size=stored.size,
+        method=stored.header.method,
+        recipe=stored.header.recipe,
+        facts=stored.facts,
+        results=_latest(repository, stored),
+        weights=tuple(_weights(repository, stored)),
+    )
+
+
+def _latest(repository: Repository, stored: StoredPatch) -> dict[int, Mapping[str, Any]]:
+    """The newest result of each line."""
+    found: dict[int, Mapping[str, Any]] = {}
+    for row in repository.catalogue.results(stored.id):
+        found.setdefault(row["line"], {"before": row["before"], "after": row["after"], "date": row["date"]})
+    return found
+
+
+def _weights(repository: Repository, stored: StoredPatch) -> list[Weight]:
+    """From the catalogue where it knows the norms, else from the factors."""
+    known = {row["weight"]: row for row in repository.catalogue.layers(stored.id)}
+    if any(known.get(name, {}).get("norm") is None for name in stored.header.weights):
+        norms = repository.patch(stored).norms()
+        return [Weight(n, entry.rank, norms[n], None) for n, entry in sorted(stored.header.weights.items())]
+    return [
+        Weight(name, entry.rank, known[name]["norm"], known[name]["share"])
+        for name, entry in sorted(stored.header.weights.items())
+    ]

@@ -1,0 +1,144 @@
+"""Where a repository stands: read from Git and the catalogue alone, without torch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patchkit.errors import PatchkitError
+from patchkit.problem import Problem
+from patchkit.settings import BASE_KEY
+from patchkit.stack import Stack, TreeProblems
+
+if TYPE_CHECKING:
+    from patchkit.repository import Repository
+
+__all__ = ["Build", "Row", "Status", "listing", "status"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One patch in force; date and author are those of the commit that added it."""
+
+    name: str
+    id: str
+    facts: int
+    rank: int
+    size: int
+    date: datetime | None
+    author: str | None
+    commit: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "date": None if self.date is None else self.date.isoformat()}
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build written from here. ``state``: "up to date", "behind", "unfinished", "gone" or "damaged"."""
+
+    folder: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """What ``patchkit status`` says."""
+
+    branch: str
+    commit: str | None
+    base: str
+    place: str | None
+    patches: int
+    facts: int
+    builds: tuple[Build, ...]
+    leftovers: tuple[Problem, ...]
+    problems: tuple[Problem, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "builds": [asdict(build) for build in self.builds],
+            "leftovers": [problem.to_dict() for problem in self.leftovers],
+            "problems": [problem.to_dict() for problem in self.problems],
+        }
+
+
+def status(repository: Repository) -> Status:
+    """Say where the repository stands; a tree that cannot be believed is told, not raised."""
+    store = repository.store
+    stack: Stack | None = None
+    found = tuple(repository.problems())
+    if not found:
+        try:
+            stack = repository.stack()
+        except TreeProblems as error:
+            found = error.problems
+    return Status(
+        branch=_branch(repository),
+        commit=store.head(),
+        base=_base(repository),
+        place=store.config_get(BASE_KEY),
+        patches=len(stack.patches) if stack else 0,
+        facts=sum(len(patch.facts) for patch in stack.patches) if stack else 0,
+        builds=tuple(_builds(repository, stack)),
+        leftovers=tuple(store.leftovers()),
+        problems=found,
+    )
+
+
+def listing(repository: Repository, revision: str = "HEAD") -> list[Row]:
+    """The patches in force, oldest first."""
+    stack = repository.stack(revision)
+    return [
+        Row(
+            name=patch.name,
+            id=patch.id,
+            facts=len(patch.facts),
+            rank=max(entry.rank for entry in patch.header.weights.values()),
+            size=patch.size,
+            date=commit.date if commit else None,
+            author=commit.author if commit else None,
+            commit=commit.id if commit else None,
+        )
+        for patch, commit in stack.by_date(repository.store.history(revision))
+    ]
+
+
+def _branch(repository: Repository) -> str:
+    name = repository.store.git.ask("symbolic_ref", "--quiet", "--short", "HEAD")
+    return "no branch (detached HEAD)" if name is None else os.fsdecode(name).strip()
+
+
+def _base(repository: Repository) -> str:
+    try:
+        settings = repository.settings
+    except PatchkitError as error:
+        return f"not known: {error}"
+    revision = f"@{settings.base_revision}" if settings.base_revision else ""
+    return f"{settings.base_source}{revision} · {settings.base_fingerprint[:19]}…"
+
+
+def _builds(repository: Repository, stack: Stack | None) -> list[Build]:
+    from patchkit.build_record import BuildRecord
+
+    wanted = None if stack is None else sorted(patch.id for patch in stack.patches)
+    found = []
+    for row in repository.catalogue.builds():
+        folder = Path(row["folder"])
+        try:
+            record = BuildRecord.read(folder) if os.path.isdir(folder) else None
+        except PatchkitError:
+            found.append(Build(str(folder), "damaged"))
+            continue
+        if record is None:
+            state = "gone"
+        elif not record.finished:
+            state = "unfinished"
+        else:
+            state = "up to date" if list(record.patches) == wanted else "behind"
+        found.append(Build(str(folder), state))
+    return found
