@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from patchkit import build as module
 from patchkit.build import BUILD_RECORD, BuildRecord, build, stacked, verify_build
 from patchkit.build_record import FINISHED, UNFINISHED
 from patchkit.canonical import hash_bytes, hash_file
@@ -579,6 +580,51 @@ def test_a_disk_that_fails_is_one_line_and_nothing_to_load(
     assert (out / "config.json").exists() == (call == "unlink")  # nothing was begun
     assert verify_build(out) != []
     build(base, patches, out)
+    assert verify_build(out, base) == []
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_weights_file_that_was_lost_is_made_again(base: Checkpoint, tmp_path: Path, count: int) -> None:
+    """Its tensors are then the base's, whatever the old record says of them."""
+    out, patches = tmp_path / "out", by_id(patch_on(base))
+    build(base, patches, out)
+    (out / sorted(base.files)[count]).unlink()
+    build(base, patches, out)
+    assert verify_build(out, base) == []
+
+
+def test_a_file_that_a_power_cut_left_as_zeros_is_copied_again(base: Checkpoint, tmp_path: Path) -> None:
+    """Its size and header reached the disk, its data did not."""
+    out, patches = tmp_path / "out", by_id(patch_on(base))
+
+    def cut(source: Path, target: Path, report: object) -> None:
+        if target.suffix == ".safetensors":
+            start = base.files[target.name].data_start
+            target.write_bytes(source.read_bytes()[:start].ljust(source.stat().st_size, b"\0"))
+            raise KeyboardInterrupt
+        shutil.copy(source, target)
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(module, "clone_file", cut)
+        with pytest.raises(KeyboardInterrupt):
+            build(base, patches, out)
+    build(base, patches, out)
+    assert verify_build(out, base) == []
+
+
+def test_going_on_after_a_kill_copies_nothing_twice(base: Checkpoint, tmp_path: Path) -> None:
+    out, patches = tmp_path / "out", by_id(patch_on(base))
+
+    def stops(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(os, "pwrite", stops)
+        with pytest.raises(KeyboardInterrupt):
+            build(base, patches, out)
+    inodes = {path.name: path.stat().st_ino for path in out.glob("*.safetensors")}
+    build(base, patches, out)
+    assert {path.name: path.stat().st_ino for path in out.glob("*.safetensors")} == inodes
     assert verify_build(out, base) == []
 
 
