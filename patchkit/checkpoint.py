@@ -2,7 +2,8 @@
 
 Promises: `Checkpoint.open` reads headers only and refuses what cannot be edited or believed, in one
 line with a way out; the fingerprint stands for the tensors' names, dtypes, shapes and bytes and
-for nothing else, so that sharding and file names do not matter to it.
+for nothing else, so that sharding and file names do not matter to it. torch is imported only to
+hand out a tensor.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from patchkit.canonical import canonical_json, hash_bytes, strict_json
 from patchkit.errors import BadInput, NotFound
 from patchkit.files import reading
-from patchkit.rounding import materialise
 from patchkit.tensors import DTYPE_BITS, TensorFile, TensorInfo, header_of_file
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ __all__ = [
     "fingerprint_of",
     "hash_range",
     "is_weights",
-    "materialise",
     "read_range",
 ]
 
