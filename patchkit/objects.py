@@ -100,7 +100,7 @@ class Objects:
                 process.stdin.close()
             process.stdout.close()
             process.stderr.close()
-            process.wait()
+            process.proc.wait()  # the wrapper's own wait() raises what Git said
 
     def _ask(self, requests: Iterator[str]) -> None:
         if self._process is None:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 from patchkit.factors import Delta, Patch, Solution
@@ -99,3 +100,12 @@ def tree_files(store: GitStore, rev: str = "HEAD") -> dict[str, bytes]:
 
 def state(store: GitStore) -> tuple[dict[str, bytes], Iterable[tuple[str, str]]]:
     return tree_files(store), store.status()
+
+
+@pytest.fixture
+def git_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git with an identity and without this machine's own configuration."""
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)

@@ -1,0 +1,141 @@
+"""Any altered byte in Git's objects, references and index, or in the work tree's patches, is found."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import pytest
+from git_helpers import add, git, git_environment, make_store, numbers  # noqa: F401
+
+from patchkit.gitstore import GitStore
+from patchkit.integrity import _hashed_files, _loose_objects, fsck_git, fsck_worktree
+
+pytestmark = pytest.mark.usefixtures("git_environment")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> GitStore:
+    store = make_store(tmp_path / "kb")
+    add(store, numbers(1, 2))
+    git(store.root, "tag", "-a", "v1", "-m", "first")
+    git(store.root, "branch", "other")
+    return store
+
+
+def _flips(path: Path, step: int = 1) -> list[tuple[int, int]]:
+    """Places and masks: one bit of every byte, and now and then the whole byte."""
+    return [(at, 1 << (at % 8) if at % 3 else 0xFF) for at in range(0, path.stat().st_size, step)]
+
+
+def _flipped(path: Path, at: int, mask: int) -> bytes:
+    data = path.read_bytes()
+    path.chmod(0o644)
+    path.write_bytes(data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :])
+    return data
+
+
+@pytest.mark.parametrize("object_format", ["sha1", "sha256"])
+def test_nothing_is_found_where_nothing_was_altered(tmp_path: Path, object_format: str) -> None:
+    store = make_store(tmp_path / "kb", object_format=object_format)
+    assert fsck_git(store) == []
+    add(store, numbers(1))
+    git(store.root, "tag", "-a", "v1", "-m", "first")
+    git(store.root, "switch", "-q", "-c", "side")
+    add(store, numbers(2))
+    git(store.root, "switch", "-q", "main")
+    git(store.root, "worktree", "add", "-q", str(tmp_path / "tree"), "side")
+    git(store.root, "merge", "-q", "--no-edit", "side")
+    assert fsck_git(store) == []
+    git(store.root, "commit-graph", "write")
+    git(store.root, "repack", "-q", "-a", "-d", "--write-bitmap-index")
+    git(store.root, "multi-pack-index", "write")
+    git(store.root, "gc", "-q")
+    assert fsck_git(store) == []
+    assert fsck_worktree(store) == []
+
+
+def test_a_flipped_byte_in_a_loose_object_is_found(store: GitStore) -> None:
+    """Deflate ends in up to seven bits that mean nothing: flipping one leaves the object as it was."""
+    harmless = flips = 0
+    for path in [p for p in (store.common_dir / "objects").glob("??/*") if p.is_file()]:
+        for at, mask in _flips(path):
+            before = _flipped(path, at, mask)
+            if not list(_loose_objects(store)):
+                assert zlib.decompress(path.read_bytes()) == zlib.decompress(before)
+                harmless += 1
+            path.write_bytes(before)
+            flips += 1
+    assert harmless < flips / 200
+
+
+def test_a_flipped_byte_in_a_pack_is_found(store: GitStore) -> None:
+    git(store.root, "gc", "-q")
+    files = [p for p in (store.common_dir / "objects" / "pack").iterdir() if p.suffix in (".pack", ".idx")]
+    assert len(files) == 2
+    for path in files:
+        for at, mask in _flips(path):
+            before = _flipped(path, at, mask)
+            assert list(_hashed_files(store)), (path, at, mask)
+            path.write_bytes(before)
+        before = _flipped(path, 100, 1)
+        assert any(str(path) in str(problem) for problem in fsck_git(store))
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize("name", ["HEAD", "refs/heads/main", "refs/tags/v1", "packed-refs", "index"])
+def test_a_flipped_byte_in_a_reference_or_the_index_is_found(store: GitStore, name: str) -> None:
+    if name == "packed-refs":
+        git(store.root, "pack-refs", "--all")
+    path = store.common_dir / name
+    step = 7 if name == "index" else 1
+    missed = []
+    for at, mask in _flips(path, step):
+        before = _flipped(path, at, mask)
+        if not fsck_git(store):
+            missed.append((at, before[at : at + 1], mask))
+        path.write_bytes(before)
+    assert missed == []
+
+
+def test_a_head_that_leads_to_another_branch_is_found(store: GitStore) -> None:
+    git(store.root, "switch", "-q", "-c", "side1")
+    add(store, numbers(3))
+    git(store.root, "branch", "side2", "main")
+    (store.git_dir / "HEAD").write_text("ref: refs/heads/side2\n")
+    assert [p.path for p in fsck_git(store)] == ["HEAD"]
+
+
+def test_a_flipped_byte_in_the_work_tree_is_found_whatever_its_times(store: GitStore) -> None:
+    for path in [p for p in (store.folder / "patches").rglob("*") if p.is_file()] + [
+        store.folder / "patchkit.toml"
+    ]:
+        times = path.stat()
+        for at, mask in _flips(path, 13):
+            before = _flipped(path, at, mask)
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+            assert [p.path for p in fsck_worktree(store)] == [path.relative_to(store.folder).as_posix()]
+            path.write_bytes(before)
+    assert fsck_worktree(store) == []
+    target = path.with_name("elsewhere")
+    path.rename(target)
+    path.symlink_to(target)
+    assert len(fsck_worktree(store)) == 1
+    path.unlink()
+    assert "cannot be read" in str(fsck_worktree(store)[0])
+
+
+def test_a_missing_object_is_found(store: GitStore) -> None:
+    blob = git(store.root, "rev-parse", "HEAD:patches/.gitattributes")
+    (store.common_dir / "objects" / blob[:2] / blob[2:]).unlink()
+    assert any(blob in str(problem) for problem in fsck_git(store))
+
+
+def test_each_finding_is_one_line_with_a_way_out(store: GitStore) -> None:
+    (store.common_dir / "refs" / "heads" / "main").write_bytes(b"\x1b[31mnonsense\n")
+    found = fsck_git(store)
+    assert found
+    assert all(
+        "\n" not in str(problem) and "\x1b" not in str(problem) and problem.remedy for problem in found
+    )
