@@ -10,7 +10,7 @@ import pytest
 from git_helpers import add, git, git_environment, make_store, numbers  # noqa: F401
 
 from patchkit.gitstore import GitStore
-from patchkit.integrity import _hashed_files, _loose_objects, fsck_git, fsck_worktree
+from patchkit.gitcheck import _hashed_files, _loose_objects, fsck_git, fsck_worktree
 
 pytestmark = pytest.mark.usefixtures("git_environment")
 
