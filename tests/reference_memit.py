@@ -124,7 +124,7 @@ def read(model, tokenizer, module, fact, templates, *, inputs):
 
         with torch.no_grad(), hooked(module, **({"inputs": see} if inputs else {"output": see})):
             logits_of(model, ids)
-        rows.append(seen[0][0, subject])
+        rows.append(seen[0].flatten(0, -2)[subject])  # some blocks flatten
     return torch.stack(rows)
 
 
@@ -170,7 +170,7 @@ def second_moment(model, tokenizer, module, documents):
         seen = []
         with torch.no_grad(), hooked(module, inputs=seen.append):
             logits_of(model, found["input_ids"])
-        for k, special in zip(seen[0][0].double(), found["special_tokens_mask"], strict=True):
+        for k, special in zip(seen[0].flatten(0, -2).double(), found["special_tokens_mask"], strict=True):
             if not special:
                 total = torch.outer(k, k) + (0 if total is None else total)
                 count += 1

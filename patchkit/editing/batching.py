@@ -69,7 +69,7 @@ def in_batches(order: Sequence[int], budget: Budget, work: Callable[[list[int], 
 
 
 def pack(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Group items so that each group, padded to its longest, has at most ``tokens`` tokens, few of them padding.
+    """Group items so that each group, padded to its longest, has at most ``tokens`` tokens, few of them pads.
 
     A group costs about as much again as `GROUP_COST` tokens (every weight is read once for it), so
     groups of neighbouring lengths are merged where that pads less, cheapest first, while padding stays

@@ -104,13 +104,15 @@ def _spread(
     deltas: dict[str, Delta] = {}
     keys: dict[str, Tensor] = {}
     last = recipe.layers[-1]
-    z = z.to(model.device)
+    z = z.float().to(
+        model.device, model.dtype
+    )  # as the patch will hold it, so that a refit starts from the same
     with _restored([anatomy.weight(layer) for layer in recipe.layers]):
         for done, layer in enumerate(recipe.layers):
             name = anatomy.weights[layer]
             _tell(progress, "keys", done, len(recipe.layers))
             with timer("keys"):
-                keys[name] = collect_keys(model, anatomy, passages, layer)
+                keys[name] = collect_keys(model, anatomy, passages, layer).float()
                 missing = z - collect_states(model, anatomy, passages, last)
             _tell(progress, "solve", done, len(recipe.layers))
             with timer("solve"):

@@ -102,7 +102,9 @@ def parse_layers(text: str) -> tuple[int, ...]:
         first, dash, last = part.strip().partition("-")
         if not first.isascii() or not first.isdigit() or (dash and not (last.isascii() and last.isdigit())):
             raise BadInput(f"layers {text!r}: expected numbers and ranges such as 4-8,10")
-        layers += range(int(first), int(last or first) + 1) if len(first + last) < 12 else []
+        if max(len(first), len(last)) > 4:
+            raise BadInput(f"layers {text[:40]!r}: no model has so many")
+        layers += range(int(first), int(last or first) + 1)
     if not layers or layers != sorted(set(layers)):
         raise BadInput(f"layers {text!r}: each layer once, from low to high, such as 4-8,10")
     return tuple(layers)

@@ -1,0 +1,165 @@
+"""Recipes: published settings by model, strict reading, and one spelling both ways."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from patchkit.editing.recipe import Recipe, parse_layers, recipe_for
+from patchkit.errors import BadInput
+
+PLAIN = Recipe(layers=(4, 5), lambda_=300.0)
+
+PUBLISHED = [
+    ("GPT2Config", {"n_layer": 48, "n_embd": 1600}, (13, 17), 20000.0, 0.5, 20, 0.5, 0.75),
+    ("GPTJConfig", {"n_layer": 28, "n_embd": 4096}, (3, 8), 15000.0, 0.5, 25, 0.5, 0.75),
+    ("GPTNeoXConfig", {"num_hidden_layers": 44, "hidden_size": 6144}, (6, 10), 20000.0, 0.5, 20, 0.5, 0.75),
+    ("LlamaConfig", {"vocab_size": 32000}, (4, 8), 15000.0, 0.5, 25, 1e-3, 4.0),
+    ("LlamaConfig", {"vocab_size": 128256}, (4, 8), 15000.0, 0.1, 25, 0.5, 0.75),
+    ("MistralConfig", {}, (4, 8), 15000.0, 0.5, 25, 1e-3, 4.0),
+    ("Qwen2Config", {"num_hidden_layers": 28, "hidden_size": 3584}, (4, 8), 15000.0, 0.5, 25, 1e-3, 4.0),
+    ("LlamaConfig", {"num_hidden_layers": 30, "hidden_size": 576}, (4, 8), 300.0, 2.0, 25, 0.5, 0.75),
+]
+
+
+@pytest.mark.parametrize(("name", "shape", "layers", "lambda_", "rate", "steps", "decay", "clamp"), PUBLISHED)
+def test_published_settings(name, shape, layers, lambda_, rate, steps, decay, clamp):
+    recipe = recipe_for(getattr(transformers, name)(**shape))
+    assert recipe.layers == tuple(range(layers[0], layers[1] + 1))
+    found = (recipe.lambda_, recipe.learning_rate, recipe.steps, recipe.weight_decay, recipe.clamp)
+    assert found == (lambda_, rate, steps, decay, clamp)
+    assert not recipe.guess
+
+
+def test_text_grows_with_the_keys_width():
+    narrow = transformers.LlamaConfig(num_hidden_layers=30, hidden_size=576, intermediate_size=1536)
+    assert recipe_for(narrow).statistics_tokens == 15360
+    assert recipe_for(transformers.GPT2Config(n_embd=64)).statistics_tokens == 10 * 4 * 64
+
+
+@pytest.mark.parametrize("depth", range(1, 90))
+def test_a_guess_is_flagged_and_lies_inside_the_model(depth):
+    recipe = recipe_for(transformers.LlamaConfig(num_hidden_layers=depth, hidden_size=640))
+    assert recipe.guess
+    assert 0 <= recipe.layers[0] <= recipe.layers[-1] < depth
+    assert len(recipe.layers) <= 5
+
+
+def test_a_recipe_is_a_flat_table_both_ways():
+    recipe = PLAIN.override(templates=("{}", "You. {}"), guess=True)
+    table = recipe.to_dict()
+    assert table["lambda"] == 300.0
+    assert "lambda_" not in table
+    assert Recipe.from_dict(json.loads(json.dumps(table))) == recipe
+    assert not any(isinstance(value, dict) for value in table.values())
+    assert len(table) == len(fields(Recipe))
+
+
+def test_whole_numbers_and_layer_ranges_are_read_where_people_write_them():
+    recipe = Recipe.from_dict({"layers": "4-8,10", "lambda": 300, "clamp": 1})
+    assert recipe.layers == (4, 5, 6, 7, 8, 10)
+    assert type(recipe.lambda_) is type(recipe.clamp) is float
+    assert recipe == Recipe.from_dict({"layers": [4, 5, 6, 7, 8, 10], "lambda": 300.0, "clamp": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"lambda": 3.0}, "layers is missing"),
+        ({"layers": [1]}, "lambda is missing"),
+        (
+            {"layers": [1], "lambda": 3.0, "lamda": 2},
+            "'lamda' is not a field of a recipe; did you mean lambda",
+        ),
+        ({"layers": [1], "lambda": 3.0, "lambda_": 2}, "'lambda_' is not a field"),
+        ({"layers": [1], "lambda": 3.0, "xyzzy": 2}, "it knows layers, lambda"),
+        ({"layers": [1], "lambda": "3"}, "lambda should be a number, not '3'"),
+        ({"layers": [1], "lambda": True}, "lambda should be a number, not True"),
+        ({"layers": [1], "lambda": float("nan")}, "lambda should be a positive number"),
+        ({"layers": [1], "lambda": 10**400}, "lambda should be a number"),
+        ({"layers": [1], "lambda": 0}, "lambda should be a positive number"),
+        ({"layers": [], "lambda": 1}, "layers should be at least one layer"),
+        ({"layers": [2, 1], "lambda": 1}, "from low to high"),
+        ({"layers": [-1], "lambda": 1}, "from low to high"),
+        ({"layers": [1.0], "lambda": 1}, "layers should be whole numbers"),
+        ({"layers": [True], "lambda": 1}, "layers should be whole numbers"),
+        ({"layers": "4-", "lambda": 1}, "expected numbers and ranges"),
+        ({"layers": [1], "lambda": 1, "steps": 0}, "steps should be from 1 to 10000, not 0"),
+        ({"layers": [1], "lambda": 1, "steps": 2.0}, "steps should be a whole number"),
+        ({"layers": [1], "lambda": 1, "optimiser": "sgd"}, 'optimiser should be "adam"'),
+        ({"layers": [1], "lambda": 1, "kl_prompt": "is a"}, "kl_prompt should be a text that holds"),
+        ({"layers": [1], "lambda": 1, "templates": ["{}", "{} {}"]}, "templates should be texts that hold"),
+        ({"layers": [1], "lambda": 1, "templates": ["You. {}"]}, "begins with"),
+        ({"layers": [1], "lambda": 1, "templates": "{}"}, "templates should be a list of texts"),
+        ({"layers": [1], "lambda": 1, "context_openings": []}, "context_openings should be some texts"),
+        ({"layers": [1], "lambda": 1, "weight_decay": -1.0}, "weight_decay should be a number from 0 up"),
+        ({"layers": [1], "lambda": 1, "guess": 1}, "guess should be true or false"),
+    ],
+)
+def test_a_wrong_table_is_refused_in_one_line_that_names_place_and_key(table, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        Recipe.from_dict(table, "patchkit.toml: [recipe]")
+    assert str(caught.value).startswith("patchkit.toml: [recipe]: ")
+    assert "\n" not in str(caught.value)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(st.dictionaries(st.sampled_from(list(PLAIN.to_dict())), JSON, max_size=4))
+def test_no_table_gives_a_traceback(table):
+    try:
+        recipe = Recipe.from_dict({"layers": [1], "lambda": 1.0, **table})
+    except BadInput as error:
+        message = str(error)
+    else:
+        message = ""
+        assert Recipe.from_dict(recipe.to_dict()) == recipe
+    assert "\n" not in message
+
+
+def test_overriding():
+    resolved = PLAIN.override(templates=("{}", "You. {}"), statistics_digest="ab", guess=True)
+    assert resolved.override(steps=3).templates == resolved.templates
+    assert resolved.override(context_seed=1).templates == ()
+    assert resolved.override(statistics_seed=1).statistics_digest == ""
+    assert resolved.override(layers="1-2").layers == (1, 2)
+    assert resolved.override(layers=(1, 2)).statistics_digest == ""
+    assert resolved.override(layers=(1, 2)).guess
+    assert not resolved.override(layers=(1, 2), **{"lambda": 5}).guess
+    assert PLAIN.override(**{"lambda": 5}) == PLAIN.override(lambda_=5.0)
+    with pytest.raises(BadInput, match="did you mean steps"):
+        PLAIN.override(step=3)
+    with pytest.raises(BadInput, match="steps should be"):
+        PLAIN.override(steps=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"), [("4-8", (4, 5, 6, 7, 8)), ("3", (3,)), ("1, 4-5,9", (1, 4, 5, 9)), ("7-7", (7,))]
+)
+def test_layers_are_read(text, layers):
+    assert parse_layers(text) == layers
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",", "a", "4-", "-4", "8-4", "4,4", "5,4", "1-3,2", "４", "1" * 30, "0-99999999"]
+)
+def test_layers_that_make_no_sense_are_refused(text):
+    with pytest.raises(BadInput, match="layers"):
+        parse_layers(text)
+
+
+def test_recipes_need_no_torch():
+    code = "import sys, patchkit.editing.recipe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
