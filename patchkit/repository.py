@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.catalogue import Catalogue
-from patchkit.errors import BadInput, Misconfigured, NotFound
+from patchkit.errors import BadInput, Misconfigured
 from patchkit.gitstore import Commit, GitStore
 from patchkit.settings import BASE_KEY, Settings
 from patchkit.settings import FILE as SETTINGS
@@ -106,7 +106,8 @@ class Repository:
         if settings.base_source.startswith("folder:"):
             where = f"is not at {place} any more" if place else "was not looked for on this machine yet"
             raise Misconfigured(
-                f"the base {settings.base_source.removeprefix('folder:')!r} {where}; say where it is: patchkit base PATH"
+                f"the base {settings.base_source.removeprefix('folder:')!r} {where}; "
+                "say where it is: patchkit base PATH"
             )
         return resolve_base(settings.base_source, settings.base_revision).folder
 

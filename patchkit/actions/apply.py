@@ -30,7 +30,12 @@ class Applied:
     commit: str | None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"patch": self.name, "id": self.patch.id, "facts": len(self.patch.facts), "commit": self.commit}
+        return {
+            "patch": self.name,
+            "id": self.patch.id,
+            "facts": len(self.patch.facts),
+            "commit": self.commit,
+        }
 
 
 def apply(

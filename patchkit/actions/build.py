@@ -68,9 +68,7 @@ def build_from_patches(
         patch = Patch.load(folder)
         for fact in patch.facts:
             if fact.key in owner:
-                raise BadInput(
-                    f"{folder}: {fact.text!r} is in {owner[fact.key]} too; a fact can be in force once, leave one out"
-                )
+                raise BadInput(f"{folder}: {fact.text!r} is in {owner[fact.key]} too; leave one of them out")
             owner[fact.key] = folder
         patches[patch.id] = patch
     if dry_run:

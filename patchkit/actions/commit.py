@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import replace as replace_fields
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.changes import Taken, keep_aside, kept_line, record, refuse_clashes, take_out
-from patchkit.actions.edit import as_patch
+from patchkit.actions.edit import as_batch, as_patch
 from patchkit.actions.environment import environment, environment_line
 from patchkit.actions.workbench import Workbench
 from patchkit.editing.editor import find_editor
@@ -22,6 +23,7 @@ from patchkit.factors import Patch
 from patchkit.facts import Batch, Fact
 from patchkit.gitstore import Changes
 from patchkit.models.loading import float32_compute
+from patchkit.models.tokens import last_subject_token
 from patchkit.stack import Stack
 
 if TYPE_CHECKING:
@@ -48,10 +50,20 @@ class Committed:
     replaced: list[Taken]
     timings: dict[str, float]
     """Seconds by phase."""
-    norm: tuple[float, float]
-    """Frobenius norm of ΔW over all weights, and its share of the edited base weights' norm."""
+    norms: dict[str, float]
+    """‖ΔW‖ (Frobenius) by weight."""
+    base_norms: dict[str, float]
+    """‖W‖ of the base by weight."""
     size: int
     """Bytes of the patch's files."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of this edit, a line each."""
+
+    @property
+    def norm(self) -> tuple[float, float]:
+        """‖ΔW‖ over all weights together, and its share of the base's ‖W‖ over the same weights."""
+        delta, base = math.hypot(*self.norms.values()), math.hypot(*self.base_norms.values())
+        return delta, delta / base if base else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -68,6 +80,7 @@ class Committed:
             "norm": self.norm[0],
             "norm_share": self.norm[1],
             "size": self.size,
+            "notes": list(self.notes),
         }
 
 
@@ -95,8 +108,9 @@ def commit(
     stack = repository.stack()
     recipe = repository.recipe(overrides)
     editor = find_editor(recipe.method)
+    if not replace:
+        refuse_clashes(batch, stack)
     patches = repository.patches(stack)
-    replaced = _superseded(patches, stack, batch, replace)
     clock = _Clock()
     bench = repository.workbench(device)
     clock.lap("loading")
@@ -105,6 +119,7 @@ def commit(
 
     bench.put(patches.values())
     facts, before, known = _observe_before(bench, batch.facts, skip_known)
+    replaced = _superseded(patches, stack, facts)
     gone = {taken.patch for taken in replaced}
     under = [patches[stored.id] for stored in stack.patches if stored.name not in gone]
     under += [taken.remaining for taken in replaced if taken.remaining is not None]
@@ -136,11 +151,13 @@ def commit(
         skipped_known=skip_known,
         replaced=replaced,
         timings=clock.seconds,
-        norm=_norm(bench, patch),
+        norms=patch.norms(),
+        base_norms={name: float(bench.checkpoint.read(name).double().norm()) for name in patch.deltas},
         size=sum(len(data) for data in patch.files().values()),
+        notes=_notes(bench, changes),
     )
-    _check_gate(repository, done, gate or {})
-    return done if dry_run else _record(repository, stack, batch, done, bench)
+    _check_gate(None if dry_run else repository, done, gate or {})
+    return done if dry_run else _record(repository, stack, done, bench)
 
 
 def _text_and_statistics(
@@ -160,11 +177,9 @@ def _text_and_statistics(
     return recipe.override(templates=templates), statistics
 
 
-def _record(
-    repository: Repository, stack: Stack, batch: Batch, done: Committed, bench: Workbench
-) -> Committed:
+def _record(repository: Repository, stack: Stack, done: Committed, bench: Workbench) -> Committed:
     """Commit the patch and what it replaces; then tell the catalogue what was measured."""
-    gone = [taken.patch for taken in done.replaced if taken.remaining is None]
+    gone = {taken.patch for taken in done.replaced if taken.remaining is None} - {done.patch.name}
     solved = {t.patch: t.remaining.files() for t in done.replaced if t.remaining is not None}
     changes = Changes(patches={**solved, done.patch.name: done.patch.files()}, removed=gone)
 
@@ -172,21 +187,30 @@ def _record(
         for taken in done.replaced:
             if stack.named(taken.patch) != now.named(taken.patch):
                 raise Busy(f"{taken.patch}: was changed by another commit while its fact was being replaced")
-        refuse_clashes(batch, now, {taken.patch for taken in done.replaced})
+        refuse_clashes(as_batch(done.patch.facts), now, {taken.patch for taken in done.replaced})
 
     try:
         commit_id = record(repository, stack, changes, done.message, _trailers(done, bench), still_right)
     except PatchkitError as error:
         raise kept_line(error, keep_aside(repository, done.patch)) from error
     done = replace_fields(done, commit=commit_id)
+    try:
+        _catalogue(repository, done, environment(str(bench.model.device)))
+    except PatchkitError as error:  # the commit is made; what was measured also stands in its message
+        return replace_fields(done, notes=(*done.notes, f"the catalogue has not got the results: {error}"))
+    return done
+
+
+def _catalogue(repository: Repository, done: Committed, computed_with: Mapping[str, Any]) -> None:
     repository.catalogue.record_results(
         done.patch.id,
         results=[change.to_dict() for change in done.changes],
         summary=done.summary.to_dict(),
         timings=done.timings,
-        environment=environment(str(bench.model.device)),
+        environment=computed_with,
     )
-    return done
+    repository.stack()  # believed, so that the catalogue has the patch and its facts too
+    repository.catalogue.record_norms(done.patch.id, done.norms, done.patch.base, done.base_norms)
 
 
 def _trailers(done: Committed, bench: Workbench) -> list[tuple[str, str]]:
@@ -203,7 +227,7 @@ def _trailers(done: Committed, bench: Workbench) -> list[tuple[str, str]]:
 
 
 def parse_gate(text: str) -> dict[str, float]:
-    """"efficacy=0.9,neighbors=0.95" as shares; BadInput names the part that is wrong."""
+    """ "efficacy=0.9,neighbors=0.95" as shares; BadInput names the part that is wrong."""
     gates: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
@@ -213,7 +237,7 @@ def parse_gate(text: str) -> dict[str, float]:
             share = -1.0
         if name not in GATES or not 0 <= share <= 1:
             raise BadInput(
-                f"--gate {part.strip()!r}: write NAME=SHARE with a share from 0 to 1 and a name of {', '.join(GATES)}"
+                f"--gate {part.strip()!r}: write NAME=SHARE, a share from 0 to 1 of {', '.join(GATES)}"
             )
         gates[name] = share
     return gates
@@ -232,16 +256,16 @@ class _Clock:
         self._last = now
 
     def add(self, timings: Mapping[str, float]) -> None:
-        self.seconds.update(timings)
+        for phase, seconds in timings.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
         self._last = time.perf_counter()
 
 
-def _superseded(patches: Mapping[str, Patch], stack: Stack, batch: Batch, replace: bool) -> list[Taken]:
-    if not replace:
-        refuse_clashes(batch, stack)
+def _superseded(patches: Mapping[str, Patch], stack: Stack, facts: Sequence[Fact]) -> list[Taken]:
+    """The older facts of the same keys, taken out of their patches."""
     in_force = stack.facts_in_force()
     leaving: dict[str, set[tuple[str, str]]] = {}
-    for fact in batch.facts:
+    for fact in facts:
         if fact.key in in_force:
             leaving.setdefault(in_force[fact.key][0], set()).add(fact.key)
     taken = []
@@ -260,30 +284,42 @@ def _observe_before(
     if not skip_known or not known:
         return facts, states, known
     if len(known) == len(facts):
-        raise BadInput(f"the model already says all {len(facts)} facts; leave --skip-known out to edit them in")
+        raise BadInput(
+            f"the model already says all {len(facts)} facts; leave --skip-known out to edit them in"
+        )
     kept = [(fact, state) for fact, state, flag in zip(facts, states, is_known, strict=True) if not flag]
     return tuple(fact for fact, _ in kept), [state for _, state in kept], known
 
 
-def _norm(bench: Workbench, patch: Patch) -> tuple[float, float]:
-    delta = sum(delta.norm() ** 2 for delta in patch.deltas.values()) ** 0.5
-    base = sum(float(bench.checkpoint.read(name).double().norm()) ** 2 for name in patch.deltas) ** 0.5
-    return delta, delta / base if base else 0.0
+def _notes(bench: Workbench, changes: Sequence[FactChange]) -> tuple[str, ...]:
+    """Why a fact did not take, where the reason is known."""
+    first = [
+        change.fact.text
+        for change in changes
+        if not change.took and last_subject_token(bench.tokenizer, change.fact) == 0
+    ]
+    return tuple(
+        f"“{text}” did not take: its subject is the very first token, where every text of this model "
+        "has the same state; put words in front of it"
+        for text in first
+    )
 
 
-def _check_gate(repository: Repository, done: Committed, gate: Mapping[str, float]) -> None:
+def _check_gate(repository: Repository | None, done: Committed, gate: Mapping[str, float]) -> None:
+    """Refused where a share is below its gate; the patch is kept aside in the repository, if one is given."""
     measured = done.summary.to_dict()
     low = [
         f"{name} {measured[name]:.3g} < {share:g}"
         for name, share in gate.items()
         if measured[name] is not None and measured[name] < share
     ]
-    if low:
-        kept = keep_aside(repository, done.patch)
-        raise Refused(
-            f"the gate refused the edit ({'; '.join(low)}); it is kept in {kept}, "
-            f"commit it all the same with: patchkit apply {kept}"
-        )
+    if not low:
+        return
+    refused = f"the gate refused the edit ({'; '.join(low)})"
+    if repository is None:
+        raise Refused(refused)
+    kept = keep_aside(repository, done.patch)
+    raise Refused(f"{refused}; it is kept in {kept}, commit it all the same with: patchkit apply {kept}")
 
 
 def _message(facts: Sequence[Fact], taken: Sequence[Taken]) -> str:

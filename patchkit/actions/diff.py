@@ -51,7 +51,9 @@ class Difference:
             "new": self.new,
             "added": [plain(*pair) for pair in self.added],
             "removed": [plain(*pair) for pair in self.removed],
-            "changed": [{**plain(new, patch), "target_before": old.target} for old, new, patch in self.changed],
+            "changed": [
+                {**plain(new, patch), "target_before": old.target} for old, new, patch in self.changed
+            ],
             "weights": [vars(weight) for weight in self.weights],
         }
 

@@ -47,7 +47,9 @@ def edit(
     batch = as_batch(facts)
     place = base if base is not None else getattr(model, "name_or_path", "")
     if not place:
-        raise BadInput("the model does not say where it was loaded from; name its checkpoint with base=FOLDER")
+        raise BadInput(
+            "the model does not say where it was loaded from; name its checkpoint with base=FOLDER"
+        )
     checkpoint = Checkpoint.open(resolve_base(place, download=False).folder)
     recipe = recipe or recipe_for(model.config)
     if statistics is None:
@@ -85,10 +87,16 @@ def as_patch(edited: Edited, facts: Sequence[Fact], checkpoint: Checkpoint, unde
         deltas=stored(edited.deltas),
         base=checkpoint.fingerprint(),
         method=edited.recipe.method,
-        recipe=edited.recipe.to_dict(),
+        recipe=_without_paths(edited.recipe).to_dict(),
         solved_on=tuple(patch.id for patch in under),
         solution=solution,
     )
+
+
+def _without_paths(recipe: Recipe) -> Recipe:
+    """A corpus file by its name alone: where it lay is this machine's own; C's digest tells what was in it."""
+    text = recipe.statistics_text
+    return replace(recipe, statistics_text=Path(text).name) if Path(text).is_file() else recipe
 
 
 def as_batch(facts: Facts) -> Batch:
@@ -98,6 +106,7 @@ def as_batch(facts: Facts) -> Batch:
     if isinstance(facts, (str, Path)):
         return read_facts(facts)
     lines = [
-        fact.to_line() if isinstance(fact, Fact) else json.dumps(dict(fact), ensure_ascii=False) for fact in facts
+        fact.to_line() if isinstance(fact, Fact) else json.dumps(dict(fact), ensure_ascii=False)
+        for fact in facts
     ]
     return parse_facts("".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"), "facts")

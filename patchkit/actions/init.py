@@ -82,7 +82,9 @@ def init(
     if standing is None:
         settings = Settings(source, place.revision, fingerprint, recipe_table(recipe))
         message = f"Start a stack of knowledge patches on {source}"
-        commit = store.record(Changes(settings=dump_settings(settings)), message, [("Patchkit-Base", fingerprint)])
+        commit = store.record(
+            Changes(settings=dump_settings(settings)), message, [("Patchkit-Base", fingerprint)]
+        )
     store.config_set(BASE_KEY, str(place.folder))
     Catalogue(store.private).remember_fingerprint(place.folder, fingerprint)
     return Initialised(store.folder, source, place.folder, fingerprint, recipe, commit)

@@ -154,12 +154,17 @@ def _plan_facts(repository: Repository, stored: StoredPatch, words: Sequence[str
     named = ", ".join(fact.subject for fact in taken.facts[:3])
     trailers = (("Patchkit-Reverts", stored.id), *(("Patchkit-Fact", f.text) for f in taken.facts))
     if taken.remaining is None:
-        changes, removed = Changes(removed=[stored.name]), (stored.name,)
+        changes = Changes(removed=[stored.name])
     else:
-        changes, removed = Changes(patches={stored.name: taken.remaining.files()}), ()
+        changes = Changes(patches={stored.name: taken.remaining.files()})
         trailers = (*trailers, ("Patchkit-Id", taken.remaining.id))
     return _Plan(
-        changes, removed, (taken,), left={stored.id}, subject=f"Take {named} out of {stored.name}", trailers=trailers
+        changes,
+        (stored.name,) if taken.remaining is None else (),
+        (taken,),
+        left={stored.id},
+        subject=f"Take {named} out of {stored.name}",
+        trailers=trailers,
     )
 
 
@@ -170,7 +175,9 @@ def _place(stored: StoredPatch, word: str) -> int:
         return by_id[0]
     if word.isdecimal() and 1 <= int(word) <= len(stored.facts):
         return int(word) - 1
-    raise NotFound(f"{stored.name}: no fact with the id or on the line {word!r}; it has {len(stored.facts)} lines")
+    raise NotFound(
+        f"{stored.name}: no fact with the id or on the line {word!r}; it has {len(stored.facts)} lines"
+    )
 
 
 def _plan_commit(repository: Repository, stack: Stack, commit: Commit) -> _Plan:

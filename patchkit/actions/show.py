@@ -62,8 +62,14 @@ class Shown:
             "method": self.method,
             "recipe": dict(self.recipe),
             "facts": [
-                {"line": line, "id": f.id, "subject": f.subject, "prompt": f.prompt, "target": f.target,
-                 "measured": self.results.get(line)}
+                {
+                    "line": line,
+                    "id": f.id,
+                    "subject": f.subject,
+                    "prompt": f.prompt,
+                    "target": f.target,
+                    "measured": self.results.get(line),
+                }
                 for line, f in enumerate(self.facts, 1)
             ],
             "weights": [asdict(weight) for weight in self.weights],

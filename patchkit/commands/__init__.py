@@ -71,7 +71,9 @@ class LazyGroup(click.Group):
                 formatter.write_dl(list(commands.items()))
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.option("-C", "directory", metavar="DIR", default=None, help="Work as if started in DIR.")
 @click.version_option(package_name="patchkit-llm", prog_name="patchkit")
 @click.pass_context
@@ -114,7 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(_os_line(error), NotWritten.exit_code, error)
     except Exception as error:
         told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        return _fail(f"internal error, please report it: {told} (PATCHKIT_TRACEBACK=1 shows where)", 70, error)
+        return _fail(
+            f"internal error, please report it: {told} (PATCHKIT_TRACEBACK=1 shows where)", 70, error
+        )
 
 
 def _fail(message: str, exit_code: int, error: Exception) -> int:

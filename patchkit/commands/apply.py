@@ -44,6 +44,8 @@ def command(
     elif not quiet:
         out = console()
         verb = "would take in" if dry_run else "took in"
-        out.print(text(f"{verb} {done.name}: {len(done.patch.facts)} facts, id {done.patch.id[:12]}", "green"))
+        out.print(
+            text(f"{verb} {done.name}: {len(done.patch.facts)} facts, id {done.patch.id[:12]}", "green")
+        )
         if done.commit:
             out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))

@@ -7,7 +7,7 @@ import sys
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import console, table, text
+from patchkit.commands.display import Column, console, table, text
 from patchkit.errors import BadInput
 
 __all__ = ["command"]
@@ -16,7 +16,14 @@ __all__ = ["command"]
 @click.command("ask", short_help="Ask the base and the stack side by side.")
 @click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
 @click.option("--rev", "revision", default="HEAD", show_default=True, help="The stack at this commit.")
-@click.option("--tokens", "new_tokens", type=click.IntRange(1, 512), default=24, show_default=True, help="Tokens to generate.")
+@click.option(
+    "--tokens",
+    "new_tokens",
+    type=click.IntRange(1, 512),
+    default=24,
+    show_default=True,
+    help="Tokens to generate.",
+)
 @click.option("--top", type=click.IntRange(1, 20), default=5, show_default=True, help="Next tokens to show.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 @directory_option
@@ -39,7 +46,9 @@ def command(
     Example:
       patchkit ask "LeBron James plays the sport of" "Microsoft was founded by"
     """
-    asked = [prompt for item in prompts for prompt in (sys.stdin.read().splitlines() if item == "-" else [item])]
+    asked = [
+        prompt for item in prompts for prompt in (sys.stdin.read().splitlines() if item == "-" else [item])
+    ]
     asked = [prompt for prompt in asked if prompt.strip()]
     if not asked:
         raise BadInput("no prompt to ask; give one, or one a line on standard input")
@@ -56,7 +65,7 @@ def command(
         pairs = zip(answer.base.next, answer.stack.next, strict=True)
         for rank, (before, after) in enumerate(pairs, 1):
             rows.append((f"{rank}", _token(before), _token(after)))
-        out.print(table(["", ("base", {"ratio": 1}), ("stack", {"ratio": 1})], rows))
+        out.print(table(out, [Column(""), Column("base", 1), Column("stack", 1)], rows))
         out.print()
 
 

@@ -21,8 +21,12 @@ __all__ = ["command"]
 
 @click.command("build", short_help="Write base and stack as an ordinary checkpoint folder.")
 @click.argument("patches", nargs=-1, metavar="[PATCH…]")
-@click.option("--base", metavar="CHECKPOINT", help="Build from this base and PATCH folders, without a repository.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to (default: `patchkit path build`).")
+@click.option(
+    "--base", metavar="CHECKPOINT", help="Build from this base and PATCH folders, without a repository."
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to (default: `patchkit path build`)."
+)
 @click.option("--rev", "revision", default="HEAD", show_default=True, help="The stack at this commit.")
 @directory_option
 @dry_run_option
@@ -58,13 +62,17 @@ def command(
     with progress_bars(quiet or as_json) as bars:
         progress = in_bytes(bars)
         if base is None:
-            built = open_repository(directory).build(out, revision=revision, dry_run=dry_run, progress=progress)
+            built = open_repository(directory).build(
+                out, revision=revision, dry_run=dry_run, progress=progress
+            )
         else:
             from patchkit.models.sources import resolve_base
 
             assert out is not None
             folder = resolve_base(base).folder
-            built = build_from_patches(folder, [Path(p) for p in patches], out, dry_run=dry_run, progress=progress)
+            built = build_from_patches(
+                folder, [Path(p) for p in patches], out, dry_run=dry_run, progress=progress
+            )
     if as_json:
         print_json(None if built is None else built.to_dict())
     elif not quiet:

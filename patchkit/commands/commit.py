@@ -26,11 +26,21 @@ __all__ = ["command"]
 
 @click.command("commit", short_help="Edit facts into the model and commit them as a patch.")
 @click.argument("facts", required=False, metavar="[FACTS]")
-@click.option("--fact", "inline", multiple=True, metavar="'SUBJECT | PROMPT | TARGET'", help="One fact, instead of a file.")
+@click.option(
+    "--fact",
+    "inline",
+    multiple=True,
+    metavar="'SUBJECT | PROMPT | TARGET'",
+    help="One fact, instead of a file.",
+)
 @click.option("-m", "--message", help="The commit's message; made from the facts otherwise.")
 @click.option("--replace", is_flag=True, help="Take older facts with the same key out of their patches.")
 @click.option("--skip-known", is_flag=True, help="Leave out what the model already says.")
-@click.option("--gate", metavar="NAME=SHARE,…", help="Refuse below: efficacy, argmax, generation, paraphrases, neighbors.")
+@click.option(
+    "--gate",
+    metavar="NAME=SHARE,…",
+    help="Refuse below: efficacy, argmax, generation, paraphrases, neighbors.",
+)
 @recipe_options
 @engine_options
 @directory_option
@@ -97,15 +107,13 @@ def show(done: Any) -> None:
         out.print(text(f"replaced in {item.patch}: {', '.join(fact.text for fact in item.facts)}", "yellow"))
     results_table(out, done.changes)
     out.print(text(summary_line(done.summary)))
+    for note in done.notes:
+        out.print(text(note, "yellow"))
     delta, share = done.norm
     phases = " · ".join(f"{phase} {seconds:.1f}" for phase, seconds in done.timings.items())
     out.print(text(f"{sum(done.timings.values()):.1f} s: {phases}", "dim"))
-    out.print(
-        text(
-            f"patch {done.patch.name} · id {done.patch.id[:12]} · {human_size(done.size)} · "
-            f"‖ΔW‖ {delta:.3g} ({100 * share:.2g} % of the edited weights')"
-        )
-    )
+    out.print(text(f"patch {done.patch.name} · id {done.patch.id[:12]} · {human_size(done.size)}"))
+    out.print(text(f"‖ΔW‖ {delta:.3g}, {100 * share:.2g} % of the edited weights'"))
     if done.commit is None:
         out.print(text("dry run: nothing was written", "yellow"))
     else:

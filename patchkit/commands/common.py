@@ -70,7 +70,11 @@ def recipe_options(command: Command) -> Command:
         click.option("--lambda", "lambda_", type=float, default=None, help="How much what was known weighs."),
         click.option("--corpus", default=None, metavar="FILE|DATASET", help="Text for the statistics C."),
         click.option(
-            "--set", "settings", multiple=True, metavar="NAME=VALUE", help="Any field of the recipe, for this commit."
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="NAME=VALUE",
+            help="Any field of the recipe, for this commit.",
         ),
     ):
         command = option(command)
@@ -90,7 +94,7 @@ def recipe_overrides(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """"steps=30" as a name and a TOML value; what is no TOML value is taken as text."""
+    """ "steps=30" as a name and a TOML value; what is no TOML value is taken as text."""
     name, equals, value = text.partition("=")
     if not equals or not name.strip():
         raise click.BadParameter(f"{text!r} is not NAME=VALUE", param_hint="--set")

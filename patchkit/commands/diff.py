@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import console, table, text
+from patchkit.commands.display import Column, console, table, text
 
 __all__ = ["command"]
 
@@ -42,11 +42,11 @@ def command(old: str | None, new: str | None, directory: str, as_json: bool) -> 
     if not found.weights:
         out.print(text("the weights are the same", "dim"))
         return
-    number = {"justify": "right"}
     out.print()
     out.print(
         table(
-            ["weight", ("rank", number), ("‖difference‖", number)],
+            out,
+            [Column("weight", 1), Column("rank", right=True), Column("‖difference‖", right=True)],
             [(weight.name, weight.rank, f"{weight.norm:.3g}") for weight in found.weights],
         )
     )

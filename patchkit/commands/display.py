@@ -10,13 +10,28 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["console", "human_size", "in_bytes", "percent", "printable", "progress_bars", "table", "text"]
+__all__ = [
+    "Column",
+    "console",
+    "human_size",
+    "in_bytes",
+    "percent",
+    "printable",
+    "progress_bars",
+    "table",
+    "text",
+]
+
+GAP = 2  # spaces between columns
+MINIMUM = 6  # characters that a column keeps on the narrowest terminal
 
 Bars = Callable[[str, int, int], None]
 
@@ -30,7 +45,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def printable(value: str) -> str:
-    """``value`` without anything a terminal would act on: control and direction characters are shown as code points."""
+    """``value`` with the control and direction characters that a terminal would act on as code points."""
     return "".join(_visible(character) for character in value)
 
 
@@ -45,15 +60,44 @@ def text(value: str, style: str = "") -> Text:
     return Text(printable(value), style=style)
 
 
-def table(columns: Sequence[str | tuple[str, dict[str, Any]]], rows: Sequence[Sequence[Any]]) -> Table:
-    """A borderless table; cells longer than the terminal allows end in an ellipsis, never wrap."""
-    grid = Table(box=None, pad_edge=False, header_style="dim", show_edge=False, padding=(0, 2, 0, 0))
-    for column in columns:
-        name, options = column if isinstance(column, tuple) else (column, {})
-        grid.add_column(name, **{"no_wrap": True, "overflow": "ellipsis", **options})
-    for row in rows:
-        grid.add_row(*(cell if isinstance(cell, Text) else text(str(cell)) for cell in row))
+def table(out: Console, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> Table:
+    """A borderless table as wide as ``out`` allows.
+
+    A column's number is its share of what the fixed columns leave (0: it is fixed, as wide as its
+    widest cell); a cell that is too long ends in an ellipsis, and nothing ever wraps.
+    """
+    cells = [[cell if isinstance(cell, Text) else text(str(cell)) for cell in row] for row in rows]
+    natural = [
+        max([cell_len(column.name), *(row[i].cell_len for row in cells)]) for i, column in enumerate(columns)
+    ]
+    widths = _widths(natural, [column.share for column in columns], out.width - GAP * (len(columns) - 1))
+    grid = Table(box=None, pad_edge=False, header_style="dim", show_edge=False, padding=(0, GAP, 0, 0))
+    for column, width in zip(columns, widths, strict=True):
+        justify: Any = "right" if column.right else "left"
+        grid.add_column(column.name, width=width, justify=justify, no_wrap=True, overflow="ellipsis")
+    for row in cells:
+        grid.add_row(*row)
     return grid
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its heading, its share of the free width (0: fixed), numbers to the right."""
+
+    name: str
+    share: int = 0
+    right: bool = False
+
+
+def _widths(natural: list[int], shares: list[int], room: int) -> list[int]:
+    """Fixed columns as wide as they need; the others no wider, sharing what is left."""
+    widths = [0 if share else width for width, share in zip(natural, shares, strict=True)]
+    flexible = sorted((i for i, share in enumerate(shares) if share), key=lambda i: natural[i] / shares[i])
+    left, parts = room - sum(widths), sum(shares)
+    for i in flexible:
+        widths[i] = max(MINIMUM, min(natural[i], left * shares[i] // parts))
+        left, parts = left - widths[i], parts - shares[i]
+    return widths
 
 
 def percent(share: float | None) -> str:

@@ -7,7 +7,7 @@ import inspect
 import click
 
 from patchkit.commands.common import json_option, print_json
-from patchkit.commands.display import console, table
+from patchkit.commands.display import Column, console, table
 
 __all__ = ["command"]
 
@@ -30,4 +30,6 @@ def command(as_json: bool) -> None:
     if as_json:
         print_json(found)
     else:
-        console().print(table(["method", "what it does"], [(row["name"], row["about"]) for row in found]))
+        out = console()
+        rows = [(row["name"], row["about"]) for row in found]
+        out.print(table(out, [Column("method"), Column("what it does", 1)], rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import console, table, text
+from patchkit.commands.display import Column, console, table, text
 from patchkit.errors import NotFound
 from patchkit.facts import FactsError, clashes, dump_facts, read_facts
 
@@ -74,4 +74,11 @@ def search(words: tuple[str, ...], everything: bool, directory: str, as_json: bo
         out.print(text("no fact says that", "dim"))
         return
     rows = [(row["patch"], str(row["line"]), row["subject"], row["prompt"], row["target"]) for row in found]
-    out.print(table(["patch", "line", "subject", ("prompt", {"ratio": 1}), "target"], rows))
+    columns = [
+        Column("patch", 2),
+        Column("line", right=True),
+        Column("subject", 2),
+        Column("prompt", 3),
+        Column("target", 1),
+    ]
+    out.print(table(out, columns, rows))

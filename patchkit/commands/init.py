@@ -43,7 +43,9 @@ def command(
     from patchkit.actions.init import init
 
     with progress_bars(quiet or as_json) as bars:
-        made = init(base, Path(directory, folder or "."), revision=revision, dry_run=dry_run, progress=in_bytes(bars))
+        made = init(
+            base, Path(directory, folder or "."), revision=revision, dry_run=dry_run, progress=in_bytes(bars)
+        )
     if as_json:
         print_json(made.to_dict())
         return
@@ -54,7 +56,9 @@ def command(
     out.print(text(f"{verb} {made.folder} on {made.source}", "green"))
     out.print(text(f"base    {made.base_folder} · {made.fingerprint[:19]}…"))
     layers = ", ".join(map(str, made.recipe.layers))
-    out.print(text(f"recipe  {made.recipe.method}, layers {layers}, λ {made.recipe.lambda_:g} (in patchkit.toml)"))
+    out.print(
+        text(f"recipe  {made.recipe.method}, layers {layers}, λ {made.recipe.lambda_:g} (in patchkit.toml)")
+    )
     if made.recipe.guess:
         line = "no recipe was measured for this model: layers and λ are a guess from its depth and width"
         out.print(text(f"{line}; look at patchkit.toml", "yellow"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import json_option, print_json, quiet_option
-from patchkit.commands.display import console, human_size, in_bytes, progress_bars, table
+from patchkit.commands.display import Column, console, human_size, in_bytes, progress_bars, table
 
 __all__ = ["command"]
 
@@ -68,4 +68,6 @@ def list_(as_json: bool) -> None:
         )
         for model in found
     ]
-    console().print(table(["name", "licence", "in the cache", "what it is"], rows))
+    out = console()
+    columns = [Column("name"), Column("licence"), Column("in the cache", 1), Column("what it is", 1)]
+    out.print(table(out, columns, rows))

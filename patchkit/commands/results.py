@@ -7,53 +7,47 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from patchkit.commands.display import percent, printable, table, text
+from patchkit.commands.display import Column, percent, table, text
 from patchkit.evaluation.measure import FactChange, PromptState, Summary
 
 __all__ = ["one_line", "results_table", "summary_line"]
 
+WIDE = 100  # columns from which both answers fit beside each other
+
 
 def results_table(out: Console, changes: Sequence[FactChange]) -> None:
-    """P(target) before and after, what free generation says, paraphrases and neighbours."""
-    rows = []
-    for change in changes:
-        before, after = change.before.rewrite, change.after.rewrite
-        rows.append(
-            (
-                mark(change),
-                text(f"{change.fact.subject} → {change.fact.target}"),
-                f"{before.target:.3f}",
-                Text(f"{after.target:.3f}", style="bold"),
-                text(one_line(before.text or "")),
-                Text(printable(one_line(after.text or "")), style="green" if after.says else "red"),
-                _count(change.after.paraphrases),
-                f"{change.kept_neighbors}/{len(change.after.neighbors)}" if change.after.neighbors else "–",
-            )
-        )
-    number = {"justify": "right"}
-    out.print(
-        table(
-            [
-                "",
-                ("fact", {"ratio": 3, "min_width": 12}),
-                ("P before", number),
-                ("P after", number),
-                ("said", {"ratio": 2}),
-                ("says", {"ratio": 2}),
-                ("para.", number),
-                ("neigh.", number),
-            ],
-            rows,
-        )
-    )
+    """P(target) before and after, what free generation says, paraphrases and neighbours.
+
+    What the model said before is left out where the terminal is narrow.
+    """
+    wide = out.width >= WIDE
+    rows = [_row(change, wide) for change in changes]
+    said = [Column("said", 2)] if wide else []
+    numbers = [Column("P before", right=True), Column("P after", right=True)]
+    counts = [Column("para.", right=True), Column("neigh.", right=True)]
+    out.print(table(out, [Column(""), Column("fact", 3), *numbers, *said, Column("says", 2), *counts], rows))
+
+
+def _row(change: FactChange, wide: bool) -> list[str | Text]:
+    before, after = change.before.rewrite, change.after.rewrite
+    return [
+        mark(change),
+        text(f"{change.fact.subject} → {change.fact.target}"),
+        f"{before.target:.3f}",
+        Text(f"{after.target:.3f}", style="bold"),
+        *([text(one_line(before.text or ""))] if wide else []),
+        text(one_line(after.text or ""), "green" if after.says else "red"),
+        _count(change.after.paraphrases),
+        f"{change.kept_neighbors}/{len(change.after.neighbors)}" if change.after.neighbors else "–",
+    ]
 
 
 def summary_line(summary: Summary) -> str:
     """The sums in one line."""
     return (
         f"efficacy {percent(summary.efficacy)} · argmax {percent(summary.argmax)} · "
-        f"free generation {percent(summary.generation)} · paraphrases {percent(summary.paraphrases)} · "
-        f"neighbours kept {percent(summary.neighbors)}"
+        f"generation {percent(summary.generation)} · para. {percent(summary.paraphrases)} · "
+        f"neigh. {percent(summary.neighbors)}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import console, human_size, table, text
+from patchkit.commands.display import Column, console, human_size, table, text
 from patchkit.commands.results import one_line
 
 __all__ = ["command"]
@@ -39,7 +39,6 @@ def command(patch: str | None, revision: str, directory: str, as_json: bool) -> 
         ("recipe", shown.recipe_line),
     ):
         out.print(text(f"{name:<8}{value}"))
-    number = {"justify": "right"}
     rows = []
     for line, fact in enumerate(shown.facts, 1):
         result = shown.results.get(line)
@@ -51,14 +50,28 @@ def command(patch: str | None, revision: str, directory: str, as_json: bool) -> 
     out.print()
     out.print(
         table(
-            [("line", number), ("prompt", {"ratio": 3}), ("target", {"ratio": 1}), ("P before", number), ("P after", number), ("says", {"ratio": 2})],
+            out,
+            [
+                Column("line", right=True),
+                Column("prompt", 3),
+                Column("target", 1),
+                Column("P before", right=True),
+                Column("P after", right=True),
+                Column("says", 2),
+            ],
             rows,
         )
     )
     out.print()
     out.print(
         table(
-            ["weight", ("rank", number), ("‖ΔW‖", number), ("of ‖W‖", number)],
+            out,
+            [
+                Column("weight", 1),
+                Column("rank", right=True),
+                Column("‖ΔW‖", right=True),
+                Column("of ‖W‖", right=True),
+            ],
             [
                 (w.name, w.rank, f"{w.norm:.3g}", "–" if w.share is None else f"{100 * w.share:.2g} %")
                 for w in shown.weights

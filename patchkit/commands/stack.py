@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import console, human_size, table, text
+from patchkit.commands.display import Column, console, human_size, table, text
 
 __all__ = ["command"]
 
@@ -30,10 +30,11 @@ def command(revision: str, directory: str, as_json: bool) -> None:
     if not rows:
         out.print(text("no patch is in force: the model is the base", "dim"))
         return
-    number = {"justify": "right"}
+    numbers = [Column(name, right=True) for name in ("facts", "rank", "size")]
     out.print(
         table(
-            ["date", ("patch", {"min_width": 20}), "author", ("facts", number), ("rank", number), ("size", number), "id"],
+            out,
+            [Column("date"), Column("patch", 3), Column("author", 2), *numbers, Column("id")],
             [
                 (
                     f"{row.date:%Y-%m-%d}" if row.date else "–",

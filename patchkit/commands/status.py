@@ -29,12 +29,18 @@ def command(directory: str, as_json: bool) -> None:
     else:
         out = console()
         out.print(text(f"on {status.branch}" + (f" at {status.commit[:10]}" if status.commit else "")))
-        out.print(text(f"base {status.base}" + ("" if status.place else " (no place on this machine: patchkit base)")))
+        out.print(
+            text(
+                f"base {status.base}" + ("" if status.place else " (no place on this machine: patchkit base)")
+            )
+        )
         facts = "1 fact" if status.facts == 1 else f"{status.facts} facts"
         patches = "1 patch" if status.patches == 1 else f"{status.patches} patches"
         out.print(text(f"in force: {patches}, {facts}"))
         for build in status.builds:
-            out.print(text(f"build {build.folder}: {build.state}", "" if build.state == "up to date" else "yellow"))
+            out.print(
+                text(f"build {build.folder}: {build.state}", "" if build.state == "up to date" else "yellow")
+            )
         for problem in status.leftovers:
             out.print(text(f"half done: {problem}", "yellow"))
     if status.problems:

@@ -31,7 +31,9 @@ def continue_greedily(
     texts = [""] * len(ids)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        for row, text in zip(rows, _continue(model, tokenizer, [ids[i] for i in rows], new_tokens), strict=True):
+        for row, text in zip(
+            rows, _continue(model, tokenizer, [ids[i] for i in rows], new_tokens), strict=True
+        ):
             texts[row] = text
     return texts
 

@@ -14,7 +14,7 @@ import torch
 
 from patchkit.models.tokens import split_target
 
-__all__ = ["Score", "most_probable_tokens", "score_targets"]
+__all__ = ["Score", "score_targets"]
 
 BATCH_TOKENS = 2048
 
@@ -28,6 +28,8 @@ class Score:
     tokens: int
     argmax: bool
     """Every token of the object is the most probable one given those before it."""
+    next_token: int
+    """The most probable token after the prompt, whatever the object."""
 
     @property
     def probability(self) -> float:
@@ -55,19 +57,9 @@ def score_targets(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) 
             here = logits[row, start : start + len(target)].float()  # [target tokens, vocabulary]
             ids = torch.tensor(target, device=here.device)
             log_p = here.log_softmax(-1).gather(-1, ids[:, None]).sum()
-            scores[i] = Score(float(log_p), len(target), bool((here.argmax(-1) == ids).all()))
+            best = here.argmax(-1)
+            scores[i] = Score(float(log_p), len(target), bool((best == ids).all()), int(best[0]))
     return [score for score in scores if score is not None]
-
-
-def most_probable_tokens(model: Any, tokenizer: Any, prompts: Sequence[str]) -> list[int]:
-    """The id of the most probable next token after each prompt."""
-    ids = [list(tokenizer(prompt)["input_ids"]) for prompt in prompts]
-    tops = [0] * len(ids)
-    for rows in _batches([len(row) for row in ids]):
-        logits, first = _logits(model, [ids[i] for i in rows], first=min(len(ids[i]) - 1 for i in rows))
-        for row, i in enumerate(rows):
-            tops[i] = int(logits[row, len(ids[i]) - 1 - first].argmax())
-    return tops
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from patchkit.evaluation.generation import continue_greedily, says
-from patchkit.evaluation.likelihood import Score, most_probable_tokens, score_targets
+from patchkit.evaluation.likelihood import Score, score_targets
 from patchkit.facts import Fact
 
 __all__ = ["FactChange", "PromptState", "Summary", "compare", "observe", "summarise"]
@@ -109,12 +109,11 @@ def observe(model: Any, tokenizer: Any, facts: Sequence[Fact], batch_size: int =
     wases = iter(
         score_targets(model, tokenizer, [(text, fact.was) for fact, text in prompts if fact.was is not None])
     )
-    tops = most_probable_tokens(model, tokenizer, [text for _, text in prompts])
     said = iter(continue_greedily(model, tokenizer, [fact.text for fact in facts], batch_size=batch_size))
     states = iter(
         [
-            _state(text, score, next(wases) if fact.was is not None else None, top)
-            for (fact, text), score, top in zip(prompts, targets, tops, strict=True)
+            _state(text, score, next(wases) if fact.was is not None else None)
+            for (fact, text), score in zip(prompts, targets, strict=True)
         ]
     )
     return [_fact_state(fact, states, next(said)) for fact in facts]
@@ -157,7 +156,7 @@ def _fact_state(fact: Fact, states: Any, text: str) -> FactState:
     )
 
 
-def _state(prompt: str, target: Score, was: Score | None, next_token: int) -> PromptState:
+def _state(prompt: str, target: Score, was: Score | None) -> PromptState:
     return PromptState(
         prompt=prompt,
         target=target.probability,
@@ -166,7 +165,7 @@ def _state(prompt: str, target: Score, was: Score | None, next_token: int) -> Pr
         argmax=target.argmax,
         says=None,
         text=None,
-        next_token=next_token,
+        next_token=target.next_token,
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from patchkit.errors import BadInput
+from patchkit.facts import Fact
 
 __all__ = ["encode", "last_subject_token", "split_target"]
 
@@ -32,19 +33,15 @@ def split_target(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], l
     tokens of the whole text.
     """
     ids, spans = encode(tokenizer, f"{prompt} {target}")
-    border = next(
-        i for i in range(len(ids)) if spans[i][1] > len(prompt) and spans[i][1] > spans[i][0]
-    )
+    border = next(i for i in range(len(ids)) if spans[i][1] > len(prompt) and spans[i][1] > spans[i][0])
     end = len(ids)
     while end > border + 1 and spans[end - 1][0] == spans[end - 1][1]:
         end -= 1  # an end-of-text token that the tokenizer appended is not part of the target
     return ids[:border], ids[border:end]
 
 
-def last_subject_token(tokenizer: Any, text: str, subject_end: int) -> int:
-    """Index of the token of ``text`` that covers the subject's last character.
-
-    ``subject_end`` is the character position just past the subject.
-    """
-    _, spans = encode(tokenizer, text)
+def last_subject_token(tokenizer: Any, fact: Fact) -> int:
+    """Index of the token of the fact's prompt that covers the subject's last character."""
+    subject_end = fact.prompt.index("{}") + len(fact.subject)
+    _, spans = encode(tokenizer, fact.text)
     return max(i for i, (start, end) in enumerate(spans) if start < subject_end <= end)
