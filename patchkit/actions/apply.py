@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.changes import record, refuse_clashes
+from patchkit.canonical import hash_bytes
 from patchkit.errors import BadInput
 from patchkit.factors import Patch
 from patchkit.facts import Batch
 from patchkit.gitstore import Changes
-from patchkit.patch import FACTS, valid_patch_name
+from patchkit.patch import DELTA, FACTS, valid_patch_name
 from patchkit.stack import Stack
 
 if TYPE_CHECKING:
@@ -54,6 +55,11 @@ def apply(
         raise BadInput(
             f"{folder}: was made on another base ({patch.base[:19]}…) than this repository's ({base[:19]}…)"
         )
+    files = patch.files()
+    if hash_bytes(files[DELTA]) != patch.id:
+        raise BadInput(
+            f"{folder}: {DELTA} is not spelled as patchkit spells it, so its id would change; make it anew"
+        )
     stack = repository.stack()
     name = folder.resolve().name if valid_patch_name(folder.resolve().name) else patch.name
     batch = Batch(str(folder / FACTS), patch.facts, tuple(range(1, len(patch.facts) + 1)))
@@ -68,5 +74,5 @@ def apply(
     if dry_run:
         return Applied(name, patch, text, None)
     trailers = [("Patchkit-Patch", name), ("Patchkit-Id", patch.id)]
-    changes = Changes(patches={name: patch.files()})
+    changes = Changes(patches={name: files})
     return Applied(name, patch, text, record(repository, stack, changes, text, trailers, still_right))

@@ -94,7 +94,7 @@ def as_patch(edited: Edited, facts: Sequence[Fact], checkpoint: Checkpoint, unde
 
 
 def _without_paths(recipe: Recipe) -> Recipe:
-    """A corpus file by its name alone: where it lay is this machine's own; C's digest tells what was in it."""
+    """A corpus file by its name alone: its place is this machine's own, and C's digest tells what it held."""
     text = recipe.statistics_text
     return replace(recipe, statistics_text=Path(text).name) if Path(text).is_file() else recipe
 
