@@ -118,14 +118,14 @@ def put_patches(db: Any, patches: Sequence[StoredPatch]) -> None:
     db["recipes"].upsert_all(recipes.values(), pk="id")
     db["patches"].upsert_all((row["patch"] for row in rows), pk="id")
     db["layers"].upsert_all((layer for row in rows for layer in row["layers"]), pk=("patch", "weight"))
-    held: dict[str, list[str]] = {}
-    for fact in db.query("select patch, record from facts order by patch, line"):
-        held.setdefault(fact["patch"], []).append(fact["record"])
-    other = [row for row in rows if held.get(row["patch"]["id"]) != [f["record"] for f in row["facts"]]]
-    for row in other:
-        if row["patch"]["id"] in held:
-            db["facts"].delete_where("patch = ?", [row["patch"]["id"]])
-    db["facts"].insert_all(fact for row in other for fact in row["facts"])
+    held: dict[str, list[tuple[int, str]]] = {}
+    for fact in db.query("select patch, line, record from facts order by patch, line"):
+        held.setdefault(fact["patch"], []).append((fact["line"], fact["record"]))
+    for row in rows:
+        version = row["patch"]["id"]
+        if held.get(version) != [(fact["line"], fact["record"]) for fact in row["facts"]]:
+            db["facts"].delete_where("patch = ?", [version])
+            db["facts"].insert_all(row["facts"])
 
 
 def patch_rows(patch: StoredPatch) -> dict[str, Any]:
