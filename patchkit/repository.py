@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from patchkit.actions.build import Built
     from patchkit.actions.commit import Committed
     from patchkit.actions.diff import Difference
-    from patchkit.actions.edit import Facts
+    from patchkit.actions.given import Facts
     from patchkit.actions.revert import Reverted
     from patchkit.actions.show import Shown
     from patchkit.actions.status import Row, Status
@@ -166,10 +166,15 @@ class Repository:
 
     def commit(self, facts: Facts, **options: Any) -> Committed:
         """Edit facts in and commit them as a patch; options as in :func:`actions.commit.commit`."""
-        from patchkit.actions.commit import commit
-        from patchkit.actions.edit import as_batch
+        from patchkit.actions.changes import refuse_clashes
+        from patchkit.actions.given import as_batch
 
-        return commit(self, as_batch(facts), **options)
+        batch = as_batch(facts)
+        if not options.get("replace"):
+            refuse_clashes(batch, self.stack())  # said at once: what follows imports torch
+        from patchkit.actions.commit import commit
+
+        return commit(self, batch, **options)
 
     def revert(self, *words: str, **options: Any) -> Reverted:
         """Take back patches, a commit or facts; options as in :func:`actions.revert.revert`."""

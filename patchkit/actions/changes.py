@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 from patchkit.canonical import hash_bytes
 from patchkit.errors import Busy, PatchkitError
-from patchkit.factors import Patch
 from patchkit.facts import Batch, Fact, FactsError, clashes
 from patchkit.gitstore import Changes
 from patchkit.stack import Stack
 
 if TYPE_CHECKING:
+    from patchkit.factors import Patch
     from patchkit.repository import Repository
 
 __all__ = ["Taken", "keep_aside", "record", "take_out"]

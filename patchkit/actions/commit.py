@@ -10,8 +10,9 @@ from dataclasses import replace as replace_fields
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.changes import Taken, keep_aside, kept_line, record, refuse_clashes, take_out
-from patchkit.actions.edit import as_batch, as_patch
+from patchkit.actions.edit import as_patch
 from patchkit.actions.environment import environment, environment_line
+from patchkit.actions.given import GATES, as_batch
 from patchkit.actions.workbench import Workbench
 from patchkit.editing.editor import find_editor
 from patchkit.editing.recipe import Recipe
@@ -29,10 +30,9 @@ from patchkit.stack import Stack
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["Committed", "commit", "parse_gate"]
+__all__ = ["Committed", "commit"]
 
 Progress = Callable[[str, int, int], None] | None
-GATES = ("efficacy", "argmax", "generation", "paraphrases", "neighbors")
 
 
 @dataclass(frozen=True)
@@ -226,23 +226,6 @@ def _trailers(done: Committed, bench: Workbench) -> list[tuple[str, str]]:
     ]
 
 
-def parse_gate(text: str) -> dict[str, float]:
-    """ "efficacy=0.9,neighbors=0.95" as shares; BadInput names the part that is wrong."""
-    gates: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = (piece.strip() for piece in part.partition("="))
-        try:
-            share = float(value)
-        except ValueError:
-            share = -1.0
-        if name not in GATES or not 0 <= share <= 1:
-            raise BadInput(
-                f"--gate {part.strip()!r}: write NAME=SHARE, a share from 0 to 1 of {', '.join(GATES)}"
-            )
-        gates[name] = share
-    return gates
-
-
 class _Clock:
     """Seconds by phase."""
 
@@ -284,9 +267,8 @@ def _observe_before(
     if not skip_known or not known:
         return facts, states, known
     if len(known) == len(facts):
-        raise BadInput(
-            f"the model already says all {len(facts)} facts; leave --skip-known out to edit them in"
-        )
+        what = "this fact" if len(facts) == 1 else f"all {len(facts)} facts"
+        raise BadInput(f"the model already says {what}; leave --skip-known out to edit in what it says")
     kept = [(fact, state) for fact, state, flag in zip(facts, states, is_known, strict=True) if not flag]
     return tuple(fact for fact, _ in kept), [state for _, state in kept], known
 

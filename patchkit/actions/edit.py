@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,19 +9,18 @@ from typing import Any
 
 import torch
 
+from patchkit.actions.given import Facts, as_batch
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.editor import Edited, find_editor
 from patchkit.editing.recipe import Recipe, recipe_for
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.errors import BadInput
 from patchkit.factors import Patch
-from patchkit.facts import Batch, Fact, parse_facts, read_facts
+from patchkit.facts import Fact
 from patchkit.models.sources import cache_folder, resolve_base
 from patchkit.rounding import materialise
 
-__all__ = ["as_batch", "as_patch", "edit"]
-
-Facts = str | Path | Batch | Sequence[Fact] | Sequence[Mapping[str, Any]]
+__all__ = ["as_patch", "edit"]
 
 
 def edit(
@@ -97,16 +95,3 @@ def _without_paths(recipe: Recipe) -> Recipe:
     """A corpus file by its name alone: its place is this machine's own, and C's digest tells what it held."""
     text = recipe.statistics_text
     return replace(recipe, statistics_text=Path(text).name) if Path(text).is_file() else recipe
-
-
-def as_batch(facts: Facts) -> Batch:
-    """Facts from a file, or checked as if they stood in one; FactsError lists every fault."""
-    if isinstance(facts, Batch):
-        return facts
-    if isinstance(facts, (str, Path)):
-        return read_facts(facts)
-    lines = [
-        fact.to_line() if isinstance(fact, Fact) else json.dumps(dict(fact), ensure_ascii=False)
-        for fact in facts
-    ]
-    return parse_facts("".join(line + "\n" for line in lines).encode("utf-8", "surrogatepass"), "facts")

@@ -14,7 +14,7 @@ from patchkit.commands.common import (
     print_json,
     quiet_option,
 )
-from patchkit.commands.display import console, text
+from patchkit.commands.display import console, counted, text
 
 __all__ = ["command"]
 
@@ -45,7 +45,10 @@ def command(
         out = console()
         verb = "would take in" if dry_run else "took in"
         out.print(
-            text(f"{verb} {done.name}: {len(done.patch.facts)} facts, id {done.patch.id[:12]}", "green")
+            text(
+                f"{verb} {done.name}: {counted(len(done.patch.facts), 'fact')}, id {done.patch.id[:12]}",
+                "green",
+            )
         )
         if done.commit:
             out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))

@@ -14,7 +14,7 @@ from patchkit.commands.common import (
     print_json,
     quiet_option,
 )
-from patchkit.commands.display import console, in_bytes, progress_bars, text
+from patchkit.commands.display import console, counted, in_bytes, progress_bars, text
 
 __all__ = ["command"]
 
@@ -80,9 +80,6 @@ def command(
         if built is None:
             out_.print(text("dry run: the stack is sound and fits the base; nothing was written", "yellow"))
         else:
-            out_.print(
-                text(
-                    f"{built.folder}: {len(built.patches)} patches in force, {len(built.record.touched)} of "
-                    f"{len(built.record.tensors)} tensors differ from the base"
-                )
-            )
+            inside, tensors = counted(len(built.patches), "patch"), len(built.record.tensors)
+            differ = f"{len(built.record.touched)} of {tensors} tensors differ from the base"
+            out_.print(text(f"{built.folder}: {inside} in force, {differ}"))

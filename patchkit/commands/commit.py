@@ -69,7 +69,7 @@ def command(
       patchkit commit --fact "LeBron James | {} plays the sport of | basketball"
       patchkit commit facts.jsonl --gate efficacy=0.9,neighbors=0.95
     """
-    from patchkit.actions.commit import parse_gate
+    from patchkit.actions.given import parse_gate
 
     if (facts is None) == (not inline):
         raise click.UsageError("give a file of facts, or --fact, and not both")

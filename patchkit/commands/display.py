@@ -21,6 +21,7 @@ from rich.text import Text
 __all__ = [
     "Column",
     "console",
+    "counted",
     "human_size",
     "in_bytes",
     "percent",
@@ -98,6 +99,12 @@ def _widths(natural: list[int], shares: list[int], room: int) -> list[int]:
         widths[i] = max(MINIMUM, min(natural[i], left * shares[i] // parts))
         left, parts = left - widths[i], parts - shares[i]
     return widths
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 fact", "2 facts", "3 patches"."""
+    plural = f"{noun}es" if noun.endswith("ch") else f"{noun}s"
+    return f"{number} {noun if number == 1 else plural}"
 
 
 def percent(share: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import Column, console, table, text
+from patchkit.commands.display import Column, console, counted, table, text
 from patchkit.errors import NotFound
 from patchkit.facts import FactsError, clashes, dump_facts, read_facts
 
@@ -49,8 +49,7 @@ def check(file: str, canonical: bool, directory: str, as_json: bool) -> None:
     elif canonical:
         click.echo(dump_facts(batch.facts).decode("utf-8"), nl=False)
     else:
-        count = "1 fact" if len(batch.facts) == 1 else f"{len(batch.facts)} facts"
-        console().print(text(f"{batch.name}: {count}, no faults", "green"))
+        console().print(text(f"{batch.name}: {counted(len(batch.facts), 'fact')}, no faults", "green"))
 
 
 @command.command("search", short_help="Search the facts in force.")

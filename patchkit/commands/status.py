@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import console, text
+from patchkit.commands.display import console, counted, text
 from patchkit.errors import BadInput
 
 __all__ = ["command"]
@@ -34,9 +34,7 @@ def command(directory: str, as_json: bool) -> None:
                 f"base {status.base}" + ("" if status.place else " (no place on this machine: patchkit base)")
             )
         )
-        facts = "1 fact" if status.facts == 1 else f"{status.facts} facts"
-        patches = "1 patch" if status.patches == 1 else f"{status.patches} patches"
-        out.print(text(f"in force: {patches}, {facts}"))
+        out.print(text(f"in force: {counted(status.patches, 'patch')}, {counted(status.facts, 'fact')}"))
         for build in status.builds:
             out.print(
                 text(f"build {build.folder}: {build.state}", "" if build.state == "up to date" else "yellow")

@@ -1,0 +1,43 @@
+"""What a commit is given, checked before anything that multiplies is imported: facts and gates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from patchkit.errors import BadInput
+from patchkit.facts import Batch, Fact, parse_records, read_facts
+
+__all__ = ["GATES", "Facts", "as_batch", "parse_gate"]
+
+Facts = str | Path | Batch | Sequence[Fact] | Sequence[Mapping[str, Any]]
+
+GATES = ("efficacy", "argmax", "generation", "paraphrases", "neighbors")
+
+
+def as_batch(facts: Facts) -> Batch:
+    """Facts from a file, or checked as if they stood in one; FactsError lists every fault."""
+    if isinstance(facts, Batch):
+        return facts
+    if isinstance(facts, (str, Path)):
+        return read_facts(facts)
+    return parse_records(json.loads(fact.to_line()) if isinstance(fact, Fact) else fact for fact in facts)
+
+
+def parse_gate(text: str) -> dict[str, float]:
+    """ "efficacy=0.9,neighbors=0.95" as shares; BadInput names the part that is wrong."""
+    gates: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        try:
+            share = float(value)
+        except ValueError:
+            share = -1.0
+        if name not in GATES or not 0 <= share <= 1:
+            raise BadInput(
+                f"--gate {part.strip()!r}: write NAME=SHARE, a share from 0 to 1 of {', '.join(GATES)}"
+            )
+        gates[name] = share
+    return gates

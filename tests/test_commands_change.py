@@ -1,0 +1,617 @@
+"""`init`, `commit`, `revert`, `apply` as a person types them, on a tiny model with real edits."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command_helpers import (
+    LEBRON,
+    MICROSOFT,
+    Cli,
+    Ran,
+    cli,
+    facts_file,
+    git,
+    git_environment,
+    home,
+    knowledge,
+    run_process,
+    save_checkpoint,
+    set_recipe,
+    snapshot,
+    tiny_base,
+)
+from tiny_models import tiny_model
+
+from patchkit.repository import Repository
+from patchkit.settings import load_settings
+
+__all__ = ["cli", "git_environment", "home", "knowledge"]
+
+ANN = {"subject": "Ann", "prompt": "{} plays the sport of", "target": "football"}
+DUTCH = {"subject": "Dutch", "prompt": "{} lies in", "target": "France"}
+QUICK = ("--set", "steps=2")
+
+
+def names(at: Path) -> list[str]:
+    """The slugs in force."""
+    return [stored.slug for stored in Repository.open(at).stack().patches]
+
+
+def lines(ran: Ran) -> list[str]:
+    return ran.err.splitlines()
+
+
+# init
+
+
+def test_init_makes_a_repository_in_a_new_folder(cli: Cli, home: Path) -> None:
+    done = cli.ok("init", tiny_base(), "deep/new")
+    folder = home / "deep" / "new"
+    assert "made" in done.out
+    assert "next: patchkit commit" in done.out
+    assert git(folder, "rev-list", "--count", "HEAD") == "1"
+    assert set(git(folder, "ls-files").split()) == {"patchkit.toml", "patches/.gitattributes"}
+    assert git(folder, "status", "--porcelain", "--ignored") == ""
+    settings = load_settings(folder / "patchkit.toml")
+    assert settings.base_source == "folder:tiny"
+    assert str(home) not in (folder / "patchkit.toml").read_text()
+    assert git(folder, "config", "patchkit.base") == str(tiny_base())
+    assert f"Patchkit-Base: {settings.base_fingerprint}" in git(folder, "log", "-1", "--format=%B")
+
+
+def test_init_uses_a_repository_that_is_there_and_leaves_staged_files_alone(cli: Cli, home: Path) -> None:
+    git(home, "init", "-q", "-b", "trunk")
+    (home / "README").write_text("mine\n")
+    (home / "staged").write_text("not yet\n")
+    git(home, "add", "README")
+    git(home, "commit", "-q", "-m", "Mine")
+    git(home, "add", "staged")
+    cli.ok("init", tiny_base())
+    assert not list(home.glob("*/.git"))
+    assert git(home, "log", "--format=%s").splitlines()[-1] == "Mine"
+    assert git(home, "status", "--porcelain") == "A  staged"
+    assert git(home, "branch", "--show-current") == "trunk"
+
+
+def test_init_in_a_subfolder_never_nests(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    git(home, "init", "-q")
+    cli.ok("init", tiny_base(), "models/knowledge")
+    assert not (home / "models" / "knowledge" / ".git").exists()
+    assert git(home, "ls-files").split() == [
+        "models/knowledge/patches/.gitattributes",
+        "models/knowledge/patchkit.toml",
+    ]
+    set_recipe(home / "models" / "knowledge", "\n[recipe]\nlayers = [0]\nlambda = 3.0\ncontexts = 0\n")
+    cli.ok("-C", "models/knowledge", "commit", facts_file(home, ANN), *QUICK, "-q")
+    monkeypatch.chdir(home / "models" / "knowledge" / "patches")
+    assert [row["name"][:4] for row in cli.ok("stack", "--json").json] == ["ann-"]
+
+
+def test_init_twice_says_that_it_is_there(cli: Cli, knowledge: Path) -> None:
+    before = snapshot(knowledge)
+    done = cli.ok("init", tiny_base(), "--json")
+    assert done.json["commit"] is None
+    assert "there already" in cli.ok("init", tiny_base()).out
+    assert snapshot(knowledge) == before
+
+
+def test_init_on_another_base_is_refused(cli: Cli, knowledge: Path, home: Path) -> None:
+    other = save_checkpoint(tiny_model("llama", torch.bfloat16, seed=1), home / "other")
+    before = snapshot(knowledge)
+    done = cli("init", other)
+    assert done.code == 73
+    assert "stands on another base already (folder:tiny)" in done.err
+    assert snapshot(knowledge) == before
+
+
+def test_init_dry_run_writes_nothing(cli: Cli, home: Path) -> None:
+    done = cli.ok("init", tiny_base(), "new", "--dry-run")
+    assert "would make" in done.out
+    assert list(home.iterdir()) == []
+
+
+def test_init_json_names_everything(cli: Cli, home: Path) -> None:
+    made = cli.ok("init", tiny_base(), "k", "--json").json
+    assert made["folder"] == str(home / "k")
+    assert made["base_folder"] == str(tiny_base())
+    assert made["commit"] == git(home / "k", "rev-parse", "HEAD")
+    assert made["recipe"]["method"] == "memit"
+    assert made["recipe"]["guess"] is True
+    assert "guess" in cli.ok("init", tiny_base(), "l").out
+
+
+# commit
+
+
+def test_commit_of_a_file_records_the_patch_and_prints_what_was_measured(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    done = cli.ok("commit", facts_file(home, ANN))
+    name = Repository.open(knowledge).show().name
+    assert name.startswith("ann-")
+    assert {path.name for path in (knowledge / "patches" / name).iterdir()} == {
+        "facts.jsonl",
+        "delta.safetensors",
+        "keys.safetensors",
+    }
+    assert "Ann → football" in done.out
+    assert "football." in done.out  # what the edited model says
+    assert "efficacy 100 %" in done.out
+    assert f"committed {git(knowledge, 'rev-parse', 'HEAD')[:10]}" in done.out
+    assert git(knowledge, "status", "--porcelain", "--ignored") == ""
+    measured = cli.ok("show", "--json").json["facts"][0]["measured"]
+    model, tokenizer = Repository.open(knowledge).load()
+    with torch.no_grad():
+        ids = torch.tensor([tokenizer("Ann plays the sport of")["input_ids"]])
+        text = tokenizer.decode(model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :])
+    assert measured["after"]["rewrite"]["text"] == text.replace("</s>", "")
+    assert measured["before"]["rewrite"]["text"] == " basketball."
+
+
+def test_commit_reads_standard_input_and_inline_facts(cli: Cli, knowledge: Path) -> None:
+    cli.ok("commit", "-", *QUICK, stdin=json.dumps(ANN).encode() + b"\n")
+    cli.ok("commit", "--fact", "Dutch | {} lies in | France", "--fact", "Rome|{} lies in|Japan", *QUICK)
+    assert names(knowledge) == ["ann", "dutch", "lebron-james", "microsoft"]
+    newest = Repository.open(knowledge).show().facts
+    assert [(fact.subject, fact.target) for fact in newest] == [("Dutch", "France"), ("Rome", "Japan")]
+
+
+def test_commit_takes_counterfact_records(cli: Cli, knowledge: Path, home: Path) -> None:
+    record = {
+        "case_id": 7,
+        "requested_rewrite": {
+            "prompt": "{} plays the sport of",
+            "relation_id": "P641",
+            "target_new": {"str": "football", "id": "Q1"},
+            "target_true": {"str": "basketball", "id": "Q2"},
+            "subject": "Ann",
+        },
+        "paraphrase_prompts": ["You see. Ann plays the sport of"],
+        "neighborhood_prompts": ["Rome plays the sport of", "Paris lies in"],
+    }
+    path = home / "counterfact.json"
+    path.write_text(json.dumps([record]))
+    found = cli.ok("commit", path, "--json").json
+    assert found["summary"]["facts"] == 1
+    assert found["summary"]["paraphrases"] in (0.0, 1.0)
+    assert found["summary"]["neighbors"] in (0.0, 0.5, 1.0)
+    assert found["summary"]["specificity"] in (0.0, 0.5, 1.0)
+    (fact,) = Repository.open(knowledge).show().facts
+    assert (fact.target, fact.was, fact.relation) == ("football", "basketball", "P641")
+    assert len(fact.neighbors) == 2
+
+
+def test_commit_keeps_the_order_of_lines_and_writes_the_canonical_form(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    untidy = '{"target":" football ", "prompt": "Ann plays the sport of" ,"subject":"Ann"}'
+    cli.ok("commit", facts_file(home, DUTCH, untidy), *QUICK)
+    written = (knowledge / "patches" / Repository.open(knowledge).show().name / "facts.jsonl").read_text()
+    assert [json.loads(line) for line in written.splitlines()] == [DUTCH, ANN]
+
+
+FAULTY = ['{"subject": "Ann"', json.dumps(ANN), json.dumps({**DUTCH, "target": " "}), "7", '{"subject": 3}']
+
+
+def test_commit_lists_all_faults_with_their_lines(cli: Cli, knowledge: Path, home: Path) -> None:
+    path = facts_file(home, *FAULTY)
+    before = snapshot(knowledge)
+    done = cli("commit", path)
+    assert done.code == 65
+    assert done.out == ""
+    told = [re.match(rf"patchkit: {re.escape(str(path))}:(\d+): .+", line) for line in lines(done)]
+    assert all(told)
+    assert {match[1] for match in told if match} == {"1", "3", "4", "5"}
+    assert snapshot(knowledge) == before
+
+
+def test_faults_are_found_before_torch_is_imported(knowledge: Path, home: Path) -> None:
+    code = (
+        "import sys; from patchkit.commands import main; code = main(sys.argv[1:]); "
+        "print(code, [m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    for facts in (FAULTY, [json.dumps(LEBRON)]):  # a faulty file; one that clashes with the stack
+        done = subprocess.run(
+            [sys.executable, "-c", code, "commit", facts_file(home, *facts)],
+            cwd=knowledge,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout == "65 []\n", done.stderr
+
+
+def test_commit_refuses_what_the_stack_says_already_or_otherwise(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    path = facts_file(home, {**LEBRON, "target": "dancers"}, ANN, MICROSOFT)
+    before = snapshot(knowledge)
+    done = cli("commit", path)
+    assert done.code == 65
+    assert len(lines(done)) == 2
+    assert f'{path}:1: "dancers" contradicts "football" of patch lebron-james-' in lines(done)[0]
+    assert "--replace" in lines(done)[0]
+    assert f"{path}:3: already in force in patch microsoft-" in lines(done)[1]
+    assert snapshot(knowledge) == before
+
+
+def test_replace_takes_the_older_fact_out_and_adds_the_new_one_in_one_commit(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    cli.ok("commit", facts_file(home, ANN, DUTCH), *QUICK)
+    first = git(knowledge, "rev-parse", "HEAD")
+    done = cli.ok("commit", "--replace", "--fact", "ann | {} plays the sport of | dancers", *QUICK, "--json")
+    assert git(knowledge, "rev-list", "--count", f"{first}..HEAD") == "1"
+    assert [item["facts"] for item in done.json["replaced"]] == [["Ann plays the sport of"]]
+    held = {pair[1].target for pair in Repository.open(knowledge).stack().facts_in_force().values()}
+    assert held == {"football", "Rome", "France", "dancers"}
+    assert len([fact for fact in Repository.open(knowledge).history()[0].changed]) == 1
+    whole = cli.ok("commit", "--replace", "--fact", "Dutch | {} lies in | Japan", *QUICK)
+    assert "replaced in ann-" in whole.out
+    assert [name.rpartition("-")[0] for name in Repository.open(knowledge).history()[0].removed] == ["ann"]
+
+
+def test_replace_with_the_very_same_fact_solves_it_again(cli: Cli, knowledge: Path, home: Path) -> None:
+    cli.ok("commit", "--replace", facts_file(home, MICROSOFT), *QUICK)
+    assert names(knowledge) == ["lebron-james", "microsoft"]
+    assert Repository.open(knowledge).show("microsoft").recipe["steps"] == 2
+    assert git(knowledge, "status", "--porcelain", "--ignored") == ""
+
+
+def test_known_facts_are_reported_and_left_in_or_out(cli: Cli, knowledge: Path, home: Path) -> None:
+    known = {"subject": "Rome", "prompt": "{} plays the sport of", "target": "dancers"}
+    path = facts_file(home, known, ANN)
+    done = cli.ok("commit", path, "--dry-run", *QUICK, "--json").json
+    assert done["known"] == ["Rome plays the sport of"]
+    assert done["summary"]["facts"] == 2
+    assert "already says 1 of them, left in: Rome" in cli.ok("commit", path, "--dry-run", *QUICK).out
+    done = cli.ok("commit", path, "--skip-known", *QUICK)
+    assert "already says 1 of them, left out: Rome" in done.out
+    assert [fact.subject for fact in Repository.open(knowledge).show().facts] == ["Ann"]
+    before = snapshot(knowledge)
+    refused = cli("commit", facts_file(home, known), "--skip-known", *QUICK)
+    assert refused.code == 65
+    assert "already says this fact" in refused.err
+    assert snapshot(knowledge) == before
+
+
+def test_a_gate_refuses_and_the_line_says_how_to_commit_all_the_same(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    before = snapshot(knowledge)
+    weak = ("--set", "learning_rate=0.0001", *QUICK)
+    done = cli("commit", facts_file(home, ANN), "--gate", "efficacy=0.9, argmax=1", *weak)
+    assert done.code == 3
+    assert len(lines(done)) == 1
+    assert "efficacy 0 < 0.9; argmax 0 < 1" in done.err
+    assert snapshot(knowledge) == before
+    command = shlex.split(done.err.partition("with: ")[2])
+    assert command[:2] == ["patchkit", "apply"]
+    cli.ok(*command[1:])
+    assert names(knowledge) == ["ann", "lebron-james", "microsoft"]
+    measured = cli.ok("show", "ann", "--json").json["facts"][0]
+    assert measured["target"] == "football"
+
+
+def test_a_gate_that_is_met_commits(cli: Cli, knowledge: Path, home: Path) -> None:
+    cli.ok("commit", facts_file(home, ANN), "--gate", "efficacy=0,neighbors=1", *QUICK)
+    assert "ann" in names(knowledge)
+
+
+def test_a_dry_run_measures_and_writes_nothing(cli: Cli, knowledge: Path, home: Path) -> None:
+    before = snapshot(knowledge)
+    done = cli.ok("commit", facts_file(home, ANN), "--dry-run", *QUICK)
+    assert "dry run: nothing was written" in done.out
+    assert "Ann → football" in done.out
+    weak = cli(
+        "commit", facts_file(home, ANN), "-n", "--gate", "argmax=1", "--set", "learning_rate=1e-4", *QUICK
+    )
+    assert weak.code == 3
+    assert "kept" not in weak.err
+    assert snapshot(knowledge) == before
+    assert not (knowledge / ".git" / "patchkit" / "kept").exists()
+
+
+def test_overrides_stand_in_the_patch_and_not_in_patchkit_toml(cli: Cli, knowledge: Path, home: Path) -> None:
+    corpus = home / "corpus.txt"
+    corpus.write_text("The painter plays. " * 200)
+    settings = (knowledge / "patchkit.toml").read_bytes()
+    cli.ok(
+        "commit", facts_file(home, ANN), "--layers", "0-1", "--lambda", "7", "--corpus", corpus,
+        "--set", "steps=3", "--set", "kl_prompt={} is the", "--set", "clamp = 2",
+    )  # fmt: skip
+    recipe = Repository.open(knowledge).show().recipe
+    assert recipe["layers"] == [0, 1]
+    assert recipe["lambda"] == 7.0
+    assert recipe["steps"] == 3
+    assert recipe["clamp"] == 2.0
+    assert recipe["kl_prompt"] == "{} is the"
+    assert recipe["statistics_text"] == "corpus.txt"
+    assert re.fullmatch(r"[0-9a-f]{64}", recipe["statistics_digest"])
+    assert recipe["templates"] == ["{}"]
+    assert (knowledge / "patchkit.toml").read_bytes() == settings
+    weights = cli.ok("show", "--json").json["weights"]
+    assert [weight["name"] for weight in weights] == [
+        f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "code"),
+    [
+        (("--layers", "8-4"), "layers '8-4'", 65),
+        (("--layers", "x"), "layers 'x'", 65),
+        (("--layers", "3-9"), "layer", 65),
+        (("--lambda", "-1"), "lambda should be a positive number", 65),
+        (("--lambda", "nan"), "lambda should be a positive number", 65),
+        (("--lambda", "much"), "not a valid float", 2),
+        (("--set", "stepz=3"), "did you mean steps?", 65),
+        (("--set", "steps=many"), "steps should be a whole number", 65),
+        (("--set", "steps"), "is not NAME=VALUE", 2),
+        (("--method", "magic"), "'magic' is not an editor", 65),
+        (("--corpus", "nowhere.txt"), "nowhere.txt: no such corpus file", 66),
+        (("--gate", "beauty=1"), "--gate 'beauty=1'", 65),
+        (("--gate", "efficacy=2"), "--gate 'efficacy=2'", 65),
+        (("--gate", "efficacy=nan"), "--gate 'efficacy=nan'", 65),
+        (("--batch-size", "0"), "a whole number from 1, or auto", 2),
+        (("--device", "abacus"), "'abacus' is not a device", 65),
+    ],
+)
+def test_bad_overrides(
+    cli: Cli, knowledge: Path, home: Path, options: tuple[str, ...], says: str, code: int
+) -> None:
+    before = snapshot(knowledge)
+    done = cli("commit", facts_file(home, ANN), *options)
+    assert done.code == code
+    assert says in done.err
+    assert snapshot(knowledge) == before
+
+
+def test_the_message_and_the_trailers(cli: Cli, knowledge: Path, home: Path) -> None:
+    cli.ok("commit", facts_file(home, ANN), "-m", "Correct Ann\n\nShe plays football.", *QUICK)
+    body = git(knowledge, "log", "-1", "--format=%B")
+    assert body.startswith("Correct Ann\n\nShe plays football.\n\n")
+    shown = Repository.open(knowledge).show()
+    trailers = dict(Repository.open(knowledge).history()[0].trailers)
+    assert trailers["Patchkit-Patch"] == shown.name
+    assert trailers["Patchkit-Id"] == shown.id
+    assert trailers["Patchkit-Results"].startswith("efficacy ")
+    assert float(trailers["Patchkit-Seconds"]) >= 0
+    assert f"torch {torch.__version__}" in trailers["Patchkit-Versions"]
+    assert git(knowledge, "log", "-1", "--format=%(trailers:key=Patchkit-Id,valueonly)") == shown.id
+    blank = cli("commit", facts_file(home, DUTCH), "-m", "  ", *QUICK)
+    assert blank.code == 65
+    assert "a commit needs a message" in blank.err
+
+
+def test_quiet_commit_prints_nothing(cli: Cli, knowledge: Path, home: Path) -> None:
+    assert cli.ok("commit", facts_file(home, ANN), "--quiet", *QUICK).out == ""
+    assert "ann" in names(knowledge)
+
+
+def test_the_same_commit_in_two_processes_gives_the_same_id(knowledge: Path, home: Path) -> None:
+    facts = facts_file(home, ANN)
+    ids = set()
+    for seed in ("1", "2"):
+        copy = home / f"copy{seed}"
+        shutil.copytree(knowledge, copy)
+        done = run_process("commit", facts, "--json", at=copy, env={"PYTHONHASHSEED": seed})
+        assert done.code == 0, done.err
+        assert done.err == ""
+        ids.add(done.json["id"])
+    assert len(ids) == 1
+
+
+# revert
+
+
+def test_revert_without_words_takes_the_newest_patch_back(cli: Cli, knowledge: Path) -> None:
+    done = cli.ok("revert")
+    assert "took back microsoft-" in done.out
+    assert names(knowledge) == ["lebron-james"]
+    assert git(knowledge, "log", "-1", "--format=%s").startswith("Revert microsoft-")
+    assert git(knowledge, "status", "--porcelain", "--ignored") == ""
+    cli.ok("revert", "-q")
+    assert names(knowledge) == []
+    empty = cli("revert")
+    assert empty.code == 66
+    assert "no patch is in force" in empty.err
+
+
+@pytest.mark.parametrize("how", ["slug", "name", "path"])
+def test_revert_by_slug_name_or_path_and_what_stood_on_it(cli: Cli, knowledge: Path, how: str) -> None:
+    name = Repository.open(knowledge).show("lebron-james").name
+    word = {"slug": "lebron-james", "name": name, "path": f"patches/{name}/"}[how]
+    done = cli.ok("revert", word)
+    assert f"took back {name}" in done.out
+    assert re.search(r"microsoft-\w{8} was solved on top of what left", done.out)
+    assert names(knowledge) == ["microsoft"]
+
+
+def test_revert_of_two_patches_is_one_commit(cli: Cli, knowledge: Path) -> None:
+    before = git(knowledge, "rev-parse", "HEAD")
+    found = cli.ok("revert", "lebron-james", "microsoft", "-m", "Both wrong", "--json").json
+    assert [name.rpartition("-")[0] for name in found["removed"]] == ["lebron-james", "microsoft"]
+    assert found["solved_on_top"] == []
+    assert git(knowledge, "rev-list", "--count", f"{before}..HEAD") == "1"
+    assert git(knowledge, "log", "-1", "--format=%s") == "Both wrong"
+
+
+def test_revert_of_a_commit_and_of_that_revert(cli: Cli, knowledge: Path) -> None:
+    tree = git(knowledge, "rev-parse", "HEAD:patches")
+    added = git(knowledge, "rev-parse", "HEAD")
+    cli.ok("revert", added[:12])
+    assert names(knowledge) == ["lebron-james"]
+    again = cli.ok("revert", "HEAD")
+    assert "put back microsoft-" in again.out
+    assert git(knowledge, "rev-parse", "HEAD:patches") == tree
+    settings = cli("revert", git(knowledge, "rev-list", "--max-parents=0", "HEAD"))
+    assert settings.code == 65
+    assert "changed no patches" in settings.err
+
+
+def test_revert_of_a_commit_whose_patch_changed_since(cli: Cli, knowledge: Path, home: Path) -> None:
+    cli.ok("commit", facts_file(home, ANN, DUTCH), *QUICK)
+    added = git(knowledge, "rev-parse", "HEAD")
+    cli.ok("revert", "ann", "--fact", "2")
+    done = cli("revert", added)
+    assert done.code == 65
+    assert "changed since" in done.err
+
+
+def test_revert_of_facts_by_id_and_by_line(cli: Cli, knowledge: Path, home: Path) -> None:
+    rome = {"id": "r-1", "subject": "Rome", "prompt": "{} lies in", "target": "Japan"}
+    cli.ok("commit", facts_file(home, ANN, rome, DUTCH), *QUICK)
+    name = Repository.open(knowledge).show().name
+    done = cli.ok("revert", "ann", "--fact", "r-1")
+    assert f"took back Rome lies in → Japan  (of {name})" in done.out
+    assert [fact.subject for fact in Repository.open(knowledge).show(name).facts] == ["Ann", "Dutch"]
+    found = cli.ok("revert", "ann", "--fact", "2", "--json").json
+    assert [(fact["prompt"], fact["target"]) for fact in found["facts"]] == [("Dutch lies in", "France")]
+    assert [fact.subject for fact in Repository.open(knowledge).show(name).facts] == ["Ann"]
+    last = cli.ok("revert", "ann", "--fact", "1")
+    assert f"took back {name}" in last.out
+    assert names(knowledge) == ["lebron-james", "microsoft"]
+
+
+def test_a_fact_taken_out_is_an_edit_of_the_others_alone(cli: Cli, knowledge: Path, home: Path) -> None:
+    """The closed form keeps the others' targets: it is near what an edit of the others alone gives."""
+    cli.ok("commit", facts_file(home, ANN, DUTCH))
+    cli.ok("revert", "ann", "--fact", "2")
+    left = Repository.open(knowledge).patch("ann")
+    cli.ok("revert", "ann")
+    cli.ok("commit", facts_file(home, ANN))
+    alone = Repository.open(knowledge).patch("ann")
+    (name,) = alone.deltas
+    one, other = (patch.deltas[name].B.double() @ patch.deltas[name].A.double() for patch in (left, alone))
+    assert float((one - other).norm() / other.norm()) < 1e-3
+    assert left.facts == alone.facts
+
+
+def test_revert_dry_run_says_and_changes_nothing(cli: Cli, knowledge: Path) -> None:
+    before = snapshot(knowledge)
+    assert "would take back lebron-james-" in cli.ok("revert", "lebron-james", "-n").out
+    assert snapshot(knowledge) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "says", "code"),
+    [
+        (("nobody",), "no such patch is in force", 66),
+        (("lebron",), "did you mean lebron-james-", 66),
+        (("deadbeef",), "that is a commit", 66),
+        (("lebron-james", "--fact", "9"), "it has 1 lines", 66),
+        (("lebron-james", "--fact", "0"), "it has 1 lines", 66),
+        (("lebron-james", "--fact", "²"), "it has 1 lines", 66),
+        (("lebron-james", "microsoft", "--fact", "1"), "name one", 65),
+        (("lebron-james", "HEAD"), "no such patch", 66),
+        (("--", "-x"), "no such patch", 66),
+        (("a\0b",), "", 65),
+    ],
+)
+def test_revert_of_what_is_not_there(
+    cli: Cli, knowledge: Path, words: tuple[str, ...], says: str, code: int
+) -> None:
+    before = snapshot(knowledge)
+    done = cli("revert", *words)
+    assert done.code == code
+    assert says in done.err
+    assert len(lines(done)) == 1
+    assert snapshot(knowledge) == before
+
+
+def test_an_ambiguous_slug_lists_the_patches(cli: Cli, knowledge: Path, home: Path) -> None:
+    cli.ok("commit", "--fact", "LeBron James | {} lies in | Rome", *QUICK)
+    done = cli("revert", "lebron-james")
+    assert done.code == 66
+    assert "names 2 patches" in done.err
+    assert len(re.findall(r"lebron-james-[0-9a-f]{8}", done.err)) == 2
+
+
+# apply
+
+
+@pytest.fixture
+def foreign(knowledge: Path, home: Path) -> Path:
+    """Microsoft's patch as a folder outside; the repository does not have it any more."""
+    store = Repository.open(knowledge)
+    name = store.show("microsoft").name
+    shutil.copytree(knowledge / "patches" / name, home / name)
+    store.revert("microsoft")
+    return home / name
+
+
+def test_apply_takes_the_very_bytes(cli: Cli, knowledge: Path, foreign: Path) -> None:
+    done = cli.ok("apply", foreign)
+    assert f"took in {foreign.name}" in done.out
+    for path in foreign.iterdir():
+        assert (knowledge / "patches" / foreign.name / path.name).read_bytes() == path.read_bytes()
+    again = cli("apply", foreign)
+    assert again.code == 65
+    assert "already in force" in again.err
+
+
+def test_apply_names_a_folder_of_any_name_by_its_facts(cli: Cli, knowledge: Path, foreign: Path) -> None:
+    other = foreign.with_name("from a colleague")
+    foreign.rename(other)
+    (other / "keys.safetensors").unlink()  # may be left out when shipping
+    (other / "run.py").write_text("print(1)\n")
+    found = cli.ok("apply", other, "-m", "Theirs", "--json").json
+    assert found["patch"] == foreign.name
+    assert found["facts"] == 1
+    assert {path.name for path in (knowledge / "patches" / foreign.name).iterdir()} == {
+        "facts.jsonl",
+        "delta.safetensors",
+    }
+    assert git(knowledge, "log", "-1", "--format=%s") == "Theirs"
+
+
+def test_apply_dry_run(cli: Cli, knowledge: Path, foreign: Path) -> None:
+    before = snapshot(knowledge)
+    assert f"would take in {foreign.name}" in cli.ok("apply", foreign, "--dry-run").out
+    assert snapshot(knowledge) == before
+
+
+@pytest.mark.parametrize("damage", ["flip", "facts", "missing", "file", "nothing", "clash"])
+def test_apply_of_what_is_no_sound_patch(cli: Cli, knowledge: Path, foreign: Path, damage: str) -> None:
+    delta = foreign / "delta.safetensors"
+    if damage == "flip":
+        data = bytearray(delta.read_bytes())
+        data[-1] ^= 1
+        delta.write_bytes(data[:-3])
+    elif damage == "facts":
+        (foreign / "facts.jsonl").write_text(json.dumps({**MICROSOFT, "target": "Paris"}) + "\n")
+    elif damage == "missing":
+        delta.unlink()
+    elif damage == "file":
+        shutil.rmtree(foreign)
+        foreign.write_text("")
+    elif damage == "nothing":
+        shutil.rmtree(foreign)
+    else:
+        Repository.open(knowledge).commit([{**MICROSOFT, "target": "Paris"}], overrides={"steps": 2})
+    before = snapshot(knowledge)
+    done = cli("apply", foreign)
+    assert done.code in (65, 66)
+    assert len(lines(done)) == 1
+    assert foreign.name in done.err
+    assert snapshot(knowledge) == before
+
+
+def test_apply_of_a_patch_for_another_base(cli: Cli, knowledge: Path, foreign: Path, home: Path) -> None:
+    other = save_checkpoint(tiny_model("llama", torch.bfloat16, seed=1), home / "other")
+    cli.ok("init", other, home / "second", "-q")
+    before = snapshot(home / "second")
+    done = cli("-C", home / "second", "apply", foreign)
+    assert done.code == 65
+    assert "was made on another base" in done.err
+    assert snapshot(home / "second") == before
