@@ -180,6 +180,18 @@ def test_the_recipe_comes_back_resolved():
     assert torch.equal(again.solution.targets, edited.solution.targets)
 
 
+def test_a_corpus_file_is_in_the_recipe_by_name_only(tmp_path):
+    corpus = tmp_path / "words.txt"
+    corpus.write_text("LeBron James plays the sport of basketball.\n\nParis lies in France.\n\n" * 20)
+    recipe = RECIPE.override(statistics_text=str(corpus), statistics_tokens=500)
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    statistics = statistics_for(model, tokenizer, recipe)
+    statistics.layers = {layer: C + torch.eye(len(C)) for layer, C in statistics.layers.items()}
+    edited = Memit().edit(model, tokenizer, FACTS[:1], recipe, statistics)
+    assert edited.recipe.statistics_text == "words.txt"
+    assert edited.recipe.statistics_digest == statistics.digest(recipe.layers)
+
+
 def test_what_is_handed_back_is_complete():
     told = []
     _, _, _, edited = edit("llama", progress=lambda *step: told.append(step))

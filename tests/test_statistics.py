@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from patchkit.editing import statistics
-from patchkit.editing.corpus import read_corpus, sample, write_text
+from patchkit.editing.corpus import corpus_name, read_corpus, sample, write_text
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, collect, statistics_for
 from patchkit.errors import BadInput, NotFound, Unavailable
@@ -197,6 +197,15 @@ def test_corpora(tmp_path):
     assert [" ".join(d.split()) for d in read_corpus(str(text))] == ["one still one", "two"]
     assert list(read_corpus(str(lines))) == ["one", "two"]
     assert list(read_corpus(str(table))) == ["one", "two"]
+
+
+def test_a_corpus_is_named_without_the_folders_of_this_machine(tmp_path):
+    bare = tmp_path / "words"
+    bare.write_text("one")
+    assert corpus_name(str(bare)) == "words"
+    assert corpus_name("texts/mine.jsonl") == "mine.jsonl"
+    assert corpus_name("some/words:small") == "some/words:small"
+    assert corpus_name("self") == "self"
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from patchkit.errors import BadInput, NotFound, Unavailable
 
-__all__ = ["Progress", "read_corpus", "sample", "write_text"]
+__all__ = ["Progress", "corpus_name", "read_corpus", "sample", "write_text"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -90,7 +90,7 @@ def read_corpus(source: str) -> Iterator[str]:
     colon: ``wikitext:wikitext-103-raw-v1``. NotFound, BadInput or Unavailable say what is missing.
     """
     path = Path(source)
-    if path.suffix in (".txt", ".md", ".text", ".jsonl", ".json", ".parquet") or path.exists():
+    if _is_file(source):
         if not path.is_file():
             raise NotFound(
                 f"{source}: no such corpus file; name a text, JSONL or Parquet file, or a data set"
@@ -98,6 +98,18 @@ def read_corpus(source: str) -> Iterator[str]:
         reader = {".jsonl": _jsonl, ".json": _jsonl, ".parquet": _parquet}.get(path.suffix, _text)
         return _not_blank(reader(path))
     return _not_blank(_dataset(source))
+
+
+def corpus_name(source: str) -> str:
+    """What a patch may say of its corpus: a data set, or a file without the folders of this machine."""
+    return Path(source).name if _is_file(source) else source
+
+
+def _is_file(source: str) -> bool:
+    """Whether a corpus is named as a file; "self" and data sets are not."""
+    path = Path(source)
+    known = path.suffix in (".txt", ".md", ".text", ".jsonl", ".json", ".parquet")
+    return source != "self" and (known or path.is_file() or path.is_absolute())
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchkit.editing.batching import BatchSize
+from patchkit.editing.corpus import corpus_name
 from patchkit.editing.editor import Edited
 from patchkit.editing.keys import collect_keys, collect_states
 from patchkit.editing.recipe import Recipe
@@ -87,7 +88,11 @@ def _resolve(
             f"layer {missing[0]}: no statistics were collected for it; collect them for {recipe.layers}"
         )
     templates = recipe.templates or write_templates(model, tokenizer, recipe)
-    return recipe.override(templates=templates, statistics_digest=statistics.digest(recipe.layers))
+    return recipe.override(
+        templates=templates,
+        statistics_text=corpus_name(recipe.statistics_text),
+        statistics_digest=statistics.digest(recipe.layers),
+    )
 
 
 def _spread(

@@ -140,7 +140,7 @@ def find_targets(
     fact whose loss is not finite.
     """
     count = len(rewriting)
-    order = sorted(range(count), key=lambda i: _width(rewriting[i]))
+    order = sorted(range(count), key=lambda i: (_width(rewriting[i]), rewriting[i][0].subject))
     z = torch.empty(count, anatomy.d_model, dtype=model.dtype)
     steps, losses, finished = [0] * count, [0.0] * count, 0
 

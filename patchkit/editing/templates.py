@@ -97,9 +97,11 @@ def rewriting_passages(
 def drift_passages(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], prompt: str) -> list[Passage]:
     """For each fact the text whose next-token distribution should not drift ("{subject} is a")."""
     texts = [_place("{}", prompt, fact.subject) for fact in facts]
-    return _tokenise(
-        tokenizer, _texts(texts), [end for _, end in texts], [len(text) for text in _texts(texts)]
-    )
+    ends = [end for _, end in texts]
+    passages = _tokenise(tokenizer, _texts(texts), ends, [len(text) for text in _texts(texts)])
+    for fact, passage in zip(facts, passages, strict=True):
+        _check_subject(fact, passage)
+    return passages
 
 
 def _place(template: str, prompt: str, subject: str) -> tuple[str, int]:
@@ -131,11 +133,15 @@ def _tokenise(
     return passages
 
 
-def _check(fact: Fact, passage: Passage, longest: int | None) -> None:
+def _check_subject(fact: Fact, passage: Passage) -> None:
     if passage.subject < 0:
         raise BadInput(
             f"fact {fact.subject!r}: the tokenizer drops the subject's last character; write it differently"
         )
+
+
+def _check(fact: Fact, passage: Passage, longest: int | None) -> None:
+    _check_subject(fact, passage)
     if passage.target >= len(passage.tokens):
         raise BadInput(f"fact {fact.subject!r}: the target {fact.target!r} has no tokens in this tokenizer")
     if passage.subject >= passage.target:

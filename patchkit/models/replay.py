@@ -5,7 +5,7 @@ never change, so their keys and values are computed once and frozen (`prefill`).
 on run once up to that block while every block above records how it was called (`capture`). From
 then on a step is a handful of block calls (`Tail.states`) and the model's own norm and head at the
 positions that a loss reads (`Tail.logits`). There is no per-architecture forward code: masks,
-rotary embeddings, soft-caps and logit scales are the model's own (notes: docs/engine.md).
+rotary embeddings, soft-caps and logit scales are the model's own.
 """
 
 from __future__ import annotations
@@ -205,23 +205,20 @@ class Tail:
     def keep(self, rows: Tensor) -> Tail:
         """The same for some of the rows (indices)."""
         count = len(self.hidden)
-        cache: dict[int, FrozenCache] = {}
+        done: dict[int, Any] = {}  # blocks share their masks and positions: narrow each once
 
         def narrow(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                batched = value.ndim > 1 and value.shape[0] == count
-                return value.index_select(0, rows) if batched else value
-            if isinstance(value, FrozenCache):
-                return (
-                    cache.setdefault(id(value), value.keep(rows))
-                    if id(value) not in cache
-                    else cache[id(value)]
-                )
             if isinstance(value, tuple | list):
                 return type(value)(narrow(item) for item in value)
             if isinstance(value, dict):
                 return {name: narrow(item) for name, item in value.items()}
-            return value
+            if id(value) in done:
+                return done[id(value)]
+            if isinstance(value, FrozenCache):
+                done[id(value)] = value.keep(rows)
+            elif isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == count:
+                done[id(value)] = value.index_select(0, rows)
+            return done.get(id(value), value)
 
         return replace(
             self,
