@@ -21,7 +21,7 @@ from typing import Any
 from patchkit.errors import BadInput, Busy, Misconfigured, NotFound, NotWritten, PatchkitError, Unavailable
 from patchkit.problem import one_line
 
-__all__ = ["MINIMUM", "Git", "age_of"]
+__all__ = ["MINIMUM", "Git", "age_of", "locked"]
 
 MINIMUM = (2, 36)  # the first with core.fsync and cat-file --batch-command
 
@@ -146,6 +146,16 @@ def age_of(path: Path) -> str:
     return f"{seconds:.0f} seconds old"
 
 
+def locked(path: Path) -> Busy:
+    """A lock of Git's stands in the way."""
+    age = age_of(path)
+    told = f" ({age})" if age else ""
+    return Busy(
+        f"{path}: another Git command holds this lock{told}; wait for it, or if none is running: "
+        f"rm -f -- {shlex.quote(str(path))}"
+    )
+
+
 def _gitpython() -> Any:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # else importing it without Git raises
     import git
@@ -174,13 +184,11 @@ def _untrusted(found: re.Match[str], folder: Path) -> PatchkitError:
 
 
 def _locked(found: re.Match[str], folder: Path) -> PatchkitError:
-    path = Path(found[1])
-    age = age_of(path)
-    told = f" ({age})" if age else ""
-    return Busy(
-        f"{path}: another Git command holds this lock{told}; wait for it, or if none is running: "
-        f"rm -f -- {shlex.quote(str(path))}"
-    )
+    return locked(Path(found[1]))
+
+
+def _config_locked(found: re.Match[str], folder: Path) -> PatchkitError:
+    return locked(folder / f"{found[1]}.lock")
 
 
 def _unwritable(found: re.Match[str], folder: Path) -> PatchkitError:
@@ -214,6 +222,7 @@ _MEANINGS = (
     (r"[Nn]ot a git repository", _no_repository),
     (r"must be run in a work tree", _bare),
     (r"[Uu]nable to create '(.+?\.lock)': File exists", _locked),
+    (r"could not lock config file (.+): File exists", _config_locked),
     (r"Please tell me who you are|empty ident name|no email was given|no name was given", _no_identity),
     (r"unable to auto-detect email address|auto-detection is disabled", _no_identity),
     (r"No space left on device|Read-only file system|Permission denied|Disk quota exceeded", _unwritable),

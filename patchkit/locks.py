@@ -24,7 +24,7 @@ from patchkit.settings import FILE as SETTINGS
 if TYPE_CHECKING:
     from patchkit.gitstore import GitStore
 
-__all__ = ["leftovers", "operation_in_progress"]
+__all__ = ["leftovers", "operation_in_progress", "uncommitted"]
 
 # In Git's folder -> what is under way, and the command that ends it without effect.
 _OPERATIONS = (
@@ -46,7 +46,7 @@ def leftovers(store: GitStore) -> list[Problem]:
     operation = _operation(store)
     if operation is not None:
         return [*found, operation]
-    return [*found, *_uncommitted(store)]
+    return [*found, *uncommitted(store)]
 
 
 def operation_in_progress(store: GitStore) -> Busy | None:
@@ -69,7 +69,9 @@ def _operation(store: GitStore) -> Problem | None:
 def _git_locks(store: GitStore) -> Iterator[Problem]:
     places = dict.fromkeys((store.git_dir, store.common_dir))
     locks = [lock for place in places for lock in (*sorted(place.glob("*.lock")), place / "packed-refs.new")]
-    locks += sorted((store.common_dir / "refs").rglob("*.lock"))
+    for folder in ("refs", "objects/info", "objects/pack"):
+        locks += sorted((store.common_dir / folder).rglob("*.lock"))
+    locks.append(store.common_dir / "objects" / "maintenance.lock")  # it would keep Git from ever tidying up
     if store.git_dir != store.common_dir:
         locks += sorted((store.git_dir / "refs").rglob("*.lock"))
     for lock in locks:
@@ -90,7 +92,7 @@ def _incoming(store: GitStore) -> Iterator[Problem]:
             yield Problem(str(path), "a killed patchkit command left this", f"rm -rf -- {_quoted(path)}")
 
 
-def _uncommitted(store: GitStore) -> Iterator[Problem]:
+def uncommitted(store: GitStore) -> Iterator[Problem]:
     """Patch folders and settings that differ from HEAD, one finding for each."""
     states: dict[str, set[str]] = {}
     for state, path in store.status(ignored=True):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from patchkit.errors import BadInput, Busy, Misconfigured, NotFound, PatchkitError, Refused, WouldOverwrite
 from patchkit.files import fsync_folder, fsync_tree, move_durably, write_durably, writing
+from patchkit.gitcommand import locked
 from patchkit.history import PATCHES
 from patchkit.objects import object_id
 from patchkit.patch import DELTA, FACTS, KEYS, valid_patch_name
@@ -87,7 +88,10 @@ def record(
         plan = _plan(store, changes)
         if changes and not plan:
             raise BadInput("nothing to commit: the patches and settings are so already")
+        if (lock := store.git_dir / "index.lock").exists():
+            raise locked(lock)  # Git would say so too late: nothing could be staged, or taken back
         _refuse_uncommitted(store, plan)
+        _refuse_links(store, plan)
         _refuse_filters(store, plan)
         try:
             _place(store, plan, staging)
@@ -183,13 +187,21 @@ def _inside(present: Iterable[str], name: str) -> list[str]:
 
 def _refuse_uncommitted(store: GitStore, plan: Mapping[str, bytes | None]) -> None:
     """Another's work that is not in Git yet is not ours to write over."""
+    from patchkit.locks import uncommitted  # which looks for what this module leaves behind
+
     touched = {_unit(path) for path in plan}
-    for _, path in store.status():
-        if _unit(path) in touched:
-            raise WouldOverwrite(
-                f"{one_line(path)}: has changes that are not committed; commit them or take them back "
-                "(patchkit status names how), then try again"
-            )
+    states = [path for _, path in store.status() if _unit(path) in touched]
+    if not states:
+        return
+    remedies = [problem.remedy for problem in uncommitted(store) if problem.path in touched]
+    raise WouldOverwrite(
+        f"{one_line(states[0])}: has changes that are not committed; commit them, or throw them away "
+        f"with: {' && '.join(remedies)}; then try again"
+    )
+
+
+def _refuse_links(store: GitStore, plan: Mapping[str, bytes | None]) -> None:
+    """A link in a folder's place would lead what is written elsewhere."""
     for path in plan:
         for folder in list(Path(path).parents)[:-1]:
             place = store.folder / folder
@@ -289,7 +301,7 @@ def _not_committed(failure: PatchkitError | None) -> PatchkitError:
             "the commit was made and taken away again, by a hook or another command; look: git reflog"
         )
     if type(failure) is PatchkitError:  # nothing that Git itself says: a hook's own words
-        return Refused(f"{failure} (a hook refused it?); nothing was committed")
+        return Refused(f"{failure}; nothing was committed (a hook, or signing, refused it?)")
     return failure
 
 
