@@ -138,12 +138,8 @@ class Bench:
 
     def run(self, case: Case, folder: Path, **job: Any) -> int:
         (self.shim / "count").write_text("0")
-        text = {
-            "arguments": case.arguments(folder),
-            "output": str(self.root / "said"),
-            "environment": {},
-            **job,
-        }
+        said = str(self.root / "said")
+        job = {"environment": {}, "output": said, **job, "arguments": case.arguments(folder)}
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(job) + "\n")
