@@ -173,21 +173,26 @@ def _named_tags(store: GitStore) -> Iterator[Problem]:
 
 
 def _logged_references(store: GitStore) -> Iterator[Problem]:
-    """A reference that has a log is there, and HEAD is where its log says: unlike an altered name."""
+    """A reference that has a log is there, and HEAD is where its log says: unlike an altered name.
+
+    A log that is one commit ahead of its reference is what a killed Git leaves, and no harm; where a name was
+    altered, the logged commit is the tip of what has, or had, the right name.
+    """
     logs = store.common_dir / "logs"
+    tips = set(store.git.read("for_each_ref", "--format=%(objectname)").decode("ascii").split())
     for path in sorted((logs / "refs").rglob("*")):
         name = path.relative_to(logs).as_posix()
-        if path.is_file() and _last_logged(path) and not _exists(store, name):
+        if path.is_file() and _last_logged(path) in tips and not _exists(store, name):
             yield Problem(
                 name, "has a log but is gone", f"bring it back: git branch NAME COMMIT (see {path})"
             )
     logged = _last_logged(store.git_dir / "logs" / "HEAD")
     head = store.head()
-    if logged and head != logged:
+    if logged in tips and head != logged:
         where = f"at {head[:10]}" if head else "on a branch that has no commit"
         yield Problem(
             "HEAD",
-            f"is {where}, its log says {logged[:10]}",
+            f"is {where}, its log says {logged}",
             "if you did not do that, go back: git symbolic-ref HEAD refs/heads/BRANCH",
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -482,6 +483,27 @@ def test_line_ends_are_left_alone_whatever_the_configuration(store: GitStore) ->
     git(store.root, "reset", "-q", "--hard")
     assert (store.folder / "patches" / name / "facts.jsonl").read_bytes() == numbers(1).files()["facts.jsonl"]
     assert store.settings().base_source == "small"
+
+
+def test_every_git_that_writes_is_told_to_fsync(store: GitStore, tmp_path: Path, monkeypatch) -> None:
+    """And patchkit's own files are on the disk before they have their names."""
+    trace, synced = tmp_path / "trace", []
+    monkeypatch.setenv("GIT_TRACE2_EVENT", str(trace))
+    real = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (synced.append(os.readlink(f"/proc/self/fd/{handle}")), real(handle))
+    )
+    (name,) = add(store, numbers(1, 2))
+    store.record(Changes(patches={name: numbers(1, 2).without([0]).files()}), "Out")
+    store.config_set("patchkit.base", "x")
+    starts = [json.loads(line) for line in trace.read_text().splitlines() if '"event":"start"' in line]
+    writing = [s["argv"] for s in starts if {"add", "commit", "--replace-all"} & set(s["argv"])]
+    assert len(writing) == 5
+    assert all("core.fsync=added,reference" in argv for argv in writing)
+    for file in numbers(1, 2).files():
+        assert sum(path.endswith(f"/{name}/{file}") and "/incoming/" in path for path in synced) == 1
+    assert str(store.folder / "patches" / name) in synced
+    assert str(store.folder / "patches") in synced
 
 
 # -- what others do to a commit ----------------------------------------------------------------

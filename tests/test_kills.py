@@ -56,8 +56,9 @@ def changes(request: pytest.FixtureRequest) -> Changes:
 
 
 @pytest.fixture
-def before(tmp_path: Path) -> GitStore:
+def before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GitStore:
     """A repository with a patch, and a file of the person's own that is staged."""
+    monkeypatch.delenv("GIT_TEST_FSYNC")
     store = make_store(tmp_path / "before")
     add(store, _PATCH)
     (store.root / "mine.txt").write_text("mine")
@@ -88,7 +89,7 @@ def _wanted(before: GitStore, changes: Changes) -> dict[str, bytes]:
 
 
 def _check(place: Path, old: dict[str, bytes], new: dict[str, bytes], changes: Changes) -> str:
-    """Old or new, believed; the commands that are named clear what is half done; then it can be done again."""
+    """Old or new, believed; the commands named clear what is half done; then it can be done again."""
     store = GitStore.find(place)
     held = _held(store)
     assert held in (old, new)
