@@ -113,7 +113,7 @@ def _scratch() -> Path:
 
 @functools.cache
 def tiny_base() -> Path:
-    """A Llama of 4 blocks in bfloat16 that was taught WORLD: an ordinary checkpoint folder, never to be written."""
+    """A checkpoint folder, never to be written: a Llama of 4 blocks in bfloat16 that was taught WORLD."""
     tokenizer = tiny_tokenizer()
     texts = [f"{prompt.replace('{}', subject)} {said}.</s>" for (subject, prompt), said in WORLD.items()]
     rows = [tokenizer(text)["input_ids"] for text in texts]

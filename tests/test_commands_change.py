@@ -254,7 +254,7 @@ def test_replace_takes_the_older_fact_out_and_adds_the_new_one_in_one_commit(
     assert [item["facts"] for item in done.json["replaced"]] == [["Ann plays the sport of"]]
     held = {pair[1].target for pair in Repository.open(knowledge).stack().facts_in_force().values()}
     assert held == {"football", "Rome", "France", "dancers"}
-    assert len([fact for fact in Repository.open(knowledge).history()[0].changed]) == 1
+    assert len(Repository.open(knowledge).history()[0].changed) == 1
     whole = cli.ok("commit", "--replace", "--fact", "Dutch | {} lies in | Japan", *QUICK)
     assert "replaced in ann-" in whole.out
     assert [name.rpartition("-")[0] for name in Repository.open(knowledge).history()[0].removed] == ["ann"]
@@ -312,11 +312,10 @@ def test_a_dry_run_measures_and_writes_nothing(cli: Cli, knowledge: Path, home: 
     done = cli.ok("commit", facts_file(home, ANN), "--dry-run", *QUICK)
     assert "dry run: nothing was written" in done.out
     assert "Ann → football" in done.out
-    weak = cli(
-        "commit", facts_file(home, ANN), "-n", "--gate", "argmax=1", "--set", "learning_rate=1e-4", *QUICK
-    )
-    assert weak.code == 3
-    assert "kept" not in weak.err
+    weak = ("--set", "learning_rate=1e-4", *QUICK)
+    refused = cli("commit", facts_file(home, ANN), "-n", "--gate", "argmax=1", *weak)
+    assert refused.code == 3
+    assert "kept" not in refused.err
     assert snapshot(knowledge) == before
     assert not (knowledge / ".git" / "patchkit" / "kept").exists()
 

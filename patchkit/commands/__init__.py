@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -97,6 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ``PATCHKIT_TRACEBACK=1`` shows where an error came from.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a path may be no UTF-8, a terminal may know no Δ
+            utf8 = stream.encoding.lower().replace("-", "") == "utf8"
+            stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
         outcome = cli.main(args=arguments, prog_name="patchkit", standalone_mode=False)
         sys.stdout.flush()

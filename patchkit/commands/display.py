@@ -6,6 +6,7 @@ is never read as markup. Progress goes to stderr and only to a terminal.
 
 from __future__ import annotations
 
+import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +40,14 @@ Bars = Callable[[str, int, int], None]
 
 def console(*, stderr: bool = False) -> Console:
     """Plain where the output is no terminal or NO_COLOR is set; as wide as the terminal."""
-    out = Console(stderr=stderr, highlight=False, markup=False, emoji=False, soft_wrap=False)
+    out = Console(
+        stderr=stderr,
+        color_system=None if os.environ.get("NO_COLOR") else "auto",  # rich alone leaves bold and dim
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+    )
     if not out.is_terminal:
         out.width = 120 if "COLUMNS" not in out._environ else out.width
     return out

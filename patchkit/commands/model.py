@@ -22,7 +22,13 @@ def command() -> None:
 
 @command.command("get", short_help="Fetch a model into the cache and print its folder.")
 @click.argument("name")
-@click.option("--dtype", type=click.Choice(["bfloat16", "float32"]), default="bfloat16", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="What the weights are stored in.",
+)
 @quiet_option
 @json_option
 def get(name: str, dtype: str, quiet: bool, as_json: bool) -> None:

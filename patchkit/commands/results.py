@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from patchkit.commands.display import Column, percent, table, text
-from patchkit.evaluation.measure import FactChange, PromptState, Summary
+
+if TYPE_CHECKING:  # `show` needs this module, and not what measures
+    from patchkit.evaluation.measure import FactChange, PromptState, Summary
 
 __all__ = ["one_line", "results_table", "summary_line"]
 
