@@ -18,6 +18,7 @@ from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput
 from patchkit.facts import Fact
 from patchkit.models.replay import Row
+from patchkit.models.tokens import tokenise
 
 __all__ = ["Passage", "drift_passages", "rewriting_passages", "write_templates"]
 
@@ -65,8 +66,7 @@ def write_templates(
     templates = ["{}"]
     for index in range(recipe.contexts):
         opening = recipe.context_openings[index % len(recipe.context_openings)]
-        start = torch.tensor([tokenizer(opening)["input_ids"]])
-        start = start[:, : _without_trailing_specials(tokenizer, opening)]
+        start = torch.tensor([tokenise(tokenizer, [opening])[0].ids])
         tokens = sample(model, start, recipe.context_tokens, generator, top_k=recipe.context_top_k)
         text = tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
         templates.append(" ".join(text.replace("{", " ").replace("}", " ").split()) + ". {}")
@@ -113,24 +113,10 @@ def _place(template: str, prompt: str, subject: str) -> tuple[str, int]:
 def _tokenise(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], subjects: Sequence[int], prompts: Sequence[int]
 ) -> list[Passage]:
-    if not tokenizer.is_fast:
-        raise BadInput(
-            f"{type(tokenizer).__name__} is a slow tokenizer, which cannot say where a token stands; "
-            "use the base's fast tokenizer (tokenizer.json)"
-        )
-    found = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)
-    passages = []
-    for index, (subject, prompt) in enumerate(zip(subjects, prompts, strict=True)):
-        special = found["special_tokens_mask"][index]
-        count = len(special)
-        while count and special[count - 1]:
-            count -= 1
-        spans = found["offset_mapping"][index][:count]
-        covering = [i for i, (start, end) in enumerate(spans) if start <= subject < end and not special[i]]
-        past = [i for i, (_, end) in enumerate(spans) if end > prompt and not special[i]]
-        tokens = tuple(found["input_ids"][index][:count])
-        passages.append(Passage(tokens, covering[-1] if covering else -1, past[0] if past else count))
-    return passages
+    return [
+        Passage(text.ids, text.covering(subject), text.past(prompt))
+        for text, subject, prompt in zip(tokenise(tokenizer, texts), subjects, prompts, strict=True)
+    ]
 
 
 def _check_subject(fact: Fact, passage: Passage) -> None:
@@ -154,11 +140,6 @@ def _check(fact: Fact, passage: Passage, longest: int | None) -> None:
             f"fact {fact.subject!r}: {len(passage.tokens)} tokens, but the model reads {longest}; "
             "shorten the prompt"
         )
-
-
-def _without_trailing_specials(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
-    special = tokenizer(text, return_special_tokens_mask=True)["special_tokens_mask"]
-    return len(special) - next((i for i, mark in enumerate(reversed(special)) if not mark), 0)
 
 
 def _repeat(facts: Sequence[Fact], times: int) -> list[Fact]:
