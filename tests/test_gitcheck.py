@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from git_helpers import add, git, git_environment, make_store, numbers  # noqa: F401
 
-from patchkit.gitstore import GitStore
 from patchkit.gitcheck import _hashed_files, _is_object, _loose_objects, fsck_git, fsck_worktree
+from patchkit.gitstore import GitStore
 
 pytestmark = pytest.mark.usefixtures("git_environment")
 
