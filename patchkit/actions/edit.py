@@ -85,13 +85,7 @@ def as_patch(edited: Edited, facts: Sequence[Fact], checkpoint: Checkpoint, unde
         deltas=stored(edited.deltas),
         base=checkpoint.fingerprint(),
         method=edited.recipe.method,
-        recipe=_without_paths(edited.recipe).to_dict(),
+        recipe=edited.recipe.to_dict(),
         solved_on=tuple(patch.id for patch in under),
         solution=solution,
     )
-
-
-def _without_paths(recipe: Recipe) -> Recipe:
-    """A corpus file by its name alone: its place is this machine's own, and C's digest tells what it held."""
-    text = recipe.statistics_text
-    return replace(recipe, statistics_text=Path(text).name) if Path(text).is_file() else recipe

@@ -57,7 +57,7 @@ def tokenise(tokenizer: Any, texts: Sequence[str]) -> list[Tokenised]:
 
 
 def split_target(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:
-    """Tokens of ``prompt``, and of the target that follows it after a space; joined, those of the whole text."""
+    """Tokens of ``prompt``, and of the target that follows it after a space: joined, those of the whole."""
     text = tokenise(tokenizer, [f"{prompt} {target}"])[0]
     border = text.past(len(prompt))
     if border == len(text.ids):
