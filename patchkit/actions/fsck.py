@@ -13,6 +13,7 @@ from patchkit.errors import BadInput, PatchkitError
 from patchkit.gitcheck import fsck_git, fsck_worktree
 from patchkit.problem import Problem
 from patchkit.settings import BASE_KEY
+from patchkit.stack import problems
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository
@@ -24,9 +25,10 @@ Progress = Callable[[str, int, int], None] | None
 
 def fsck(repository: Repository, *, progress: Progress = None) -> list[Problem]:
     """Every byte that is not as it was written, and everything that keeps HEAD from being believed."""
-    found = [*fsck_git(repository.store), *fsck_worktree(repository.store)]
+    found = fsck_git(repository.store)
     try:
-        found += [problem for problem in repository.problems() if problem not in found]
+        found += fsck_worktree(repository.store)
+        found += [problem for problem in problems(repository.store) if problem not in found]
         found += _base(repository, _told(progress, "base"))
     except PatchkitError as error:
         if not found:  # what fsck_git found already is why the rest cannot be read
