@@ -217,10 +217,10 @@ def snapshot(folder: Path) -> dict[str, str]:
     if (folder / ".git").exists():
         found["HEAD"] = git(folder, "rev-parse", "HEAD", ok=False)
         found["references"] = git(folder, "for-each-ref", ok=False)
-        found["status"] = git(folder, "status", "--porcelain", "--ignored", ok=False)
+        found["status"] = git(folder, "--no-optional-locks", "status", "--porcelain", "--ignored", ok=False)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if name.parts[0] != ".git":
+        if ".git" not in name.parts:
             said = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
             found[str(name)] = f"{path.lstat().st_mode:o} {said}"
     return found

@@ -53,6 +53,9 @@ SECTIONS: dict[str, dict[str, str]] = {
 COMMANDS = {name: text for section in SECTIONS.values() for name, text in section.items()}
 
 
+READER_GONE = 141  # as a shell says it of what SIGPIPE ended
+
+
 class LazyGroup(click.Group):
     """Finds ``patchkit.commands.NAME`` only when the command NAME is used."""
 
@@ -107,8 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _fail(_usage_line(error), error.exit_code, error)
     except (KeyboardInterrupt, click.Abort):
         _say("interrupted; nothing was committed")
         return 130
@@ -116,7 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.message, error.exit_code, error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return READER_GONE
+    except SystemExit as error:  # click's own ends: completion, and status 1 for a reader that went away
+        return READER_GONE if error.code == 1 else int(error.code or 0)
     except OSError as error:
         return _fail(_os_line(error), NotWritten.exit_code, error)
     except Exception as error:
@@ -138,6 +142,13 @@ def _say(message: str) -> None:
 
     for line in message.splitlines() or [""]:
         click.echo(f"patchkit: {printable(line)}", err=True)
+
+
+def _usage_line(error: click.ClickException) -> str:
+    """What was typed wrongly, and where it is told how it is right."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{said}; see {context.command_path} --help" if context else said
 
 
 def _os_line(error: OSError) -> str:
