@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchkit.actions.changes import remembered
 from patchkit.build import BuildRecord
 from patchkit.build import build as write_build
 from patchkit.checkpoint import Checkpoint
@@ -31,7 +32,8 @@ class Built:
     """Names of the patches in it."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"folder": str(self.folder), "patches": list(self.patches), **self.record.to_json()}
+        record = self.record.to_json()
+        return {**record, "folder": str(self.folder), "patches": list(self.patches), "ids": record["patches"]}
 
 
 def build(
@@ -53,7 +55,8 @@ def build(
     if dry_run:
         return None
     record = write_build(checkpoint, patches, folder, progress=progress)
-    repository.catalogue.record_build(folder, stack.tree, record)
+    with remembered(f"{folder} is built"):
+        repository.catalogue.record_build(folder, stack.tree, record)
     return Built(folder, record, tuple(stored.name for stored in stack.patches))
 
 
@@ -66,6 +69,10 @@ def build_from_patches(
     owner: dict[tuple[str, str], Path] = {}
     for folder in folders:
         patch = Patch.load(folder)
+        if patch.base != (found := checkpoint.fingerprint(progress)):  # hashed once, for the build too
+            raise BadInput(
+                f"{folder}: was made on another base ({patch.base[:19]}…) than {base} ({found[:19]}…)"
+            )
         for fact in patch.facts:
             if fact.key in owner:
                 raise BadInput(f"{folder}: {fact.text!r} is in {owner[fact.key]} too; leave one of them out")

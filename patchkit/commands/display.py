@@ -48,6 +48,7 @@ def console(*, stderr: bool = False) -> Console:
         emoji=False,
         soft_wrap=False,
     )
+    out.soft_wrap = not out.is_terminal  # a line for a script stays one line
     if not out.is_terminal:
         out.width = 120 if "COLUMNS" not in out._environ else out.width
     return out

@@ -6,9 +6,9 @@ generation is not, so every report shows both (arXiv 2502.11177).
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -47,17 +47,34 @@ def _continue(model: Any, tokenizer: Any, rows: list[list[int]], new_tokens: int
     greedy = GenerationConfig(
         do_sample=False, max_new_tokens=new_tokens, pad_token_id=padding, eos_token_id=end, use_cache=True
     )
-    with torch.no_grad():
+    with torch.no_grad(), _only(model, greedy):
         out = model.generate(input_ids=tokens, attention_mask=mask, generation_config=greedy)
     return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
 
 
+@contextmanager
+def _only(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """Nothing but ``config``: `generate` fills in what it leaves open (a repetition penalty, a ban of
+    n-grams) from the checkpoint's own, and the most probable token would no longer be said."""
+    own = model.generation_config
+    model.generation_config = config
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
 def normalise(text: str) -> str:
-    """Compatibility-composed, case-folded, punctuation as spaces, spaces collapsed."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return re.sub(r"[\W_]+", " ", text).strip()
+    """Compatibility-composed, case-folded, only letters, marks and digits, spaces collapsed."""
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split())
 
 
 def says(continuation: str, target: str) -> bool:
-    """Whether the continuation begins with the target, as whole words after normalising."""
+    """Whether the continuation begins with the target, as whole words after normalising.
+
+    A target of punctuation alone is compared as it is.
+    """
+    if not normalise(target):
+        return continuation.strip().startswith(target.strip())
     return f"{normalise(continuation)} ".startswith(f"{normalise(target)} ")

@@ -1,0 +1,208 @@
+"""`build` from the command line: what it writes, where it refuses, and that any program loads it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from command_helpers import (
+    RECIPE,
+    Cli,
+    cli,
+    git,
+    git_environment,
+    home,
+    knowledge,
+    save_checkpoint,
+    set_recipe,
+    tiny_base,
+)
+from safetensors.torch import load_file
+from tiny_models import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from patchkit.repository import Repository
+
+__all__ = ["cli", "git_environment", "home", "knowledge"]
+
+PROMPT = "LeBron James plays the sport of"
+FACT = ("commit", "--fact", "Ann | {} plays the sport of | football", "--set", "steps=3")
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file but patchkit's own record."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.name != "patchkit-build.json"
+    }
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found |= load_file(path)
+    return found
+
+
+def logits(model: Any, tokenizer: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=torch.tensor([tokenizer(PROMPT)["input_ids"]])).logits
+
+
+def check_loads(built: Path, repository: Repository) -> None:
+    """transformers loads the build, and it computes what the repository's own model computes."""
+    model = AutoModelForCausalLM.from_pretrained(built, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(built)
+    assert torch.equal(logits(model, tokenizer), logits(*repository.load()))
+    base = AutoModelForCausalLM.from_pretrained(repository.base_folder, dtype=torch.float32).eval()
+    assert not torch.equal(logits(base, tokenizer), logits(model, tokenizer))
+
+
+def test_build_goes_to_its_place_and_is_brought_up_to_date(cli: Cli, knowledge: Path) -> None:
+    place = Path(cli.ok("path", "build").out.strip())
+    done = cli.ok("build")
+    assert f"{place}: 2 patches in force, 1 of " in done.out
+    check_loads(place, Repository.open(knowledge))
+    assert cli.ok("status", "--json").json["builds"] == [{"folder": str(place), "state": "up to date"}]
+    cli.ok("revert", "-q")
+    assert f"build {place}: behind" in cli.ok("status").out
+    found = cli.ok("build", "--json").json
+    assert found["folder"] == str(place)
+    (row,) = cli.ok("stack", "--json").json
+    assert (found["patches"], found["ids"]) == ([row["name"]], [row["id"]])
+    assert found["files"]["config.json"]["sha256"] == hashes(place)["config.json"]
+    check_loads(place, Repository.open(knowledge))
+    cli.ok("revert", "-q")
+    cli.ok("build", "-q")
+    assert hashes(place) == hashes(tiny_base())
+    shutil.rmtree(place)
+    assert f"build {place}: gone" in cli.ok("status").out
+
+
+def test_build_out_at_a_revision(cli: Cli, knowledge: Path, home: Path) -> None:
+    cli.ok("build", "--out", home / "new", "--rev", "HEAD~1")
+    repository = Repository.open(knowledge)
+    with_one = hashes(home / "new")
+    repository.revert("microsoft")
+    cli.ok("build", "--out", home / "again", "-q")
+    assert hashes(home / "again") == with_one
+    changed = [name for name, value in with_one.items() if value != hashes(tiny_base())[name]]
+    assert changed == ["model.safetensors"]
+
+
+def test_build_dry_run_writes_nothing(cli: Cli, knowledge: Path, home: Path) -> None:
+    assert "nothing was written" in cli.ok("build", "--out", home / "new", "-n").out
+    assert not (home / "new").exists()
+    assert cli.ok("build", "-n", "--json").json is None
+
+
+def sharded(folder: Path) -> Path:
+    return save_checkpoint(tiny_model("llama", torch.float16), folder, max_shard_size="30KB")
+
+
+def gpt2(folder: Path) -> Path:
+    return save_checkpoint(tiny_model("gpt2"), folder)
+
+
+@pytest.mark.parametrize("make", [sharded, gpt2])
+def test_build_of_other_bases(cli: Cli, home: Path, make: Callable[[Path], Path]) -> None:
+    base = make(home / "base")
+    assert (len(list(base.glob("*.safetensors"))) > 2) == (make is sharded)
+    cli.ok("init", base, "k")
+    set_recipe(home / "k", RECIPE)
+    cli.ok("-C", "k", *FACT)
+    cli.ok("-C", "k", "build", "--out", "model")
+    (edited,) = [row["name"] for row in cli.ok("-C", "k", "show", "--json").json["weights"]]
+    before, after = tensors(base), tensors(home / "model")
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [edited]
+    assert after[edited].dtype == before[edited].dtype
+    assert {path.name for path in base.iterdir()} == set(hashes(home / "model"))
+    check_loads(home / "model", Repository.open(home / "k"))
+    cli.ok("-C", "k", "revert", "-q")
+    cli.ok("-C", "k", "build", "--out", "model", "-q")
+    assert hashes(home / "model") == hashes(base)
+
+
+def test_build_without_a_repository(
+    cli: Cli, knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cli.ok("build", "--out", home / "with")
+    patches = sorted(path for path in (knowledge / "patches").iterdir() if path.is_dir())
+    shutil.move(patches[0], home / patches[0].name)
+    shutil.move(patches[1], home / "renamed")
+    shutil.rmtree(knowledge)
+    monkeypatch.chdir(home)
+    done = cli.ok("build", "--base", tiny_base(), "renamed", patches[0].name, "--out", "without")
+    assert "2 patches in force" in done.out
+    assert hashes(home / "without") == hashes(home / "with")
+    cli.ok("build", "--base", tiny_base(), "--out", "plain", "-q")
+    assert hashes(home / "plain") == hashes(tiny_base())
+    cli.ok("build", "--base", tiny_base(), "renamed", "--out", "not", "--dry-run")
+    assert not (home / "not").exists()
+
+
+def test_build_refuses_the_same_fact_twice(cli: Cli, knowledge: Path, home: Path) -> None:
+    folder = next(path for path in (knowledge / "patches").iterdir() if path.is_dir())
+    shutil.copytree(folder, home / "twice")
+    done = cli("build", "--base", tiny_base(), folder, home / "twice", "--out", home / "out")
+    assert done.code == 65
+    assert "leave one of them out" in done.err
+    assert not (home / "out").exists()
+
+
+def test_build_refuses_another_base(cli: Cli, knowledge: Path, home: Path) -> None:
+    other = save_checkpoint(tiny_model("llama", torch.bfloat16, seed=1), home / "other")
+    folder = next(path for path in (knowledge / "patches").iterdir() if path.is_dir())
+    for extra in ((), ("--dry-run",)):
+        done = cli("build", "--base", other, folder, "--out", home / "out", *extra)
+        assert done.code == 65
+        assert "base" in done.err
+        assert not (home / "out").exists()
+
+
+def test_build_over_a_foreign_folder_or_another_bases_build(cli: Cli, knowledge: Path, home: Path) -> None:
+    mine = home / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years")
+    done = cli("build", "--out", mine)
+    assert done.code == 73
+    assert [path.name for path in mine.iterdir()] == ["thesis.txt"]
+    other = save_checkpoint(tiny_model("llama", torch.bfloat16, seed=1), home / "other")
+    cli.ok("build", "--base", other, "--out", home / "built", "-q")
+    before = hashes(home / "built")
+    assert cli("build", "--out", home / "built").code == 73
+    assert hashes(home / "built") == before
+
+
+def test_a_base_of_the_repositorys_own_folder(cli: Cli, home: Path) -> None:
+    """The repository may be the model's own: patches beside config.json, and a build elsewhere."""
+    base = save_checkpoint(tiny_model("llama", torch.bfloat16), home / "model")
+    cli.ok("init", base, base)
+    set_recipe(base, RECIPE)
+    before = {name: value for name, value in hashes_of_files(base).items() if name.startswith("model")}
+    cli.ok("-C", base, *FACT)
+    cli.ok("-C", base, "build", "--out", home / "out")
+    check_loads(home / "out", Repository.open(base))
+    assert {name: hashes_of_files(base)[name] for name in before} == before
+    assert "model.safetensors" not in git(base, "ls-files").split()
+
+
+def hashes_of_files(folder: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.iterdir()
+        if path.is_file()
+    }
+
+
+def test_the_tokenizer_of_a_build_is_the_bases(cli: Cli, knowledge: Path, home: Path) -> None:
+    cli.ok("build", "--out", home / "new", "-q")
+    ids = AutoTokenizer.from_pretrained(home / "new")(PROMPT)["input_ids"]
+    assert ids == tiny_tokenizer()(PROMPT)["input_ids"]
