@@ -6,6 +6,7 @@ power cut leaves all of the block or nothing. Failures are `PatchkitError`s in o
 
 from __future__ import annotations
 
+import os
 import re
 import sqlite3
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ class Database:
         if not self.path.exists():
             return []
         given = values[0] if len(values) == 1 and isinstance(values[0], dict) else values
-        uri = f"file:{quote(str(self.path))}?mode=ro"
+        uri = f"file:{quote(os.fsencode(self.path))}?mode=ro"
         try:
             with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE)) as connection:
                 connection.row_factory = sqlite3.Row

@@ -249,3 +249,13 @@ def test_a_model_that_did_not_change_keeps_every_neighbor() -> None:
     wanted = sum(_next(model, tokenizer, p) == _next(other, tokenizer, p) for p in facts[0].neighbors)
     assert moved.kept_neighbors == wanted
     assert set(kept.to_dict()) >= {"before", "after", "took", "neighbors_kept"}
+
+
+@pytest.mark.parametrize(
+    ("continuation", "target", "said"),
+    [("東京都です", "東京", True), ("กรุงเทพมหานคร", "กรุงเทพ", True), ("Parisian", "Paris", False)],
+)
+def test_says_asks_for_whole_words_only_where_words_have_spaces(
+    continuation: str, target: str, said: bool
+) -> None:
+    assert says(continuation, target) is said

@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class Memit:
-    """The editor of Meng et al.; see the module and `Editor`."""
+    """Mass-editing: many facts at once, spread over several layers (Meng et al., ICLR 2023)."""
 
     name = "memit"
 

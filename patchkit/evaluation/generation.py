@@ -6,6 +6,7 @@ generation is not, so every report shows both (arXiv 2502.11177).
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,11 @@ import torch
 from transformers import GenerationConfig
 
 __all__ = ["continue_greedily", "normalise", "says"]
+
+# Thai, Lao, Burmese, Khmer; kana and the Chinese characters.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
+)
 
 NEW_TOKENS = 12  # the same for every prompt: the target's length is not leaked
 
@@ -73,8 +79,10 @@ def normalise(text: str) -> str:
 def says(continuation: str, target: str) -> bool:
     """Whether the continuation begins with the target, as whole words after normalising.
 
-    A target of punctuation alone is compared as it is.
+    A target of punctuation alone is compared as it is; a script that writes no spaces between words
+    has no whole words to ask for.
     """
-    if not normalise(target):
+    said, wanted = normalise(continuation), normalise(target)
+    if not wanted:
         return continuation.strip().startswith(target.strip())
-    return f"{normalise(continuation)} ".startswith(f"{normalise(target)} ")
+    return said.startswith(wanted) if _UNSPACED.match(wanted[-1]) else f"{said} ".startswith(f"{wanted} ")
