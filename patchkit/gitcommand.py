@@ -226,7 +226,9 @@ _MEANINGS = (
     (r"Please tell me who you are|empty ident name|no email was given|no name was given", _no_identity),
     (r"unable to auto-detect email address|auto-detection is disabled", _no_identity),
     (r"No space left on device|Read-only file system|Permission denied|Disk quota exceeded", _unwritable),
+    (r"(?:couldn't|could not|unable to|failed to) write.*|write error.*|Out of diskspace", _unwritable),
     (r"Input/output error|File too large|insufficient permission", _unwritable),
+    (r"unexpected line in \S*packed-refs|is not a GIT packfile|packfile \S+ .*|bad ref .*", _damaged),
     (r"index file corrupt|bad signature 0x\w+|bad index (?:file sha1|version).*", _damaged),
     (
         r"(?:loose object|object) \w+ .*is corrupt|hash mismatch.*|unable to (?:read|unpack) \w+ ?\w+",

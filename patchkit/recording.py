@@ -41,6 +41,7 @@ LOCK = "lock"
 INCOMING = "incoming"
 
 PATIENCE = 10.0  # seconds to wait for another writer
+_KEPT = "kept"
 _ALTERING = ("filter", "ident", "working-tree-encoding")  # attributes with which Git alters content
 _FROM_STDIN = ("--pathspec-from-file=-", "--pathspec-file-nul")
 _TRAILER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*: \S.*")
@@ -91,13 +92,12 @@ def record(
         if (lock := store.git_dir / "index.lock").exists():
             raise locked(lock)  # Git would say so too late: nothing could be staged, or taken back
         _refuse_uncommitted(store, plan)
-        _refuse_links(store, plan)
         _refuse_filters(store, plan)
         try:
             _place(store, plan, staging)
             return _commit(store, plan, head, text, staging)
         except BaseException as error:
-            left = _take_back(store, plan, head)
+            left = _take_back(store, plan, head, staging)
             if left and isinstance(error, PatchkitError):
                 raise type(error)(f"{error}; {left}") from error
             raise
@@ -190,18 +190,12 @@ def _refuse_uncommitted(store: GitStore, plan: Mapping[str, bytes | None]) -> No
     from patchkit.locks import uncommitted  # which looks for what this module leaves behind
 
     touched = {_unit(path) for path in plan}
-    states = [path for _, path in store.status() if _unit(path) in touched]
-    if not states:
-        return
-    remedies = [problem.remedy for problem in uncommitted(store) if problem.path in touched]
-    raise WouldOverwrite(
-        f"{one_line(states[0])}: has changes that are not committed; commit them, or throw them away "
-        f"with: {' && '.join(remedies)}; then try again"
-    )
-
-
-def _refuse_links(store: GitStore, plan: Mapping[str, bytes | None]) -> None:
-    """A link in a folder's place would lead what is written elsewhere."""
+    if states := [path for _, path in store.status() if _unit(path) in touched]:
+        remedies = [problem.remedy for problem in uncommitted(store) if problem.path in touched]
+        raise WouldOverwrite(
+            f"{one_line(states[0])}: has changes that are not committed; commit them, or throw them away "
+            f"with: {' && '.join(remedies)}; then try again"
+        )
     for path in plan:
         for folder in list(Path(path).parents)[:-1]:
             place = store.folder / folder
@@ -239,6 +233,7 @@ def _place(store: GitStore, plan: Mapping[str, bytes | None], staging: Path) -> 
         for number, (path, data) in enumerate(plan.items()):
             target = store.folder / path
             unit = _unit(path)
+            _keep(target, staging / _KEPT / path)
             if data is None:
                 target.unlink(missing_ok=True)
             elif unit in fresh or (unit != path and not (store.folder / unit).exists()):
@@ -254,6 +249,14 @@ def _place(store: GitStore, plan: Mapping[str, bytes | None], staging: Path) -> 
             with contextlib.suppress(OSError):  # something that is not ours keeps the folder
                 folder.rmdir()
         fsync_folder(patches if patches.is_dir() else store.folder)
+
+
+def _keep(target: Path, kept: Path) -> None:
+    """Give a file that goes a second name: to put it back then takes no room on a full disk."""
+    if target.is_file() and not target.is_symlink():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # no hard links here: Git puts it back
+            os.link(target, kept)
 
 
 def _replace(temporary: Path, target: Path, data: bytes) -> None:
@@ -273,8 +276,9 @@ def _commit(
     store: GitStore, plan: Mapping[str, bytes | None], head: str | None, text: bytes, staging: Path
 ) -> str:
     paths = _pathspecs(store, plan)
-    if plan:
-        store.git.write("add", "--all", "--force", *_FROM_STDIN, stdin=paths)
+    # The others `commit --only` takes from the work tree: the index need not be brought back after a failure.
+    if new := sorted(plan.keys() - _known(store, head)):
+        store.git.write("add", "--all", "--force", *_FROM_STDIN, stdin=_pathspecs(store, new))
     note = staging / "message"
     with writing(note):
         note.write_bytes(text)
@@ -352,17 +356,17 @@ def _undo(store: GitStore, head: str | None, made: str, altered: str) -> None:
     )
 
 
-def _take_back(store: GitStore, plan: Mapping[str, bytes | None], head: str | None) -> str:
+def _take_back(store: GitStore, plan: Mapping[str, bytes | None], head: str | None, staging: Path) -> str:
     """Bring work tree and index back to `head` for the paths of the plan; says what stood in the way."""
     try:
         if store.head() != head:
             return ""  # committed after all, or another's commit came: what there is, is Git's
-        before = store.tree(head) if head else None
-        known = {entry.path for entry in before.entries} if before else set()
-        if before is not None and before.settings is not None:
-            known.add(SETTINGS)
+        known = _known(store, head)
         new = [path for path in plan if path not in known]
-        old = [path for path in plan if path in known]
+        for path in plan:
+            if (kept := staging / _KEPT / path).exists():
+                (store.folder / path).parent.mkdir(exist_ok=True)
+                os.replace(kept, store.folder / path)
         for path in new:
             (store.folder / path).unlink(missing_ok=True)
         for folder in {(store.folder / path).parent for path in new} - {store.folder}:
@@ -371,12 +375,21 @@ def _take_back(store: GitStore, plan: Mapping[str, bytes | None], head: str | No
         if new:
             how = ("--cached", "--force", "--quiet", "--ignore-unmatch")
             store.git.write("rm", *how, *_FROM_STDIN, stdin=_pathspecs(store, new))
-        if old:
+        dirty = {path for _, path in store.status()}
+        if old := [path for path in plan if path in known and path in dirty]:
             where = (f"--source={head}", "--staged", "--worktree")
             store.git.write("restore", *where, *_FROM_STDIN, stdin=_pathspecs(store, old))
     except (OSError, PatchkitError) as error:
         return f"and not all could be taken back ({error}), patchkit status names what lies half done"
     return ""
+
+
+def _known(store: GitStore, head: str | None) -> set[str]:
+    """The paths of ours that a commit holds."""
+    if head is None:
+        return set()
+    tree = store.tree(head)
+    return {entry.path for entry in tree.entries} | ({SETTINGS} if tree.settings is not None else set())
 
 
 def _pathspecs(store: GitStore, paths: Iterable[str]) -> bytes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
     from patchkit.factors import Patch
     from patchkit.repository import Repository
 
-__all__ = ["Taken", "keep_aside", "record", "take_out"]
+__all__ = ["Taken", "keep_aside", "record", "remembered", "take_out"]
 
 ATTEMPTS = 5  # another writer may move HEAD between our look and our commit
 
@@ -80,6 +82,15 @@ def keep_aside(repository: Repository, patch: Patch) -> Path:
     if not folder.exists():
         patch.save(folder)
     return folder
+
+
+@contextmanager
+def remembered(what: str) -> Iterator[None]:
+    """Write to the catalogue after the work is done: where that fails, ``what`` stands all the same."""
+    try:
+        yield
+    except PatchkitError as error:
+        logging.getLogger("patchkit").warning("patchkit: %s, but not in the catalogue: %s", what, error)
 
 
 def kept_line(error: PatchkitError, folder: Path) -> PatchkitError:

@@ -62,7 +62,7 @@ def init(
     """
     place = resolve_base(base, revision, progress=progress)
     checkpoint = Checkpoint.open(place.folder)
-    recipe = recipe_for(AutoConfig.from_pretrained(place.folder, local_files_only=True))
+    recipe = recipe_for(_config(place.folder))
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder for the repository")
     if not dry_run:
@@ -93,6 +93,16 @@ def init(
 def recipe_table(recipe: Recipe) -> dict[str, Any]:
     """The recipe as patchkit.toml holds it: without what each edit resolves anew."""
     return {name: value for name, value in recipe.to_dict().items() if name not in RESOLVED}
+
+
+def _config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:  # what transformers raises of a config it cannot read
+        said = " ".join(str(error).split()).partition(". ")[0]
+        raise BadInput(
+            f"{folder / 'config.json'}: {said}; name a checkpoint that transformers can load"
+        ) from error
 
 
 def _is_folder(base: str) -> bool:
