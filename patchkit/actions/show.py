@@ -48,7 +48,8 @@ class Shown:
     def recipe_line(self) -> str:
         layers = self.recipe.get("layers", [])
         numbers = f"layers {','.join(map(str, layers))}" if layers else ""
-        return f"{self.method} {numbers} λ {self.recipe.get('lambda', '–')}"
+        weight = f"λ {self.recipe['lambda']:g}" if "lambda" in self.recipe else ""
+        return ", ".join(part for part in (self.method, numbers, weight) if part)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
-from patchkit.commands.display import console, text
+from patchkit.commands.display import console, counted, text
 
 __all__ = ["command"]
 
@@ -26,4 +26,5 @@ def command(directory: str, quiet: bool, as_json: bool) -> None:
     if as_json:
         print_json(dict(counts))
     elif not quiet:
-        console().print(text("indexed " + ", ".join(f"{count} {name}" for name, count in counts.items())))
+        kinds = {"patches": "patch", **{name: name.removesuffix("s") for name in counts if name != "patches"}}
+        console().print(text("indexed " + ", ".join(counted(n, kinds[name]) for name, n in counts.items())))

@@ -125,7 +125,8 @@ def _spread(
                 solved = solve_keys(keys[name], statistics.cholesky(layer, recipe.lambda_))
                 deltas[name] = Delta(B=residuals.T, A=solved, transposed=anatomy.transposed)
                 _add(anatomy.weight(layer), deltas[name])
-        _tell(progress, "solve", len(recipe.layers), len(recipe.layers))
+        for phase in ("keys", "solve"):
+            _tell(progress, phase, len(recipe.layers), len(recipe.layers))
     return deltas, keys
 
 
