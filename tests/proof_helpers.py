@@ -52,13 +52,21 @@ def environment(**changes: str) -> dict[str, str]:
     return {**kept, **ENVIRONMENT, **fixed, **changes}
 
 
-@pytest.fixture
-def person(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextlib.contextmanager
+def as_person() -> Iterator[pytest.MonkeyPatch]:
     """The same for commands that run in this process."""
-    for name in [name for name in os.environ if name.startswith(("GIT_", "PATCHKIT_"))]:
-        monkeypatch.delenv(name)
-    for name, value in {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}.items():
-        monkeypatch.setenv(name, value)
+    with pytest.MonkeyPatch.context() as context:
+        for name in [name for name in os.environ if name.startswith(("GIT_", "PATCHKIT_"))]:
+            context.delenv(name)
+        for name, value in {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}.items():
+            context.setenv(name, value)
+        yield context
+
+
+@pytest.fixture
+def person() -> Iterator[pytest.MonkeyPatch]:
+    with as_person() as context:
+        yield context
 
 
 @dataclass(frozen=True)

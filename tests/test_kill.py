@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from git_helpers import ENVIRONMENT, git
+from git_helpers import git
 from kill_target import CALLS, EXITED
 from proof_helpers import (
     FACTS,
     SMALL_RECIPE,
+    as_person,
     environment,
     fine,
     here,
@@ -311,11 +312,7 @@ def aftermath(case: Case, folder: Path, *, at_once: bool) -> None:
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with pytest.MonkeyPatch.context() as context:
-        for name in [name for name in os.environ if name.startswith(("GIT_", "PATCHKIT_"))]:
-            context.delenv(name)
-        for name, value in {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}.items():
-            context.setenv(name, value)
+    with as_person():
         found = Bench(tmp_path_factory.mktemp("kill"))
         yield found
         found.close()
