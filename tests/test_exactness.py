@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from git_helpers import ENVIRONMENT
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -164,7 +164,11 @@ class Knowledge(RuleBasedStateMachine):
 
 TestKnowledge = Knowledge.TestCase
 TestKnowledge.settings = settings(
-    max_examples=6, stateful_step_count=7, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=6,
+    stateful_step_count=7,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.reuse, Phase.generate],  # shrinking takes minutes: the slow run does it
 )
 
 
