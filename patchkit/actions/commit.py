@@ -112,18 +112,23 @@ def commit(
         refuse_clashes(batch, stack)
     patches = repository.patches(stack)
     clock = _Clock()
+    tell = progress or (lambda phase, done, total: None)
+    tell("loading", 0, 1)
     bench = repository.workbench(device)
+    tell("loading", 1, 1)
     clock.lap("loading")
     recipe, statistics = _text_and_statistics(repository, bench, recipe, progress)
     clock.lap("statistics")
 
     bench.put(patches.values())
+    tell("measuring", 0, 2)
     facts, before, known = _observe_before(bench, batch.facts, skip_known)
     replaced = _superseded(patches, stack, facts)
     gone = {taken.patch for taken in replaced}
     under = [patches[stored.id] for stored in stack.patches if stored.name not in gone]
     under += [taken.remaining for taken in replaced if taken.remaining is not None]
     bench.put(under)
+    tell("measuring", 1, 2)
     clock.lap("measuring")
 
     edited = editor.edit(
@@ -139,6 +144,7 @@ def commit(
     patch = as_patch(edited, facts, bench.checkpoint, under)
     bench.put([*under, patch])
     changes = compare(facts, before, observe(bench.model, bench.tokenizer, facts))
+    tell("measuring", 2, 2)
     clock.lap("measuring")
 
     done = Committed(
