@@ -520,7 +520,7 @@ def test_torch_stays_out_of_what_only_looks() -> None:
 def test_no_page_names_a_machine_or_a_registry() -> None:
     """A path of somebody's machine, or the host of a package index, belongs in no file of ours."""
     places = re.compile(
-        r"(?<![\w.])/(?:tmp|work|root|home/(?!ada\b)\w+|Users|mnt|var)/\w|pypi\.org|pythonhosted|artifactory"
+        r"(?<![\w.])/(?:tmp|work|root|home/(?!ada\b)\w+|Users|mnt|var)/\w|py[p]i\.org|python[h]osted|artifac[t]ory"
     )
     sources = [path for _, path in _sources()]
     files = [
