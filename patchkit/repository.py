@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from patchkit.catalogue import Catalogue
 from patchkit.errors import BadInput, Misconfigured
 from patchkit.gitstore import Commit, GitStore
-from patchkit.settings import BASE_KEY, Settings
+from patchkit.settings import BASE_KEY, FOLDER, Settings
 from patchkit.settings import FILE as SETTINGS
 from patchkit.stack import Problem, Stack, StoredPatch, find_patch, problems, read_patch, read_stack
 
@@ -103,10 +103,10 @@ class Repository:
         if place and Path(place).is_dir():
             return Path(place)
         settings = self.settings
-        if settings.base_source.startswith("folder:"):
+        if settings.base_source.startswith(FOLDER):
             where = f"is not at {place} any more" if place else "was not looked for on this machine yet"
             raise Misconfigured(
-                f"the base {settings.base_source.removeprefix('folder:')!r} {where}; "
+                f"the base {settings.base_source.removeprefix(FOLDER)!r} {where}; "
                 "say where it is: patchkit base PATH"
             )
         return resolve_base(settings.base_source, settings.base_revision).folder

@@ -18,10 +18,11 @@ from typing import Any
 
 from patchkit.errors import Misconfigured, NotFound
 
-__all__ = ["BASE_KEY", "FILE", "Settings", "dump_settings", "load_settings", "parse_settings"]
+__all__ = ["BASE_KEY", "FILE", "FOLDER", "Settings", "dump_settings", "load_settings", "parse_settings"]
 
 FILE = "patchkit.toml"
 BASE_KEY = "patchkit.base"  # in `git config`: where the base lies on this machine
+FOLDER = "folder:"  # before a base's name: it came from a local folder, whose path is that machine's own
 MAX_BYTES = 1 << 20
 
 _BASE = ("source", "revision", "fingerprint")

@@ -17,12 +17,9 @@ from patchkit.errors import BadInput, NotFound, WouldOverwrite
 from patchkit.gitcommand import Git
 from patchkit.gitstore import Changes, GitStore
 from patchkit.models.sources import resolve_base
-from patchkit.settings import BASE_KEY, FILE, Settings, dump_settings
+from patchkit.settings import BASE_KEY, FILE, FOLDER, Settings, dump_settings
 
 __all__ = ["Initialised", "init", "recipe_table"]
-
-FOLDER = "folder:"
-"""A base that came from a local folder is named by the folder alone: a path is this machine's own."""
 
 RESOLVED = ("templates", "statistics_digest")
 """Recipe fields that an edit fills in; they stand in each patch, not in patchkit.toml."""

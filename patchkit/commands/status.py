@@ -7,6 +7,7 @@ import click
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
 from patchkit.commands.display import console, counted, text
 from patchkit.errors import BadInput
+from patchkit.settings import FOLDER
 
 __all__ = ["command"]
 
@@ -29,11 +30,9 @@ def command(directory: str, as_json: bool) -> None:
     else:
         out = console()
         out.print(text(f"on {status.branch}" + (f" at {status.commit[:10]}" if status.commit else "")))
-        out.print(
-            text(
-                f"base {status.base}" + ("" if status.place else " (no place on this machine: patchkit base)")
-            )
-        )
+        unplaced = status.place is None and status.base.startswith(FOLDER)  # others are found by their name
+        hint = " (say where it lies on this machine: patchkit base PATH)" if unplaced else ""
+        out.print(text(f"base {status.base}{hint}"))
         out.print(text(f"in force: {counted(status.patches, 'patch')}, {counted(status.facts, 'fact')}"))
         for build in status.builds:
             out.print(
