@@ -13,6 +13,13 @@ settings.register_profile("patchkit", deadline=None)  # a busy machine is no fau
 settings.load_profile("patchkit")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The real model on a slow machine is slow, not stuck."""
+    for item in items:
+        if item.get_closest_marker("model") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(1200))
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The real SmolLM2-135M in bfloat16, in the user's cache; fetched if it is not there yet."""
