@@ -1,6 +1,6 @@
 """The oracle: MEMIT written literally from the paper (arXiv 2210.07229), one fact at a time.
 
-Whole model, head at every position, torch's own Adam, forward hooks that add delta, dense updates by
+Whole model, head at every position, torch's own optimisers, forward hooks that add delta, dense updates by
 a direct solve. Slow and plain on purpose, in whatever dtype the model is in (float64 to compare
 with). Nothing of patchkit is used, except that facts, recipes and anatomies are read as plain data.
 """
@@ -55,6 +55,16 @@ def tokens_of(tokenizer, text, character, prompt_length=None):
     return ids, subject, target
 
 
+def rule(delta, init, recipe):
+    """torch's own optimiser and its schedule."""
+    if recipe.optimiser == "adam":
+        descent = torch.optim.Adam([delta], lr=recipe.learning_rate)
+    else:
+        rate = recipe.learning_rate * float(init.norm())
+        descent = torch.optim.SGD([delta], lr=rate, momentum=recipe.momentum)
+    return descent, torch.optim.lr_scheduler.ExponentialLR(descent, recipe.rate_decay)
+
+
 def find_target(model, tokenizer, blocks, fact, recipe, templates):
     """z of one fact at the last edited layer, the steps taken and the last loss (sec. 4.3 and eq. 16)."""
     block = blocks[recipe.layers[-1]]
@@ -74,7 +84,8 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
         logits_of(model, rewriting[0][0])
     init = seen[0][rewriting[0][1]].clone()
     delta = torch.zeros_like(init, requires_grad=True)
-    adam = torch.optim.Adam([delta], lr=recipe.learning_rate)
+    descent, schedule = rule(delta, init, recipe)
+    turns = -(-len(rewriting) // recipe.templates_per_step) if recipe.templates_per_step else 1
     initial = None
 
     def with_delta(ids, subject):
@@ -87,13 +98,13 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
             return logits_of(model, ids)
 
     for step in range(recipe.steps):
-        adam.zero_grad()
-        nll = 0
-        for ids, subject, target in rewriting:
+        descent.zero_grad()
+        nll, turn = 0, rewriting[step % turns :: turns]
+        for ids, subject, target in turn:
             log_p = log_softmax(with_delta(ids, subject), -1)
             expected = torch.tensor(ids[target:])
             said = log_p[target - 1 : len(ids) - 1].gather(1, expected[:, None])
-            nll = nll - said.mean() / len(rewriting)
+            nll = nll - said.mean() / len(turn)
         current = log_softmax(with_delta(drift_ids, drift_subject), -1)[drift_subject]
         if initial is None:
             initial = current.detach().clone()
@@ -103,7 +114,10 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
         if loss < recipe.stop_loss or step == recipe.steps - 1:
             break
         loss.backward()
-        adam.step()
+        if recipe.optimiser == "momentum":
+            delta.grad /= delta.grad.norm()
+        descent.step()
+        schedule.step()
         longest = recipe.clamp * init.norm()
         if delta.norm() > longest:
             with torch.no_grad():

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchkit.editing import batching, targets
 from patchkit.editing.batching import Budget, in_batches, pack
+from patchkit.editing.descent import descent_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.targets import find_targets
 from patchkit.editing.templates import drift_passages, rewriting_passages
@@ -68,6 +69,61 @@ def test_the_comparison_covers_early_stops_clamping_and_the_last_step():
     assert min(losses) < RECIPE.stop_loss < max(losses)
     unclamped, _, _ = oracle(model, tokenizer, tiny_models.FACTS, RECIPE.override(clamp=100.0))
     assert distance(z, unclamped) > 1e-3
+
+
+MOMENTUM = RECIPE.override(
+    optimiser="momentum", learning_rate=0.15, rate_decay=0.9, momentum=0.4, clamp=0.6, stop_loss=9.2
+)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        MOMENTUM,
+        MOMENTUM.override(templates_per_step=2),
+        RECIPE.override(templates_per_step=3, rate_decay=0.8),
+    ],
+    ids=["momentum", "two templates a step", "adam, three templates a step, falling rate"],
+)
+def test_other_rules_are_the_oracles_too(kind, recipe):
+    model, tokenizer = tiny_models.tiny_model(kind, torch.float64), tiny_models.tiny_tokenizer()
+    z, steps, losses = oracle(model, tokenizer, tiny_models.FACTS, recipe)
+    found = find(model, tokenizer, tiny_models.FACTS, recipe)
+    assert len(set(steps)) > 1
+    assert found.steps == steps
+    assert distance(found.z, z) < 1e-9
+    assert found.losses == pytest.approx(losses, rel=1e-9)
+
+
+@pytest.mark.parametrize("per_step", [4, 5])
+def test_a_step_that_reads_every_template_is_the_published_one(per_step):
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    published = find(model, tokenizer, tiny_models.FACTS)
+    found = find(model, tokenizer, tiny_models.FACTS, RECIPE.override(templates_per_step=per_step))
+    assert torch.equal(found.z, published.z)
+
+
+@pytest.mark.parametrize(
+    ("templates", "per_step", "turns"),
+    [
+        (6, 0, [[0, 1, 2, 3, 4, 5]]),
+        (6, 2, [[0, 3], [1, 4], [2, 5]]),
+        (5, 2, [[0, 3], [1, 4], [2]]),
+        (3, 1, [[0], [1], [2]]),
+        (1, 2, [[0]]),
+    ],
+)
+def test_turns_cover_each_template_once(templates, per_step, turns):
+    assert [list(turn) for turn in targets._turns(templates, per_step)] == turns
+
+
+def test_a_rate_that_is_a_share_of_the_norm_needs_no_scale():
+    """Where activations are 100 x as large, the momentum rule's first step is 100 x as long."""
+    init = torch.randn(3, 8, dtype=torch.float64)
+    gradient = torch.randn(3, 8, dtype=torch.float64)
+    steps = [descent_of(scale * init, MOMENTUM).move(gradient / scale, 1) for scale in (1.0, 100.0)]
+    torch.testing.assert_close(steps[1], 100 * steps[0])
 
 
 OTHERS = [

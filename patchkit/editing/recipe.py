@@ -37,11 +37,14 @@ class Recipe:
     clamp: float = 0.75
     optimiser: str = "adam"
     learning_rate: float = 0.5
+    rate_decay: float = 1.0
+    momentum: float = 0.5
     steps: int = 25
     weight_decay: float = 0.5
     kl_factor: float = 0.0625
     kl_prompt: str = "{} is a"
     stop_loss: float = 0.05
+    templates_per_step: int = 0
     contexts: int = 5
     context_tokens: int = 10
     context_top_k: int = 5
@@ -225,7 +228,10 @@ def _check_values(recipe: Recipe) -> None:
     for name in ("weight_decay", "kl_factor", "stop_loss"):
         value = getattr(recipe, name)
         require(math.isfinite(value) and value >= 0, name, "a number from 0 up")
-    require(recipe.optimiser == "adam", "optimiser", '"adam"')
+    require(recipe.optimiser in ("adam", "momentum"), "optimiser", '"adam" or "momentum"')
+    require(0 < recipe.rate_decay <= 1, "rate_decay", "above 0 and at most 1")
+    require(0 <= recipe.momentum < 1, "momentum", "from 0 up and below 1")
+    require(0 <= recipe.templates_per_step <= 1001, "templates_per_step", "from 0 to 1001")
     require(1 <= recipe.steps <= 10_000, "steps", "from 1 to 10000")
     require(recipe.kl_prompt.count("{}") == 1, "kl_prompt", 'a text that holds "{}" once')
     require(0 <= recipe.contexts <= 1000, "contexts", "from 0 to 1000")
