@@ -1,13 +1,14 @@
 # make test    set up .venv and run the tests
 # make demo    set up .venv and do the main job on a real model, in front of you
 # make lint    style, format and types
+# make bench   measure it: targets, statistics, solve, builds, commands (python -m benchmarks --help)
 # make dist    the wheel and the source archive, in dist/
 
 PYTHON ?= $(shell python3.11 -c 'print("python3.11")' 2>/dev/null || echo python3)
 BIN := .venv/bin
 STAMP := .venv/.complete
 
-.PHONY: venv test test-slow lint demo dist clean
+.PHONY: venv test test-slow lint demo bench dist clean
 
 venv: $(STAMP)
 
@@ -32,6 +33,9 @@ lint: venv
 
 demo: venv
 	$(BIN)/python examples/demo.py
+
+bench: venv
+	$(BIN)/python -m benchmarks
 
 dist: venv
 	$(BIN)/python -m build

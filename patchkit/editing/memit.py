@@ -30,7 +30,7 @@ from patchkit.facts import Fact
 from patchkit.models.anatomy import Anatomy, anatomy_of
 from patchkit.models.loading import float32_compute, frozen
 
-__all__ = ["Memit"]
+__all__ = ["Memit", "Timer", "spread"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -60,7 +60,7 @@ class Memit:
             raise BadInput("there are no facts to edit")
         anatomy = anatomy_of(model)
         anatomy.check_layers(recipe.layers)
-        timer = _Timer()
+        timer = Timer()
         with float32_compute(model), frozen(model):
             with timer("statistics"):
                 if statistics is None:
@@ -74,7 +74,9 @@ class Memit:
                 targets = find_targets(
                     model, anatomy, rewriting, drift, recipe, batch_size=batch_size, progress=progress
                 )
-            deltas, keys = _spread(model, anatomy, rewriting, targets.z, recipe, statistics, timer, progress)
+            deltas, keys = spread(
+                model, anatomy, rewriting, targets.z, recipe, statistics, timer=timer, progress=progress
+            )
         return Edited(deltas, Solution(targets.z, keys), recipe, timer.seconds, targets.steps, targets.losses)
 
 
@@ -95,23 +97,28 @@ def _resolve(
     )
 
 
-def _spread(
+def spread(
     model: PreTrainedModel,
     anatomy: Anatomy,
     passages: Sequence[Sequence[Passage]],
     z: Tensor,
     recipe: Recipe,
     statistics: Statistics,
-    timer: _Timer,
-    progress: Progress | None,
+    *,
+    timer: Timer | None = None,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, Delta], dict[str, Tensor]]:
-    """Algorithm 1, lines 7-16: each layer takes its share of what is still missing, from low to high."""
+    """ΔW and keys [N, d_ff] by weight name that bring the facts' states to z [N, d_model].
+
+    Algorithm 1, lines 7-16: each layer takes its share of what is still missing, from low to high. The
+    model computes in float32 or wider, and has its bits back afterwards.
+    """
+    timer = timer or Timer()
     deltas: dict[str, Delta] = {}
     keys: dict[str, Tensor] = {}
     last = recipe.layers[-1]
-    z = z.float().to(
-        model.device, model.dtype
-    )  # as the patch will hold it, so that a refit starts from the same
+    # In float32 as the patch will hold it, so that whoever starts from the patch's z starts from the same.
+    z = z.float().to(model.device, model.dtype)
     with _restored([anatomy.weight(layer) for layer in recipe.layers]):
         for done, layer in enumerate(recipe.layers):
             name = anatomy.weights[layer]
@@ -158,7 +165,7 @@ def _tell(progress: Progress | None, phase: str, done: int, total: int) -> None:
         progress(phase, done, total)
 
 
-class _Timer:
+class Timer:
     """Seconds by phase."""
 
     def __init__(self) -> None:

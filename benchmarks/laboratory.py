@@ -1,0 +1,129 @@
+"""A real model on which recipes are compared: targets once, then edits of any size from them."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.counterfact import counterfact
+from benchmarks.references import command_helpers, tiny_models
+from benchmarks.report import Effort
+from patchkit.checkpoint import Checkpoint
+from patchkit.editing.memit import spread
+from patchkit.editing.recipe import Recipe, recipe_for
+from patchkit.editing.statistics import Statistics, statistics_for
+from patchkit.editing.targets import find_targets
+from patchkit.editing.templates import Passage, drift_passages, rewriting_passages, write_templates
+from patchkit.evaluation.measure import FactChange, FactState, compare, observe
+from patchkit.fact import Fact
+from patchkit.models.anatomy import anatomy_of
+from patchkit.models.loading import load_model, put_weights
+from patchkit.models.sources import resolve_base
+from patchkit.models.wheels import cache_folder
+from patchkit.rounding import materialise
+
+__all__ = ["Found", "Laboratory", "laboratory"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Targets z [N, d_model] of some facts, and the seconds and loss evaluations a fact they took."""
+
+    z: Tensor
+    seconds: float
+    steps: float
+
+
+_SMALL = {"contexts": 2, "context_tokens": 4, "statistics_tokens": 512, "statistics_length": 16, "steps": 4}
+
+
+@functools.cache
+def laboratory(effort: Effort) -> Laboratory:
+    """SmolLM2 and CounterFact-R, or for a quick run the tests' tiny model and facts."""
+    if effort is not Effort.QUICK:
+        return Laboratory(resolve_base("smollm2-135m").folder, cache_folder() / "benchmarks", counterfact)
+    return Laboratory(command_helpers.tiny_base(), None, _tiny_facts, _SMALL)
+
+
+def _tiny_facts(half: Literal["even", "odd"], count: int) -> list[Fact]:
+    known = [tiny_models.FACTS[i % len(tiny_models.FACTS)] for i in range(count)]
+    probes = {"was": "chess", "paraphrases": ("Ann said that",), "neighbors": ("Paris plays",)}
+    return [replace(fact, subject=f"{fact.subject} {i}", **probes) for i, fact in enumerate(known)]
+
+
+class Laboratory:
+    """Edits are put on the model as a build holds them, rounded to the base's own dtype, and taken off."""
+
+    def __init__(
+        self,
+        base: Path,
+        cache: Path | None,
+        facts: Callable[[Literal["even", "odd"], int], list[Fact]],
+        settings: Mapping[str, int] | None = None,
+    ) -> None:
+        self.checkpoint = Checkpoint.open(base)
+        self.model, self.tokenizer = load_model(base, device="cpu")
+        self.anatomy = anatomy_of(self.model)
+        self.facts = facts
+        self.cache = cache
+        self.settings = dict(settings or {})
+        self.default = recipe_for(self.model.config).override(**self.settings)
+
+    def resolve(self, recipe: Recipe) -> Recipe:
+        """The recipe with its context templates written."""
+        return recipe.override(templates=write_templates(self.model, self.tokenizer, recipe))
+
+    def statistics(self, recipe: Recipe) -> Statistics:
+        """The recipe's, from the benchmarks' own cache where they are there."""
+        base = self.checkpoint.fingerprint()
+        return statistics_for(self.model, self.tokenizer, recipe, folder=self.cache, base=base)
+
+    def targets(self, facts: Sequence[Fact], recipe: Recipe) -> Found:
+        """Optimise each fact's z, with what `commit` spends on it from the facts' text on."""
+        begun = time.perf_counter()
+        found = find_targets(self.model, self.anatomy, *self._passages(facts, recipe), recipe)
+        seconds = time.perf_counter() - begun
+        return Found(found.z, seconds / len(facts), sum(found.steps) / len(facts))
+
+    def edits(
+        self,
+        facts: Sequence[Fact],
+        before: Sequence[FactState],
+        z: Tensor,
+        recipe: Recipe,
+        statistics: Statistics,
+        size: int,
+    ) -> tuple[list[FactChange], float]:
+        """Edit ``size`` facts at a time and observe each edit: the changes, and seconds a fact to solve."""
+        changes: list[FactChange] = []
+        seconds = 0.0
+        rewriting, _ = self._passages(facts, recipe)
+        for first in range(0, len(facts), size):
+            part = slice(first, first + size)
+            begun = time.perf_counter()
+            deltas, _ = spread(self.model, self.anatomy, rewriting[part], z[part], recipe, statistics)
+            seconds += time.perf_counter() - begun
+            stored = {name: self.checkpoint.read(name) for name in deltas}
+            edited = {name: materialise(stored[name], [delta], name) for name, delta in deltas.items()}
+            put_weights(self.model, edited, self.checkpoint)
+            after = observe(self.model, self.tokenizer, facts[part], batch_size=64)
+            put_weights(self.model, stored, self.checkpoint)
+            changes += compare(facts[part], before[part], after)
+        return changes, seconds / len(facts)
+
+    def observe(self, facts: Sequence[Fact]) -> list[FactState]:
+        """The facts on the base as it is."""
+        with torch.no_grad():
+            return observe(self.model, self.tokenizer, facts, batch_size=64)
+
+    def _passages(self, facts: Sequence[Fact], recipe: Recipe) -> tuple[list[list[Passage]], list[Passage]]:
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        rewriting = rewriting_passages(self.tokenizer, facts, recipe.templates, longest)
+        return rewriting, drift_passages(self.tokenizer, facts, recipe.kl_prompt)

@@ -1,0 +1,110 @@
+"""The default recipe against MEMIT as published, on facts that did not choose it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.laboratory import Laboratory, laboratory
+from benchmarks.quality import SCORES, Interval, Tally, difference, interval, tally
+from benchmarks.report import Bar, Cell, Effort, Measured
+from patchkit.editing.recipe import Recipe
+from patchkit.evaluation.measure import compare
+from patchkit.fact import Fact
+
+__all__ = ["Outcome", "compare_recipes", "measure", "published"]
+
+SIZES = {1: 100, 10: 100, 100: 300}
+"""How many facts are edited at a time, and how many in all."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one recipe did: seconds and loss evaluations a fact, and by edit size the counts of its scores."""
+
+    recipe: Recipe
+    seconds: float
+    steps: float
+    tallies: Mapping[int, Tally]
+
+    def scores(self, size: int) -> dict[str, Interval]:
+        return interval(self.tallies[size])
+
+    def less(self, other: Outcome, size: int) -> dict[str, Interval]:
+        """Its scores less the other's on the same facts, in percentage points."""
+        return difference(self.tallies[size], other.tallies[size])
+
+
+def measure(effort: Effort) -> Measured:
+    """Odd cases only: the even ones chose the default. Times are of the targets and the solve, one batch."""
+    from benchmarks.targets import reference_seconds  # it measures `published`, which is ours
+
+    lab = laboratory(effort)
+    sizes = {1: 2, 3: 6} if effort is Effort.QUICK else SIZES
+    facts = lab.facts("odd", max(sizes.values()))
+    recipes = {
+        "published": published(lab),
+        "rate 2": published(lab).override(learning_rate=2.0),
+        "default": lab.default,
+    }
+    sequential, _ = reference_seconds(lab, facts[:2], lab.resolve(recipes["published"]))
+    unedited = interval(tally(compare(facts, lab.observe(facts), lab.observe(facts))))
+    outcomes = dict(zip(recipes, compare_recipes(lab, list(recipes.values()), facts, sizes), strict=True))
+    plain, ours = outcomes["published"], outcomes["default"]
+    rows = [row for size in sizes for row in _rows(size, unedited, outcomes)]
+    seconds = {name: outcome.seconds for name, outcome in outcomes.items()}
+    steps = {name: outcome.steps for name, outcome in outcomes.items()}
+    empty = {"less published": None, "95 % interval": None}
+    rows.append({"score": "seconds a fact", "unedited": None, **seconds, **empty})
+    rows.append({"score": "loss evaluations a fact", "unedited": None, **steps, **empty})
+    gained = ours.less(plain, max(sizes))
+    bars = [
+        Bar("times faster than the sequential reference", sequential / ours.seconds, 30.0),
+        Bar("S less the published recipe's, points", gained["S"].value, -0.5),
+        Bar("paraphrase argmax less the published recipe's, points", gained["paraphrase argmax"].value, 0.0),
+    ]
+    note = f"Sequential reference: {sequential:.1f} s a fact (two facts). Intervals: facts resampled."
+    return Measured(rows, bars, [note])
+
+
+def _rows(
+    size: int, unedited: Mapping[str, Interval], outcomes: Mapping[str, Outcome]
+) -> Iterator[dict[str, Cell]]:
+    """The scores of edits of ``size`` facts, in percent; the last columns are default less published."""
+    scores = {name: outcome.scores(size) for name, outcome in outcomes.items()}
+    gained = outcomes["default"].less(outcomes["published"], size)
+    for score in SCORES:
+        yield {
+            "score": f"{size}: {score}",
+            "unedited": round(unedited[score].value, 1),
+            **{name: round(of[score].value, 1) for name, of in scores.items()},
+            "less published": round(gained[score].value, 1),
+            "95 % interval": f"{gained[score].low:+.1f} to {gained[score].high:+.1f}",
+        }
+
+
+def published(lab: Laboratory) -> Recipe:
+    """MEMIT's own search for z (its public hyperparameters), at the default's layers and λ."""
+    kept = {name: getattr(lab.default, name) for name in ("layers", "lambda_", "statistics_tokens")}
+    return Recipe(**kept).override(**lab.settings)
+
+
+def compare_recipes(
+    laboratory: Laboratory, recipes: Sequence[Recipe], facts: Sequence[Fact], sizes: Mapping[int, int]
+) -> list[Outcome]:
+    """Each recipe on the same facts: one search for z, then edits of each size from it."""
+    before = laboratory.observe(facts)
+    outcomes = []
+    for plain in recipes:
+        recipe = laboratory.resolve(plain)
+        statistics = laboratory.statistics(recipe)
+        found = laboratory.targets(facts, recipe)
+        tallies = {}
+        for size, count in sizes.items():
+            chosen = slice(min(count, len(facts)))
+            changes, seconds = laboratory.edits(
+                facts[chosen], before[chosen], found.z[chosen], recipe, statistics, size
+            )
+            tallies[size] = tally(changes)
+        outcomes.append(Outcome(recipe, found.seconds + seconds, found.steps, tallies))
+    return outcomes
