@@ -1,21 +1,26 @@
-"""Writes docs/commands.md from the commands' own help.
+"""Writes docs/commands.md from the commands' own help, and the tables in other pages from what they tell of.
 
     python docs/generate.py
 
-``tests/test_docs.py`` fails while the page is not what this prints.
+``tests/test_docs.py`` fails while a page is not what this writes.
 """
 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from patchkit.commands import SECTIONS, cli
+from patchkit.models.anatomy import anatomy_of
+from patchkit.models.trial import try_out
 
 PAGE = Path(__file__).with_name("commands.md")
+MODELS = Path(__file__).with_name("models.md")
+_BEGIN, _END = "<!-- models: written by python docs/generate.py -->", "<!-- end of models -->"
 WIDTH = 88
 _HEAD = """# Commands
 
@@ -67,6 +72,32 @@ def _help(command: click.Command, name: str, parent: click.Context | None) -> st
     return f"\n```text\n{text}\n```\n"
 
 
+def models_page() -> str:
+    """docs/models.md with its table made anew from the tests' tiny models."""
+    head, _, rest = MODELS.read_text("utf-8").partition(_BEGIN)
+    _, _, tail = rest.partition(_END)
+    return f"{head}{_BEGIN}\n{_models_table()}{_END}{tail}"
+
+
+def _models_table() -> str:
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    import tiny_models
+
+    lines = ["| model type | class | edited weight | stored as | is |", "|---|---|---|---|---|"]
+    for kind in sorted(tiny_models.CONFIGS):
+        with warnings.catch_warnings(action="ignore"):
+            model = tiny_models.tiny_model(kind)
+        anatomy = anatomy_of(model)
+        outlet = try_out(model, anatomy, (1,), range(5, 13))[1]
+        order = "[d_in, d_out]" if anatomy.transposed else "[d_out, d_in]"
+        weight = anatomy.weights[1].replace(".1.", ".*.")
+        lines.append(
+            f"| {model.config.model_type} | {type(model).__name__} | `{weight}` | {order} | {outlet} |"
+        )
+    return "\n".join(dict.fromkeys(lines)) + "\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(commands_page(), "utf-8")
+    MODELS.write_text(models_page(), "utf-8")
     sys.exit(0)

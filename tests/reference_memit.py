@@ -149,10 +149,11 @@ def key_of(model, tokenizer, module, fact, templates):
     return torch.stack(groups).mean(0)
 
 
-def spread(model, tokenizer, anatomy, facts, z, recipe, templates, moments):
+def spread(model, tokenizer, anatomy, facts, z, recipe, templates, moments, aim=None):
     """Algorithm 1 with given z [N, d_model] and C by layer: dense Delta [d_out, d_in] by weight name.
 
-    The model's weights are put back.
+    ``aim(block, output, residual)`` gives what to add to an edited projection's output [N, d_model] in a
+    model that does not add it to the stream as it is. The model's weights are put back.
     """
     deltas, saved = {}, {}
     last = recipe.layers[-1]
@@ -162,7 +163,11 @@ def spread(model, tokenizer, anatomy, facts, z, recipe, templates, moments):
         states = [
             read(model, tokenizer, anatomy.blocks[last], fact, ["{}"], inputs=False)[0] for fact in facts
         ]
-        R = ((z - torch.stack(states)) / (len(recipe.layers) - done)).T.double()
+        R = (z - torch.stack(states)) / (len(recipe.layers) - done)
+        if aim is not None:
+            outputs = [read(model, tokenizer, down, fact, ["{}"], inputs=False)[0] for fact in facts]
+            R = aim(anatomy.blocks[layer], torch.stack(outputs), R)
+        R = R.T.double()
         C = moments[layer].double()
         adjusted = torch.linalg.solve(recipe.lambda_ * C + K @ K.T, K)
         deltas[name] = R @ adjusted.T

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import anatomy_of
+from patchkit.models.trial import try_out
 
 PLACES = {
     "llama": "model.layers.{}.mlp.down_proj.weight",
@@ -95,9 +96,16 @@ def _quantised():
     return model
 
 
+def _tied():
+    model = tiny_models.tiny_model("llama")
+    model.model.layers[2].mlp.down_proj.weight = model.model.layers[1].mlp.down_proj.weight
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
+        (_tied, r"layers\.1\.mlp.* and .*layers\.2\.mlp.* are one weight"),
         (_mixtral, "mixture of experts"),
         (_bert, "looks ahead"),
         (_t5, "encoder-decoder"),
@@ -112,3 +120,30 @@ def test_what_cannot_be_edited_is_refused_by_name_and_reason(make, reason):
         anatomy_of(model)
     assert str(caught.value).startswith(type(model).__name__)
     assert "\n" not in str(caught.value)
+
+
+WIDTHS = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
+ONLY_A_RUN_SHOWS = [
+    ("RoFormerConfig", {**WIDTHS, "intermediate_size": 64, "embedding_size": 32}, "looks ahead"),
+    ("OpenAIGPTConfig", {"vocab_size": 64, "n_embd": 32, "n_layer": 3, "n_head": 4}, "run in parts"),
+    ("RwkvConfig", {**WIDTHS, "attention_hidden_size": 32}, "run in parts"),
+    ("OPTConfig", {**WIDTHS, "ffn_dim": 64, "do_layer_norm_before": False}, "neither its edited projection"),
+]
+
+
+@pytest.mark.parametrize(("config", "settings", "reason"), ONLY_A_RUN_SHOWS)
+def test_what_the_tree_cannot_tell_is_refused_after_a_run(config, settings, reason):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, config)(**settings)).eval()
+    with pytest.raises(BadInput, match=reason) as caught:
+        try_out(model, anatomy_of(model), (1,), [5, 9, 33, 12, 7, 11, 8, 14])
+    assert str(caught.value).startswith(type(model).__name__)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
+def test_any_number_of_tokens_is_enough_for_a_trial(count):
+    model = tiny_models.tiny_model("llama")
+    outlets = try_out(model, anatomy_of(model), (0, 3), list(range(5, 5 + count)))
+    assert set(outlets) == {0, 3}
+    assert all(outlet.plain for outlet in outlets.values())

@@ -529,6 +529,9 @@ def commands() -> list[tuple[str, click.Command]]:
     return found
 
 
+WITHOUT_A_REPOSITORY = ("model", "model check", "model get", "model list", "editors", "facts")
+
+
 @pytest.mark.parametrize(("name", "command"), commands(), ids=[name for name, _ in commands()])
 def test_every_command_has_help_an_example_and_a_text_for_every_option(
     cli: Cli, home: Path, name: str, command: click.Command
@@ -541,7 +544,7 @@ def test_every_command_has_help_an_example_and_a_text_for_every_option(
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{name}: {parameter.opts}"
     assert command.short_help
-    for option in ("-C",) if name not in ("model", "model get", "model list", "editors", "facts") else ():
+    for option in ("-C",) if name not in WITHOUT_A_REPOSITORY else ():
         assert any(option in parameter.opts for parameter in command.params)
 
 

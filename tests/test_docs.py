@@ -299,6 +299,10 @@ def test_the_commands_page_is_current() -> None:
     assert TEXTS["docs/commands.md"] == page, "run python docs/generate.py"
 
 
+def test_the_table_of_models_is_what_the_tiny_models_are():
+    assert TEXTS["docs/models.md"] == _script("generate").models_page(), "run python docs/generate.py"
+
+
 def test_every_command_is_documented() -> None:
     for command in COMMANDS:
         assert f"### patchkit {command}\n" in TEXTS["docs/commands.md"]

@@ -33,6 +33,7 @@ _SMALL = {
     "num_attention_heads": 4,
 }
 _LLAMA_LIKE = {**_SMALL, "intermediate_size": INNER, "num_key_value_heads": 2, "max_position_embeddings": 128}
+_VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 _GPT2_LIKE = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": 128}
 
 CONFIGS = {
@@ -59,14 +60,98 @@ CONFIGS = {
     "olmo2": ("Olmo2Config", _LLAMA_LIKE),
     "gpt_bigcode": ("GPTBigCodeConfig", _GPT2_LIKE),
     "stablelm": ("StableLmConfig", _LLAMA_LIKE),
+    "apertus": ("ApertusConfig", _LLAMA_LIKE),
+    "arcee": ("ArceeConfig", _LLAMA_LIKE),
+    "biogpt": ("BioGptConfig", {**_SMALL, "intermediate_size": INNER, "max_position_embeddings": 128}),
+    "bloom": ("BloomConfig", {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": DEPTH, "n_head": 4}),
+    "codegen": ("CodeGenConfig", {**_GPT2_LIKE, "n_ctx": 128, "rotary_dim": 4}),
+    "cohere2": ("Cohere2Config", {**_LLAMA_LIKE, "sliding_window": 12}),
+    "ctrl": ("CTRLConfig", {**_GPT2_LIKE, "dff": INNER}),
+    "cwm": ("CwmConfig", {**_LLAMA_LIKE, "head_dim": 8}),
+    "diffllama": ("DiffLlamaConfig", _LLAMA_LIKE),
+    "doge": ("DogeConfig", _LLAMA_LIKE),
+    "ernie4_5": ("Ernie4_5Config", {**_LLAMA_LIKE, "head_dim": 8}),
+    "exaone4": ("Exaone4Config", {**_LLAMA_LIKE, "sliding_window": 12}),
+    "falcon": (
+        "FalconConfig",
+        {**_SMALL, "ffn_hidden_size": INNER, "new_decoder_architecture": True, "num_kv_heads": 2},
+    ),
+    "falcon_alibi": (
+        "FalconConfig",
+        {**_SMALL, "ffn_hidden_size": INNER, "alibi": True, "parallel_attn": False},
+    ),
+    "gemma": ("GemmaConfig", {**_LLAMA_LIKE, "head_dim": 8}),
+    "gemma3": (
+        "Gemma3Config",
+        {
+            "text_config": {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 12},
+            "vision_config": {**_VISION, "image_size": 28, "patch_size": 14},
+            "mm_tokens_per_image": 4,
+        },
+    ),
+    "gemma3_text": ("Gemma3TextConfig", {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 12}),
+    "glm": ("GlmConfig", {**_LLAMA_LIKE, "head_dim": 8}),
+    "glm4": ("Glm4Config", {**_LLAMA_LIKE, "head_dim": 8}),
+    "gpt_neo": (
+        "GPTNeoConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "hidden_size": WIDTH,
+            "num_layers": DEPTH,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 2]],
+            "window_size": 128,
+            "max_position_embeddings": 128,
+        },
+    ),
+    "gpt_neox_japanese": (
+        "GPTNeoXJapaneseConfig",
+        {**_SMALL, "intermediate_multiple_size": 2, "max_position_embeddings": 128},
+    ),
+    "granite": (
+        "GraniteConfig",
+        {**_LLAMA_LIKE, "residual_multiplier": 0.4, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
+    ),
+    "helium": ("HeliumConfig", {**_LLAMA_LIKE, "head_dim": 8}),
+    "hunyuan": ("HunYuanDenseV1Config", {**_LLAMA_LIKE, "head_dim": 8}),
+    "hyperclovax": ("HyperCLOVAXConfig", _LLAMA_LIKE),
+    "jais2": ("Jais2Config", _LLAMA_LIKE),
+    "ministral": ("MinistralConfig", {**_LLAMA_LIKE, "sliding_window": 12, "head_dim": 8}),
+    "modernbert_decoder": ("ModernBertDecoderConfig", {**_LLAMA_LIKE, "local_attention": 128}),
+    "mpt": (
+        "MptConfig",
+        {"vocab_size": VOCABULARY, "d_model": WIDTH, "n_layers": DEPTH, "n_heads": 4, "max_seq_len": 128},
+    ),
+    "nanochat": ("NanoChatConfig", _LLAMA_LIKE),
+    "nemotron": ("NemotronConfig", {**_LLAMA_LIKE, "head_dim": 8}),
+    "olmo": ("OlmoConfig", _LLAMA_LIKE),
+    "olmo3": ("Olmo3Config", {**_LLAMA_LIKE, "sliding_window": 12}),
+    "persimmon": ("PersimmonConfig", _LLAMA_LIKE),
+    "phi3": ("Phi3Config", _LLAMA_LIKE),
+    "seed_oss": ("SeedOssConfig", {**_LLAMA_LIKE, "head_dim": 8}),
+    "smollm3": ("SmolLM3Config", _LLAMA_LIKE),
+    "starcoder2": ("Starcoder2Config", _LLAMA_LIKE),
+    "vaultgemma": ("VaultGemmaConfig", {**_LLAMA_LIKE, "head_dim": 8}),
+    "xglm": (
+        "XGLMConfig",
+        {
+            "vocab_size": VOCABULARY,
+            "d_model": WIDTH,
+            "ffn_dim": INNER,
+            "num_layers": DEPTH,
+            "attention_heads": 4,
+            "max_position_embeddings": 128,
+        },
+    ),
 }
+UNTIED = ("qwen3", "gpt_neox", "gptj", "phi3", "olmo3", "falcon")
 
 
 def tiny_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """A random decoder of 4 blocks, d_model 32, in eval mode; the same on every call."""
     name, settings = CONFIGS[kind]
     config = getattr(transformers, name)(
-        **settings, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=True
+        **settings, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=kind not in UNTIED
     )
     state = torch.random.get_rng_state()
     try:

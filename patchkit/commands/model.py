@@ -1,23 +1,63 @@
-"""``patchkit model``: bases that need no hub."""
+"""``patchkit model``: bases that need no hub, and whether a base can be edited."""
 
 from __future__ import annotations
 
 import click
 
 from patchkit.commands.common import json_option, print_json, quiet_option
-from patchkit.commands.display import Column, console, human_size, in_bytes, progress_bars, table
+from patchkit.commands.display import Column, console, human_size, in_bytes, progress_bars, table, text
 
 __all__ = ["command"]
 
 
-@click.group("model", short_help="Fetch and list models that need no hub.")
+@click.group("model", short_help="Check a base; fetch and list models that need no hub.")
 def command() -> None:
-    """Fetch and list models that come without a hub.
+    """Check whether a base can be edited; fetch and list models that come without a hub.
 
     \b
     Example:
       patchkit model get smollm2-135m
     """
+
+
+@command.command("check", short_help="Say whether a base can be edited, and where.")
+@click.argument("base")
+@click.option("--revision", help="The base's revision on its hub; BASE@REVISION says the same.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
+@quiet_option
+@json_option
+def check(base: str, revision: str | None, device: str, quiet: bool, as_json: bool) -> None:
+    """Load BASE, run a few tokens through it, and say what an edit would touch.
+
+    Nothing is written. BASE is a checkpoint folder, a hub id or a short name, as for `patchkit init`.
+    A base that cannot be edited is refused with the reason and a way out, and exit code 65.
+
+    \b
+    Example:
+      patchkit model check smollm2-135m
+    """
+    from patchkit.actions.check_model import check_model
+
+    with progress_bars(quiet or as_json) as bars:
+        found = check_model(base, revision=revision, device=device, progress=in_bytes(bars))
+    if as_json:
+        print_json(found.to_dict())
+        return
+    if quiet:
+        return
+    out = console()
+    recipe, layers = found.recipe, list(found.weights)
+    order = "[d_in, d_out]" if found.transposed else "[d_out, d_in]"
+    outlets = sorted(set(found.outlets.values()))
+    source = "a guess from its depth and width" if recipe.guess else "measured or published for it"
+    out.print(text(f"{found.source} can be edited: {found.architecture}", "green"))
+    out.print(text(f"shape   {found.blocks} blocks, d_model {found.d_model}, d_ff {found.d_ff}"))
+    out.print(text(f"edited  {found.weights[layers[0]]}, {found.dtype}, {order}"))
+    if len(layers) > 1:
+        out.print(text(f"        to {found.weights[layers[-1]]}"))
+    out.print(text(f"stream  what they write is {' or '.join(outlets)}"))
+    named = ", ".join(map(str, layers))
+    out.print(text(f"recipe  {recipe.method}, layers {named}, λ {recipe.lambda_:g}: {source}"))
 
 
 @command.command("get", short_help="Fetch a model into the cache and print its folder.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from patchkit.editing.batching import pack
@@ -18,7 +18,7 @@ from patchkit.editing.templates import Passage
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.replay import Row, prefill, reading_inputs, reading_outputs
 
-__all__ = ["collect_keys", "collect_states"]
+__all__ = ["collect_keys", "collect_outputs", "collect_states"]
 
 _TOKENS = 2048  # a forward pass: no gradients, so more fit than in a step of the optimisation
 
@@ -40,12 +40,30 @@ def collect_states(
     model: PreTrainedModel, anatomy: Anatomy, passages: Sequence[Sequence[Passage]], layer: int
 ) -> Tensor:
     """Outputs [N, d_model] of block ``layer`` for the bare prompts."""
+    return _read(model, anatomy, passages, anatomy.blocks[layer], layer)
+
+
+def collect_outputs(
+    model: PreTrainedModel, anatomy: Anatomy, passages: Sequence[Sequence[Passage]], layer: int
+) -> Tensor:
+    """Outputs [N, d_model] of the edited projection of block ``layer`` for the bare prompts."""
+    return _read(model, anatomy, passages, anatomy.downs[layer], layer)
+
+
+def _read(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    passages: Sequence[Sequence[Passage]],
+    module: nn.Module,
+    layer: int,
+) -> Tensor:
+    """What ``module``, part of block ``layer``, gives at the subject of each bare prompt: [N, d_model]."""
     rows = [_row(texts[0], 0) for texts in passages]
     read = torch.empty(len(rows), anatomy.d_model, dtype=model.dtype, device=model.device)
     for chosen in _chunks(rows):
-        with reading_outputs(anatomy.blocks[layer]) as outputs:
+        with reading_outputs(module) as outputs:
             prefill(model, anatomy, [rows[i] for i in chosen], until=layer)
-        read[chosen] = outputs[-1][:, -1]
+        read[chosen] = outputs[-1].view(len(chosen), -1, anatomy.d_model)[:, -1]  # some blocks flatten
     return read
 
 

@@ -8,7 +8,7 @@ update of a layer is Σ over facts of residual ⊗ solved key: term i is fact i.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from patchkit.editing.batching import BatchSize
 from patchkit.editing.corpus import corpus_name
 from patchkit.editing.editor import Edited
-from patchkit.editing.keys import collect_keys, collect_states
+from patchkit.editing.keys import collect_keys, collect_outputs, collect_states
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.solve import exact_device, solve_keys
 from patchkit.editing.statistics import Statistics, statistics_for
@@ -29,6 +29,8 @@ from patchkit.factors import Delta, Solution
 from patchkit.facts import Fact
 from patchkit.models.anatomy import Anatomy, anatomy_of
 from patchkit.models.loading import float32_compute, frozen
+from patchkit.models.outlet import Outlet
+from patchkit.models.trial import try_out
 
 __all__ = ["Memit", "Timer", "spread"]
 
@@ -70,12 +72,21 @@ class Memit:
                 longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
                 rewriting = rewriting_passages(tokenizer, facts, recipe.templates, longest)
                 drift = drift_passages(tokenizer, facts, recipe.kl_prompt)
+                outlets = try_out(model, anatomy, recipe.layers, rewriting[0][0].tokens)
             with timer("targets"):
                 targets = find_targets(
                     model, anatomy, rewriting, drift, recipe, batch_size=batch_size, progress=progress
                 )
             deltas, keys = spread(
-                model, anatomy, rewriting, targets.z, recipe, statistics, timer=timer, progress=progress
+                model,
+                anatomy,
+                rewriting,
+                targets.z,
+                recipe,
+                statistics,
+                outlets=outlets,
+                timer=timer,
+                progress=progress,
             )
         return Edited(deltas, Solution(targets.z, keys), recipe, timer.seconds, targets.steps, targets.losses)
 
@@ -105,15 +116,18 @@ def spread(
     recipe: Recipe,
     statistics: Statistics,
     *,
+    outlets: Mapping[int, Outlet] | None = None,
     timer: Timer | None = None,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Delta], dict[str, Tensor]]:
     """ΔW and keys [N, d_ff] by weight name that bring the facts' states to z [N, d_model].
 
-    Algorithm 1, lines 7-16: each layer takes its share of what is still missing, from low to high. The
-    model computes in float32 or wider, and has its bits back afterwards.
+    Algorithm 1, lines 7-16: each layer takes its share of what is still missing, from low to high; where
+    the model norms or scales what a layer writes, the share is pulled back through that (``outlets``, by
+    default found here). The model computes in float32 or wider, and has its bits back afterwards.
     """
     timer = timer or Timer()
+    outlets = outlets or try_out(model, anatomy, recipe.layers, passages[0][0].tokens)
     deltas: dict[str, Delta] = {}
     keys: dict[str, Tensor] = {}
     last = recipe.layers[-1]
@@ -125,10 +139,12 @@ def spread(
             _tell(progress, "keys", done, len(recipe.layers))
             with timer("keys"):
                 keys[name] = collect_keys(model, anatomy, passages, layer).float()
-                missing = z - collect_states(model, anatomy, passages, last)
+                residuals = (z - collect_states(model, anatomy, passages, last)) / (len(recipe.layers) - done)
+                if not outlets[layer].plain:
+                    written = collect_outputs(model, anatomy, passages, layer)
+                    residuals = outlets[layer].pull_back(written, residuals)
             _tell(progress, "solve", done, len(recipe.layers))
             with timer("solve"):
-                residuals = missing / (len(recipe.layers) - done)
                 solved = solve_keys(keys[name], statistics.cholesky(layer, recipe.lambda_))
                 deltas[name] = Delta(B=residuals.T, A=solved, transposed=anatomy.transposed)
                 _add(anatomy.weight(layer), deltas[name])

@@ -70,10 +70,12 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     _refuse_blocks(model, blocks)
     found = [_down_projection(model, block, config.hidden_size) for block in blocks]
     first = found[0][1]
+    weights = tuple(f"{name}.{index}.{path}.weight" for index, (path, _) in enumerate(found))
+    _refuse_tied(model, weights)
     return Anatomy(
         blocks=tuple(blocks),
         downs=tuple(module for _, module in found),
-        weights=tuple(f"{name}.{index}.{path}.weight" for index, (path, _) in enumerate(found)),
+        weights=weights,
         transposed=isinstance(first, Conv1D),
         d_model=config.hidden_size,
         d_ff=_shape(first)[1],
@@ -149,6 +151,19 @@ def _refuse_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
         if not any(_is_attention(module) for module in block.modules()):
             raise BadInput(
                 f"{_kind(model)}: its blocks have no attention; patchkit edits transformer decoders"
+            )
+
+
+def _refuse_tied(model: PreTrainedModel, weights: Sequence[str]) -> None:
+    """A ΔW for one layer would move every other place that shares the weight."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for shared in names.values():
+        if len(shared) > 1 and set(weights) & set(shared):
+            raise BadInput(
+                f"{_kind(model)}: {shared[0]} and {shared[1]} are one weight, so an edit of one layer would "
+                "change the other; choose a model whose layers have weights of their own"
             )
 
 

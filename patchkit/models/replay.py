@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from inspect import signature
 from typing import Any
 
 import torch
@@ -211,7 +212,8 @@ class Tail:
             if isinstance(value, tuple | list):
                 return type(value)(narrow(item) for item in value)
             if isinstance(value, dict):
-                return {name: narrow(item) for name, item in value.items()}
+                # Bloom's and Falcon's "alibi" is [R x heads, 1, S].
+                return {name: heads(v) if name == "alibi" else narrow(v) for name, v in value.items()}
             if id(value) in done:
                 return done[id(value)]
             if isinstance(value, FrozenCache):
@@ -219,6 +221,11 @@ class Tail:
             elif isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == count:
                 done[id(value)] = value.index_select(0, rows)
             return done.get(id(value), value)
+
+        def heads(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            return value.unflatten(0, (count, -1)).index_select(0, rows).flatten(0, 1)
 
         return replace(
             self,
@@ -374,6 +381,12 @@ def _shared_lengths(rows: Sequence[Row]) -> dict[int, int]:
 
 
 def _may_leave_gaps(model: PreTrainedModel, rows: Sequence[Row]) -> bool:
-    """Sliding windows count columns, so padding between tokens is allowed only far from their reach."""
+    """Whether padding may stand between tokens.
+
+    Sliding windows count columns, so only far from their reach; a model that cannot be told where tokens
+    stand (MPT) counts columns throughout.
+    """
+    if "position_ids" not in signature(model.forward).parameters:
+        return False
     window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
     return not window or 2 * max(len(r.prefix) + len(r.suffix) for r in rows) < window

@@ -1,0 +1,80 @@
+"""Whether a model can be edited, shown on a few tokens of it: what a module tree cannot tell.
+
+Three runs: tokens do not look ahead; running in parts gives the whole model's logits; what an edited
+projection writes reaches the residual stream in a way that a residual can be aimed through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from patchkit.errors import BadInput
+from patchkit.models.anatomy import Anatomy
+from patchkit.models.outlet import Outlet, outlet_of
+from patchkit.models.replay import Row, capture
+
+__all__ = ["try_out"]
+
+_CLOSE = 1e-3  # of the largest logit, in float32
+
+
+def try_out(
+    model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int], tokens: Sequence[int]
+) -> dict[int, Outlet]:
+    """The outlet of each of ``layers``; BadInput says by name and reason why the model cannot be edited.
+
+    ``tokens`` are some of an ordinary text. The model computes in float32 or wider.
+    """
+    name = type(model).__name__
+    tokens = list(tokens) * (1 if len(tokens) > 3 else 4)
+    try:
+        row = torch.tensor([list(tokens)], device=model.device)
+        with torch.no_grad():
+            whole = model(input_ids=row, use_cache=False).logits[0]
+        _check_causal(model, row, whole, name)
+        _check_parts(model, anatomy, layers[-1], tokens, whole, name)
+        return {layer: outlet_of(model, anatomy, layer, row) for layer in layers}
+    except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise BadInput(
+            f"{name}: cannot be run in parts, which editing needs ({reason}); choose another model"
+        ) from error
+
+
+def _check_causal(model: PreTrainedModel, row: Tensor, whole: Tensor, name: str) -> None:
+    other = row.clone()
+    other[0, -1] = row[0, 0] if row[0, 0] != row[0, -1] else row[0, 1]
+    with torch.no_grad():
+        changed = model(input_ids=other, use_cache=False).logits[0]
+    if not _same(changed[:-1], whole[:-1]):
+        raise BadInput(f"{name}: its attention looks ahead (an encoder); patchkit edits decoders")
+
+
+def _check_parts(
+    model: PreTrainedModel, anatomy: Anatomy, layer: int, tokens: Sequence[int], whole: Tensor, name: str
+) -> None:
+    """Two rows of unlike lengths with a token in common, so that padding stands in all its places."""
+    half = len(tokens) // 2
+    shorter = [tokens[0], *tokens[half:]]
+    rows = [Row(tuple(tokens[:half]), tuple(tokens[half:])), Row(tuple(shorter[:2]), tuple(shorter[2:]))]
+    tail = capture(model, anatomy, rows, layer=layer)
+    with torch.no_grad():
+        states = tail.states(tail.hidden)
+        alone = model(input_ids=torch.tensor([shorter], device=model.device), use_cache=False).logits[0]
+        first = tail.logits(states[0])
+        second = tail.logits(states[1, : len(shorter) - 2])
+    if not (_same(first, whole[half:]) and _same(second, alone[2:])):
+        raise BadInput(
+            f"{name}: run in parts it does not say what it says as a whole, so no target can be found on it; "
+            "choose another model"
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return bool(one.isfinite().all()) and float((one - other).abs().max()) <= _CLOSE * float(
+        other.abs().max()
+    )
