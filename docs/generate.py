@@ -83,16 +83,16 @@ def _models_table() -> str:
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
     import tiny_models
 
-    lines = ["| model type | class | edited weight | stored as | is |", "|---|---|---|---|---|"]
+    lines = ["| model type | class | edited weight | module | what it writes is |", "|---|---|---|---|---|"]
     for kind in sorted(tiny_models.CONFIGS):
         with warnings.catch_warnings(action="ignore"):
             model = tiny_models.tiny_model(kind)
         anatomy = anatomy_of(model)
         outlet = try_out(model, anatomy, (1,), range(5, 13))[1]
-        order = "[d_in, d_out]" if anatomy.transposed else "[d_out, d_in]"
+        module = type(anatomy.downs[1]).__name__
         weight = anatomy.weights[1].replace(".1.", ".*.")
         lines.append(
-            f"| {model.config.model_type} | {type(model).__name__} | `{weight}` | {order} | {outlet} |"
+            f"| {model.config.model_type} | {type(model).__name__} | `{weight}` | {module} | {outlet} |"
         )
     return "\n".join(dict.fromkeys(lines)) + "\n"
 
