@@ -20,6 +20,9 @@ from patchkit.facts import Fact
 PAIRS = [(fact.text, fact.target) for fact in FACTS] + [
     ("Who is Ann? You see. Because I say it, the mother tongue of Ann is", "Dutch or French or Japan"),
     ("I", "you"),
+    ("I", "say"),
+    ("I", "say it"),
+    ("I say", "it"),
 ]
 KINDS = [("llama", "bpe"), ("llama", "sentencepiece"), ("gpt2", "bpe"), ("mistral", "sentencepiece")]
 
@@ -47,6 +50,18 @@ def test_likelihoods_are_those_of_one_text_at_a_time(kind: str, pieces: str) -> 
         assert (score.tokens, score.argmax) == (len(tokens), best)
         assert score.probability == pytest.approx(math.exp(wanted), rel=1e-3)
         assert score.nll == pytest.approx(-wanted / len(tokens), rel=1e-4)
+
+
+def test_objects_of_one_prompt_share_a_row_where_one_holds_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    shared = [("I", "say it"), ("I", "say"), ("I say", "it"), ("You", "say it")]
+    run: list[int] = []
+    whole = likelihood._logits
+    monkeypatch.setattr(
+        likelihood, "_logits", lambda model, rows, first: run.append(len(rows)) or whole(model, rows, first)
+    )
+    score_targets(model, tokenizer, shared)
+    assert sum(run) == 2
 
 
 def test_what_the_model_says_itself_is_the_argmax() -> None:

@@ -42,24 +42,51 @@ class Score:
 
 
 def score_targets(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Score]:
-    """Score each (prompt, object); the object follows the prompt after a space."""
+    """Score each (prompt, object); the object follows the prompt after a space.
+
+    Objects of one prompt share its forward pass wherever one row of tokens holds the other.
+    """
     split = [split_target(tokenizer, prompt, target) for prompt, target in pairs]
+    # Each row predicts its object: all tokens of prompt and object but the last.
+    rows, place = _without_prefixes([(*prompt, *target)[:-1] for prompt, target in split])
+    readers: list[list[int]] = [[] for _ in rows]
+    for pair, row in enumerate(place):
+        readers[row].append(pair)
     scores: list[Score | None] = [None] * len(split)
-    for rows in _batches([len(prompt) + len(target) for prompt, target in split]):
+    for batch in _batches([len(row) for row in rows]):
+        read = [pair for row in batch for pair in readers[row]]
         logits, first = _logits(
-            model,
-            [(split[i][0] + split[i][1])[:-1] for i in rows],
-            first=min(len(split[i][0]) - 1 for i in rows),
+            model, [rows[row] for row in batch], first=min(len(split[pair][0]) - 1 for pair in read)
         )
-        for row, i in enumerate(rows):
-            prompt, target = split[i]
-            start = len(prompt) - 1 - first
-            here = logits[row, start : start + len(target)].float()  # [target tokens, vocabulary]
-            ids = torch.tensor(target, device=here.device)
-            log_p = here.log_softmax(-1).gather(-1, ids[:, None]).sum()
-            best = here.argmax(-1)
-            scores[i] = Score(float(log_p), len(target), bool((best == ids).all()), int(best[0]))
+        for at, row in enumerate(batch):
+            for pair in readers[row]:
+                prompt, target = split[pair]
+                start = len(prompt) - 1 - first
+                scores[pair] = _score(logits[at, start : start + len(target)], target)
     return [score for score in scores if score is not None]
+
+
+def _score(logits: torch.Tensor, target: Sequence[int]) -> Score:
+    """``logits`` [target tokens, vocabulary] are those that predict ``target``."""
+    logits, ids = logits.float(), torch.tensor(target, device=logits.device)
+    log_p = logits.log_softmax(-1).gather(-1, ids[:, None]).sum()
+    best = logits.argmax(-1)
+    return Score(float(log_p), len(target), bool((best == ids).all()), int(best[0]))
+
+
+def _without_prefixes(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:
+    """The rows that are no prefix of another, each once, and for every row the place of one that holds it.
+
+    No token looks ahead, so a row's logits are those of any row that begins with it.
+    """
+    kept: list[tuple[int, ...]] = []
+    place = [0] * len(rows)
+    # From the last in dictionary order, so that a row comes right after those that begin with it.
+    for i in sorted(range(len(rows)), key=rows.__getitem__, reverse=True):
+        if not kept or kept[-1][: len(rows[i])] != rows[i]:
+            kept.append(rows[i])
+        place[i] = len(kept) - 1
+    return kept, place
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -75,13 +102,13 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield batch
 
 
-def _logits(model: Any, rows: list[list[int]], first: int) -> tuple[torch.Tensor, int]:
+def _logits(model: Any, rows: Sequence[Sequence[int]], first: int) -> tuple[torch.Tensor, int]:
     """Logits from position ``first`` on, [rows, width - first, vocabulary], and ``first``.
 
     Padded on the right: a causal model's logits at real positions do not see it.
     """
     width = max(len(row) for row in rows)
-    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
+    tokens = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
     with torch.no_grad():
         out = model(input_ids=tokens, attention_mask=mask, use_cache=False, logits_to_keep=width - first)

@@ -105,10 +105,10 @@ class Summary:
 def observe(model: Any, tokenizer: Any, facts: Sequence[Fact], batch_size: int = 32) -> list[FactState]:
     """Measure facts on ``model`` as it is: likelihoods of all prompts, free generation of the rewrites."""
     prompts = [(fact, text) for fact in facts for text in _prompts(fact)]
-    targets = score_targets(model, tokenizer, [(text, fact.target) for fact, text in prompts])
-    wases = iter(
-        score_targets(model, tokenizer, [(text, fact.was) for fact, text in prompts if fact.was is not None])
-    )
+    objects = [(text, fact.target) for fact, text in prompts]
+    objects += [(text, fact.was) for fact, text in prompts if fact.was is not None]
+    scores = score_targets(model, tokenizer, objects)
+    targets, wases = scores[: len(prompts)], iter(scores[len(prompts) :])
     said = iter(continue_greedily(model, tokenizer, [fact.text for fact in facts], batch_size=batch_size))
     states = iter(
         [
