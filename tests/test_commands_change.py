@@ -96,6 +96,24 @@ def test_init_in_a_subfolder_never_nests(cli: Cli, home: Path, monkeypatch: pyte
     assert [row["name"][:4] for row in cli.ok("stack", "--json").json] == ["ann-"]
 
 
+@pytest.mark.parametrize("below", ["patches", "patches/new", "notes/deep"])
+def test_init_below_a_stack_finds_that_stack(
+    cli: Cli, knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    (knowledge / "patches" / "lone").mkdir()
+    before = snapshot(knowledge)
+    assert cli.ok("init", tiny_base(), below, "--json").json["folder"] == str(knowledge)
+    assert f"there already: {knowledge}" in cli.ok("init", tiny_base(), below, "--dry-run").out
+    monkeypatch.chdir(knowledge / "patches" / "lone")
+    assert f"there already: {knowledge}" in cli.ok("init", tiny_base()).out
+    other = save_checkpoint(tiny_model("llama", torch.bfloat16, seed=1), home / "other")
+    done = cli("init", other)
+    assert done.code == 73
+    assert f"{knowledge / 'patchkit.toml'}: stands on another base already (folder:tiny)" in done.err
+    assert snapshot(knowledge) == before
+    assert cli.ok("-C", knowledge, "status", "--json").json["patches"] == 2
+
+
 def test_init_twice_says_that_it_is_there(cli: Cli, knowledge: Path) -> None:
     before = snapshot(knowledge)
     done = cli.ok("init", tiny_base(), "--json")

@@ -35,6 +35,8 @@ class Initialised:
     fingerprint: str
     recipe: Recipe
     commit: str | None
+    """The commit that made it; None where it was there already, and for a dry run."""
+    existed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -53,9 +55,10 @@ def init(
     dry_run: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Initialised:
-    """Make ``folder`` a repository on ``base``; on the same base again it only says so.
+    """Make ``folder`` a repository on ``base``; in one on the same base it only says so.
 
-    Raises WouldOverwrite where it stands on another base already.
+    A stack never lies in another: a folder below one belongs to it. Raises WouldOverwrite where
+    ``folder`` is, or lies in, a stack on another base.
     """
     place = resolve_base(base, revision, progress=progress)
     checkpoint = Checkpoint.open(place.folder)
@@ -66,15 +69,16 @@ def init(
         Git(_nearest(folder)).ensure_identity()
     fingerprint = checkpoint.fingerprint(progress)
     source = place.source if not _is_folder(base) else f"{FOLDER}{place.folder.name}"
-    made = Initialised(folder.absolute(), source, place.folder, fingerprint, recipe, None)
     standing = _standing(folder)
-    if standing is not None and standing.base_fingerprint != fingerprint:
+    at = folder.absolute() if standing is None else standing.folder
+    made = Initialised(at, source, place.folder, fingerprint, recipe, None, standing is not None)
+    if standing is not None and (settings := standing.settings()).base_fingerprint != fingerprint:
         raise WouldOverwrite(
-            f"{folder / FILE}: stands on another base already ({standing.base_source}); name another folder"
+            f"{at / FILE}: stands on another base already ({settings.base_source}); name a folder outside"
         )
     if dry_run:
         return made
-    store = GitStore.init(folder)
+    store = standing or GitStore.init(folder)
     commit = None
     if standing is None:
         settings = Settings(source, place.revision, fingerprint, recipe_table(recipe))
@@ -84,7 +88,7 @@ def init(
         )
     store.config_set(BASE_KEY, str(place.folder))
     Catalogue(store.private).remember_fingerprint(place.folder, fingerprint)
-    return Initialised(store.folder, source, place.folder, fingerprint, recipe, commit)
+    return Initialised(store.folder, source, place.folder, fingerprint, recipe, commit, made.existed)
 
 
 def recipe_table(recipe: Recipe) -> dict[str, Any]:
@@ -112,12 +116,18 @@ def _nearest(folder: Path) -> Path:
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
-def _standing(folder: Path) -> Settings | None:
-    """What is committed there already, if it is a repository of patches itself (not only within one)."""
-    if not (folder / FILE).is_file():
-        return None
-    try:
-        store = GitStore.find(folder)
-        return store.settings()
-    except NotFound:
-        return None
+def _standing(folder: Path) -> GitStore | None:
+    """The stack that is committed there, or in a folder above: one never lies in another."""
+    place = _nearest(folder)
+    while True:
+        try:
+            store = GitStore.find(place)
+        except NotFound:
+            return None
+        try:
+            store.settings()
+            return store
+        except NotFound:  # a patchkit.toml that is not committed is none
+            if store.folder == store.root:
+                return None
+            place = store.folder.parent

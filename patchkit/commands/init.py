@@ -33,7 +33,8 @@ def command(
 
     BASE is a checkpoint folder, a hub id (ORG/NAME, with @REVISION if you like) or a short name
     from `patchkit model list`. An existing Git repository is used, also from a subfolder of it;
-    a new one is made otherwise. Writes patchkit.toml (the base and the editing recipe) and
+    a new one is made otherwise. Below a folder that has a patchkit.toml nothing is made: that
+    stack is the one that is meant. Writes patchkit.toml (the base and the editing recipe) and
     patches/.gitattributes, and commits these two.
 
     \b
@@ -52,7 +53,7 @@ def command(
     if quiet:
         return
     out = console()
-    verb = "would make" if dry_run else "made" if made.commit else "there already:"
+    verb = "there already:" if made.existed else "would make" if dry_run else "made"
     out.print(text(f"{verb} {made.folder} on {made.source}", "green"))
     out.print(text(f"base    {made.base_folder} · {made.fingerprint[:19]}…"))
     layers = ", ".join(map(str, made.recipe.layers))
