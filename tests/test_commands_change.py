@@ -320,6 +320,44 @@ def test_a_gate_refuses_and_the_line_says_how_to_commit_all_the_same(
     assert measured["target"] == "football"
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_refused_replacement_is_committed_by_the_command_that_its_line_gives(
+    cli: Cli, knowledge: Path, home: Path, whole: bool
+) -> None:
+    """The older facts leave with it: a whole patch, or a part of one that is solved again."""
+    if not whole:
+        cli.ok("commit", facts_file(home, ANN, DUTCH), *QUICK)
+    wanted = facts_file(home, {**(LEBRON if whole else DUTCH), "target": "dancers"})
+    weak = ("--set", "learning_rate=0.0001", *QUICK)
+    done = cli("commit", wanted, "--replace", "--gate", "efficacy=1", *weak)
+    assert done.code == 3
+    command = shlex.split(done.err.partition("with: ")[2])
+    assert command[:3] == ["patchkit", "apply", "--replace"]
+    clash = cli("apply", *command[3:])
+    assert clash.code == 65
+    first = git(knowledge, "rev-parse", "HEAD")
+    would = cli.ok(*command[1:], "--dry-run")
+    assert "would replace in" in would.out
+    assert git(knowledge, "rev-parse", "HEAD") == first
+    found = cli.ok(*command[1:], "--json").json
+    fact = "LeBron James plays the sport of" if whole else "Dutch lies in"
+    assert [item["facts"] for item in found["replaced"]] == [[fact]]
+    assert git(knowledge, "rev-list", "--count", f"{first}..HEAD") == "1"
+    targets = sorted(pair[1].target for pair in Repository.open(knowledge).stack().facts_in_force().values())
+    assert targets == (["Rome", "dancers"] if whole else ["Rome", "dancers", "football", "football"])
+    assert cli.ok("status", "--json").json["problems"] == []
+
+
+def test_apply_replace_of_a_patch_solved_anew_keeps_its_folder(cli: Cli, knowledge: Path, home: Path) -> None:
+    weak = ("--set", "learning_rate=0.0001", *QUICK)
+    done = cli("commit", facts_file(home, MICROSOFT), "--replace", "--gate", "efficacy=1", *weak)
+    name = Repository.open(knowledge).show("microsoft").name
+    cli.ok(*shlex.split(done.err.partition("with: ")[2])[1:])
+    shown = Repository.open(knowledge).show("microsoft")
+    assert (shown.name, shown.recipe["learning_rate"]) == (name, 0.0001)
+    assert git(knowledge, "status", "--porcelain", "--ignored") == ""
+
+
 def test_a_gate_that_is_met_commits(cli: Cli, knowledge: Path, home: Path) -> None:
     cli.ok("commit", facts_file(home, ANN), "--gate", "efficacy=0,neighbors=1", *QUICK)
     assert "ann" in names(knowledge)

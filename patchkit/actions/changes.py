@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +12,25 @@ from typing import TYPE_CHECKING
 
 from patchkit.canonical import hash_bytes
 from patchkit.errors import Busy, PatchkitError
-from patchkit.facts import Batch, Fact, FactsError, clashes
+from patchkit.facts import Batch, Fact, FactsError, Key, clashes
 from patchkit.gitstore import Changes
-from patchkit.stack import Stack
+from patchkit.stack import Stack, StoredPatch
 
 if TYPE_CHECKING:
     from patchkit.factors import Patch
     from patchkit.repository import Repository
 
-__all__ = ["Taken", "keep_aside", "record", "remembered", "take_out"]
+__all__ = [
+    "Taken",
+    "apply_command",
+    "keep_aside",
+    "kept_line",
+    "record",
+    "refuse_clashes",
+    "remembered",
+    "superseded",
+    "take_out",
+]
 
 ATTEMPTS = 5  # another writer may move HEAD between our look and our commit
 
@@ -40,6 +51,21 @@ def take_out(patch: Patch, indices: Collection[int], name: str) -> Taken:
     leaving = tuple(patch.facts[i] for i in sorted(set(indices)))
     remaining = None if len(leaving) == len(patch.facts) else patch.without(indices)
     return Taken(name, leaving, remaining)
+
+
+def superseded(stack: Stack, facts: Sequence[Fact], patch_of: Callable[[StoredPatch], Patch]) -> list[Taken]:
+    """The facts in force that say otherwise what ``facts`` say, taken out of their patches."""
+    in_force = stack.facts_in_force()
+    leaving: dict[str, set[Key]] = {}
+    for fact in facts:
+        if fact.key in in_force:
+            leaving.setdefault(in_force[fact.key][0], set()).add(fact.key)
+    taken = []
+    for name, keys in sorted(leaving.items()):
+        stored = stack.named(name)
+        places = [i for i, fact in enumerate(stored.facts) if fact.key in keys]
+        taken.append(take_out(patch_of(stored), places, name))
+    return taken
 
 
 def record(
@@ -93,6 +119,12 @@ def remembered(what: str) -> Iterator[None]:
         logging.getLogger("patchkit").warning("patchkit: %s, but not in the catalogue: %s", what, error)
 
 
-def kept_line(error: PatchkitError, folder: Path) -> PatchkitError:
+def apply_command(folder: Path, replaces: bool) -> str:
+    """What commits a patch that was kept aside; ``replaces``: older facts have to leave for it."""
+    return f"patchkit apply {'--replace ' if replaces else ''}{shlex.quote(str(folder))}"
+
+
+def kept_line(error: PatchkitError, folder: Path, replaces: bool) -> PatchkitError:
     """The same error, telling where the finished work lies."""
-    return type(error)(f"{error}; the finished patch is kept, commit it with: patchkit apply {folder}")
+    command = apply_command(folder, replaces)
+    return type(error)(f"{error}; the finished patch is kept, commit it with: {command}")

@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.changes import Taken, keep_aside, kept_line, record, refuse_clashes, take_out
+from patchkit.actions.changes import (
+    Taken,
+    apply_command,
+    keep_aside,
+    kept_line,
+    record,
+    refuse_clashes,
+    superseded,
+)
 from patchkit.actions.edit import as_patch
 from patchkit.actions.environment import environment, environment_line
 from patchkit.actions.given import GATES, as_batch
@@ -123,7 +131,7 @@ def commit(
     bench.put(patches.values())
     tell("measuring", 0, 2)
     facts, before, known = _observe_before(bench, batch.facts, skip_known)
-    replaced = _superseded(patches, stack, facts)
+    replaced = superseded(stack, facts, lambda stored: patches[stored.id])
     gone = {taken.patch for taken in replaced}
     under = [patches[stored.id] for stored in stack.patches if stored.name not in gone]
     under += [taken.remaining for taken in replaced if taken.remaining is not None]
@@ -198,7 +206,7 @@ def _record(repository: Repository, stack: Stack, done: Committed, bench: Workbe
     try:
         commit_id = record(repository, stack, changes, done.message, _trailers(done, bench), still_right)
     except PatchkitError as error:
-        raise kept_line(error, keep_aside(repository, done.patch)) from error
+        raise kept_line(error, keep_aside(repository, done.patch), bool(done.replaced)) from error
     done = replace_fields(done, commit=commit_id)
     try:
         _catalogue(repository, done, environment(str(bench.model.device)))
@@ -250,20 +258,6 @@ class _Clock:
         self._last = time.perf_counter()
 
 
-def _superseded(patches: Mapping[str, Patch], stack: Stack, facts: Sequence[Fact]) -> list[Taken]:
-    """The older facts of the same keys, taken out of their patches."""
-    in_force = stack.facts_in_force()
-    leaving: dict[str, set[tuple[str, str]]] = {}
-    for fact in facts:
-        if fact.key in in_force:
-            leaving.setdefault(in_force[fact.key][0], set()).add(fact.key)
-    taken = []
-    for name, keys in sorted(leaving.items()):
-        patch = patches[stack.named(name).id]
-        taken.append(take_out(patch, [i for i, f in enumerate(patch.facts) if f.key in keys], name))
-    return taken
-
-
 def _observe_before(
     bench: Workbench, facts: tuple[Fact, ...], skip_known: bool
 ) -> tuple[tuple[Fact, ...], list[FactState], tuple[Fact, ...]]:
@@ -307,7 +301,8 @@ def _check_gate(repository: Repository | None, done: Committed, gate: Mapping[st
     if repository is None:
         raise Refused(refused)
     kept = keep_aside(repository, done.patch)
-    raise Refused(f"{refused}; it is kept in {kept}, commit it all the same with: patchkit apply {kept}")
+    command = apply_command(kept, bool(done.replaced))
+    raise Refused(f"{refused}; it is kept in {kept}, commit it all the same with: {command}")
 
 
 def _message(facts: Sequence[Fact], taken: Sequence[Taken]) -> str:

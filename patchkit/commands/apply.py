@@ -22,23 +22,32 @@ __all__ = ["command"]
 @click.command("apply", short_help="Take in a patch folder from elsewhere.")
 @click.argument("folder", type=click.Path(path_type=Path), metavar="PATCH")
 @click.option("-m", "--message", help="The commit's message.")
+@click.option("--replace", is_flag=True, help="Take older facts with the same key out of their patches.")
 @directory_option
 @dry_run_option
 @quiet_option
 @json_option
 def command(
-    folder: Path, message: str | None, directory: str, dry_run: bool, quiet: bool, as_json: bool
+    folder: Path,
+    message: str | None,
+    replace: bool,
+    directory: str,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
     """Check the patch folder PATCH (made elsewhere, on the same base) and commit it as it is.
 
     It must stand on this repository's base, its hashes must hold, and none of its facts may be in
-    force already. The model is not loaded.
+    force already; --replace takes those that are out of their patches, in the same commit. The
+    model is not loaded.
 
     \b
     Example:
       patchkit apply ../colleague/patches/lebron-james-3f9a1c2e
     """
-    done = open_repository(directory).apply(folder, message=message, dry_run=dry_run)
+    repository = open_repository(directory)
+    done = repository.apply(folder, message=message, replace=replace, dry_run=dry_run)
     if as_json:
         print_json(done.to_dict())
     elif not quiet:
@@ -50,5 +59,9 @@ def command(
                 "green",
             )
         )
+        for taken in done.replaced:
+            facts = ", ".join(fact.text for fact in taken.facts)
+            what = "would replace" if dry_run else "replaced"
+            out.print(text(f"{what} in {taken.patch}: {facts}", "yellow"))
         if done.commit:
             out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))
