@@ -167,9 +167,10 @@ class Repository:
     def commit(self, facts: Facts, **options: Any) -> Committed:
         """Edit facts in and commit them as a patch; options as in :func:`actions.commit.commit`."""
         from patchkit.actions.changes import refuse_clashes
-        from patchkit.actions.given import as_batch
+        from patchkit.actions.given import as_batch, check_gate
 
         batch = as_batch(facts)
+        check_gate(options.get("gate") or {}, batch)
         if not options.get("replace"):
             refuse_clashes(batch, self.stack())  # said at once: what follows imports torch
         from patchkit.actions.commit import commit

@@ -359,8 +359,27 @@ def test_apply_replace_of_a_patch_solved_anew_keeps_its_folder(cli: Cli, knowled
 
 
 def test_a_gate_that_is_met_commits(cli: Cli, knowledge: Path, home: Path) -> None:
-    cli.ok("commit", facts_file(home, ANN), "--gate", "efficacy=0,neighbors=1", *QUICK)
+    cli.ok("commit", facts_file(home, ANN), "--gate", "efficacy=0,argmax=0", *QUICK)
     assert "ann" in names(knowledge)
+
+
+@pytest.mark.parametrize("name", ["neighbors", "paraphrases"])
+def test_a_gate_on_what_no_fact_lists_is_refused_before_a_model_is_loaded(
+    cli: Cli, knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    known = {"subject": "Rome", "prompt": "{} plays the sport of", "target": "dancers"}
+    some = facts_file(home, {**known, name: ["Rome lies in"]}, ANN, name="some.jsonl")
+    left = cli("commit", some, "--skip-known", "--gate", f"{name}=0", *QUICK)
+    assert left.code == 3, "the one fact that lists some was left out"
+    assert f"{name} was not measured" in left.err
+    monkeypatch.setattr(Repository, "workbench", lambda *_: pytest.fail("a model was loaded"))
+    before = snapshot(knowledge)
+    done = cli("commit", facts_file(home, ANN, DUTCH), "--gate", f"efficacy=0.5,{name}=0.95")
+    assert done.code == 65
+    (line,) = lines(done)
+    assert f"--gate {name}: no fact of" in line
+    assert f'add "{name}": ["…"]' in line
+    assert snapshot(knowledge) == before
 
 
 def test_a_dry_run_measures_and_writes_nothing(cli: Cli, knowledge: Path, home: Path) -> None:

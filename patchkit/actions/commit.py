@@ -288,12 +288,15 @@ def _notes(bench: Workbench, changes: Sequence[FactChange]) -> tuple[str, ...]:
 
 
 def _check_gate(repository: Repository | None, done: Committed, gate: Mapping[str, float]) -> None:
-    """Refused where a share is below its gate; the patch is kept aside in the repository, if one is given."""
+    """Refused where a share is below its gate, or was not measured; the patch is kept aside in the
+    repository, if one is given."""
     measured = done.summary.to_dict()
     low = [
         f"{name} {measured[name]:.3g} < {share:g}"
+        if measured[name] is not None
+        else f"{name} was not measured: the facts that were left in list none"
         for name, share in gate.items()
-        if measured[name] is not None and measured[name] < share
+        if measured[name] is None or measured[name] < share
     ]
     if not low:
         return

@@ -10,11 +10,13 @@ from typing import Any
 from patchkit.errors import BadInput
 from patchkit.facts import Batch, Fact, parse_records, read_facts
 
-__all__ = ["GATES", "Facts", "as_batch", "parse_gate"]
+__all__ = ["GATES", "Facts", "as_batch", "check_gate", "parse_gate"]
 
 Facts = str | Path | Batch | Sequence[Fact] | Sequence[Mapping[str, Any]]
 
 GATES = ("efficacy", "argmax", "generation", "paraphrases", "neighbors")
+OPTIONAL = ("paraphrases", "neighbors")
+"""Gates on prompts that facts may do without."""
 
 
 def as_batch(facts: Facts) -> Batch:
@@ -41,3 +43,13 @@ def parse_gate(text: str) -> dict[str, float]:
             )
         gates[name] = share
     return gates
+
+
+def check_gate(gate: Mapping[str, float], batch: Batch) -> None:
+    """BadInput where a gate asks for a share of prompts that no fact has: nothing could be measured."""
+    for name in OPTIONAL:
+        if name in gate and not any(getattr(fact, name) for fact in batch.facts):
+            raise BadInput(
+                f"--gate {name}: no fact of {batch.name} lists {name}, so nothing would be measured; "
+                f'add "{name}": ["…"] to a fact, or leave that gate out'
+            )
