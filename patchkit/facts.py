@@ -56,8 +56,10 @@ class Fault:
 class FactsError(BadInput):
     """Every fault of a batch; its text is one line for each."""
 
-    def __init__(self, faults: Iterable[Fault]) -> None:
+    def __init__(self, faults: Iterable[Fault], batch: Batch | None = None) -> None:
         self.faults = tuple(faults)
+        self.batch = batch
+        """The facts beside the faulty ones, where a file was read to its end."""
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
 
@@ -184,7 +186,7 @@ def _sound(batch: Batch, faults: list[Fault]) -> Batch:
     if not batch.facts and not faults:
         faults = [Fault(batch.name, None, "holds no facts; write one JSON object a line")]
     if faults:
-        raise FactsError(faults)
+        raise FactsError(faults, batch)
     return batch
 
 

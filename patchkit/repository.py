@@ -166,13 +166,11 @@ class Repository:
 
     def commit(self, facts: Facts, **options: Any) -> Committed:
         """Edit facts in and commit them as a patch; options as in :func:`actions.commit.commit`."""
-        from patchkit.actions.changes import refuse_clashes
-        from patchkit.actions.given import as_batch, check_gate
+        from patchkit.actions.given import as_batch, check_gate, checked
 
-        batch = as_batch(facts)
+        in_force = dict if options.get("replace") else lambda: self.stack().facts_in_force()
+        batch = checked(lambda: as_batch(facts), in_force)  # said at once: what follows imports torch
         check_gate(options.get("gate") or {}, batch)
-        if not options.get("replace"):
-            refuse_clashes(batch, self.stack())  # said at once: what follows imports torch
         from patchkit.actions.commit import commit
 
         return commit(self, batch, **options)

@@ -31,6 +31,7 @@ from command_helpers import (
 )
 from tiny_models import tiny_model
 
+from patchkit.facts import FactsError
 from patchkit.repository import Repository
 from patchkit.settings import load_settings
 
@@ -230,6 +231,28 @@ def test_commit_lists_all_faults_with_their_lines(cli: Cli, knowledge: Path, hom
     assert all(told)
     assert {match[1] for match in told if match} == {"1", "3", "4", "5"}
     assert snapshot(knowledge) == before
+
+
+def test_clashes_with_the_stack_are_listed_with_all_other_faults(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    path = facts_file(home, FAULTY[0], {**LEBRON, "target": "dancers"}, FAULTY[3], ANN, MICROSOFT)
+    before = snapshot(knowledge)
+    for command in (("commit",), ("facts", "check")):
+        done = cli(*command, path)
+        assert done.code == 65
+        told = [re.match(rf"patchkit: {re.escape(str(path))}:(\d+): (.+)", line) for line in lines(done)]
+        assert [match and match[1] for match in told] == ["1", "2", "3", "5"]
+        assert "contradicts" in lines(done)[1]
+        assert "already in force" in lines(done)[3]
+    assert len(lines(cli("commit", path, "--replace"))) == 2, "what is replaced is no fault"
+    with pytest.raises(FactsError) as error:
+        Repository.open(knowledge).commit(path)
+    assert len(error.value.faults) == 4
+    assert snapshot(knowledge) == before
+    git(knowledge, "rm", "-q", "patchkit.toml")
+    git(knowledge, "commit", "-q", "-m", "No stack any more")
+    assert [line.partition(".jsonl:")[2][:2] for line in lines(cli("commit", path))] == ["1:", "3:"]
 
 
 def test_faults_are_found_before_torch_is_imported(knowledge: Path, home: Path) -> None:

@@ -198,6 +198,12 @@ def test_facts_check(cli: Cli, knowledge: Path, home: Path) -> None:
     assert cli.ok("facts", "check", good, "--canonical").out == json.dumps(new, ensure_ascii=False) + "\n"
     clash = facts_file(home, MICROSOFT, name="clash.jsonl")
     assert cli("facts", "check", clash).code == 65
+    told = cli("facts", "check", clash, "--json")
+    assert told.code == 65
+    assert [(fault["line"], fault["name"]) for fault in told.json["faults"]] == [(1, str(clash))]
+    assert "in force" in told.json["faults"][0]["message"]
+    assert told.json["faults"][0]["message"] in told.err
+    assert cli.ok("facts", "check", good, "-q").out == ""
     os.chdir(home)  # no repository here: nothing to clash with
     assert cli("facts", "check", clash).code == 0
     assert cli("facts", "check", "-", stdin=b"{}").code == 65

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchkit.errors import BadInput
-from patchkit.facts import Batch, Fact, parse_records, read_facts
+from patchkit.errors import BadInput, PatchkitError
+from patchkit.facts import Batch, Fact, FactsError, Key, clashes, parse_records, read_facts
 
-__all__ = ["GATES", "Facts", "as_batch", "check_gate", "parse_gate"]
+__all__ = ["GATES", "Facts", "as_batch", "check_gate", "checked", "parse_gate"]
 
 Facts = str | Path | Batch | Sequence[Fact] | Sequence[Mapping[str, Any]]
 
@@ -26,6 +26,24 @@ def as_batch(facts: Facts) -> Batch:
     if isinstance(facts, (str, Path)):
         return read_facts(facts)
     return parse_records(json.loads(fact.to_line()) if isinstance(fact, Fact) else fact for fact in facts)
+
+
+def checked(read: Callable[[], Batch], in_force: Callable[[], Mapping[Key, tuple[str, Fact]]]) -> Batch:
+    """What ``read`` gives, where nothing speaks against it; FactsError lists its own faults and its
+    clashes with the facts in force together, by line."""
+    try:
+        batch = read()
+    except FactsError as error:
+        if error.batch is None:
+            raise
+        try:
+            found = [*error.faults, *clashes(error.batch, in_force())]
+        except PatchkitError:  # no stack to compare with: the file's own faults come first
+            raise error from None
+        raise FactsError(sorted(found, key=lambda f: (f.line is None, f.line or 0)), error.batch) from None
+    if faults := clashes(batch, in_force()):
+        raise FactsError(faults, batch)
+    return batch
 
 
 def parse_gate(text: str) -> dict[str, float]:

@@ -69,13 +69,16 @@ def command(
       patchkit commit --fact "LeBron James | {} plays the sport of | basketball"
       patchkit commit facts.jsonl --gate efficacy=0.9,neighbors=0.95
     """
-    from patchkit.actions.given import parse_gate
+    from patchkit.actions.given import checked, parse_gate
 
     if (facts is None) == (not inline):
         raise click.UsageError("give a file of facts, or --fact, and not both")
     gates = parse_gate(gate) if gate else {}
     overrides = recipe_overrides(options)
-    batch = read_facts(facts) if facts else _inline(inline)
+    batch = checked(
+        lambda: read_facts(facts) if facts else _inline(inline),
+        dict if options["replace"] else lambda: open_repository(directory).stack().facts_in_force(),
+    )
     repository = open_repository(directory)
     with progress_bars(quiet or as_json) as progress:
         done = repository.commit(

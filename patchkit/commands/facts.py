@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import click
 
-from patchkit.commands.common import directory_option, json_option, open_repository, print_json
+from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
 from patchkit.commands.display import Column, console, counted, table, text
 from patchkit.errors import NotFound
-from patchkit.facts import FactsError, clashes, dump_facts, read_facts
+from patchkit.facts import Fact, FactsError, Key, dump_facts, read_facts
 
 __all__ = ["command"]
 
@@ -26,30 +28,39 @@ def command() -> None:
 @click.argument("file", metavar="FILE")
 @click.option("--canonical", is_flag=True, help="Print the facts in their canonical form.")
 @directory_option
+@quiet_option
 @json_option
-def check(file: str, canonical: bool, directory: str, as_json: bool) -> None:
+def check(file: str, canonical: bool, directory: str, quiet: bool, as_json: bool) -> None:
     """Check FILE as `commit` would, and against the stack where there is a repository.
 
-    Lists every fault with its line; exit code 65 if there is one.
+    Lists every fault with its line (as JSON too, with --json); exit code 65 if there is one.
 
     \b
     Example:
       patchkit facts check facts.jsonl
     """
-    batch = read_facts(file)
+    from patchkit.actions.given import checked
+
     try:
-        in_force = open_repository(directory).stack().facts_in_force()
-    except NotFound:
-        in_force = {}
-    faults = clashes(batch, in_force)
-    if faults:
-        raise FactsError(faults)
+        batch = checked(lambda: read_facts(file), lambda: _in_force(directory))
+    except FactsError as error:
+        if as_json:
+            faults = [asdict(fault) for fault in error.faults]
+            print_json({"file": error.faults[0].name, "facts": None, "faults": faults})
+        raise
     if as_json:
         print_json({"file": batch.name, "facts": len(batch.facts), "faults": []})
     elif canonical:
         click.echo(dump_facts(batch.facts).decode("utf-8"), nl=False)
-    else:
+    elif not quiet:
         console().print(text(f"{batch.name}: {counted(len(batch.facts), 'fact')}, no faults", "green"))
+
+
+def _in_force(directory: str) -> dict[Key, tuple[str, Fact]]:
+    try:
+        return open_repository(directory).stack().facts_in_force()
+    except NotFound:
+        return {}
 
 
 @command.command("search", short_help="Search the facts in force.")
