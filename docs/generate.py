@@ -26,8 +26,9 @@ _HEAD = """# Commands
 
 Written by `python docs/generate.py` from each command's `--help`. Branches, tags, merges, pushes and the like
 are Git's own: `git branch`, `git tag`. `-C DIR` stands before or after a command's name. What reads takes
-`--json`; what changes takes `--dry-run`. Progress is shown at a terminal only, on standard error. `NO_COLOR`
-turns colours off. Exit codes are in [exit-codes.md](exit-codes.md).
+`--json`; what changes takes `--dry-run`; what changes or checks takes `--quiet`. Progress is shown at a
+terminal only, on standard error. `NO_COLOR` turns colours off. Exit codes are in
+[exit-codes.md](exit-codes.md).
 
 Completion in bash: `eval "$(_PATCHKIT_COMPLETE=bash_source patchkit)"`; likewise `zsh_source`, `fish_source`.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -34,6 +35,7 @@ __all__ = [
     "Stack",
     "StoredPatch",
     "TreeProblems",
+    "conflicts",
     "find_patch",
     "problems",
     "read_patch",
@@ -135,7 +137,7 @@ def problems(
     `settings` stands in for the patchkit.toml of that commit.
     """
     found = _examine(store, rev, settings, memory)[2]
-    return [*found, *_conflicts(store)] if rev == "HEAD" else found
+    return [*found, *conflicts(store)] if rev == "HEAD" else found
 
 
 def find_patch(stack: Stack, word: str) -> StoredPatch:
@@ -245,18 +247,40 @@ def _doubled(patches: Sequence[StoredPatch]) -> Iterator[Problem]:
             )
 
 
-def _conflicts(store: GitStore) -> Iterator[Problem]:
+def conflicts(store: GitStore) -> list[Problem]:
+    """What stands in the index in more than one version, each with what can be chosen."""
     out = store.git.read("ls_files", "--unmerged", "-z", "--", *store.pathspecs())
-    paths = [
-        token.partition("\t")[2] for token in out.decode("utf-8", "surrogateescape").split("\0") if token
+    stages: dict[str, dict[str, set[str]]] = {}
+    for token in out.decode("utf-8", "surrogateescape").split("\0")[:-1]:
+        about, _, path = token.partition("\t")
+        path = path.removeprefix(store.prefix)
+        unit = "/".join(path.split("/")[:2])
+        stages.setdefault(unit, {}).setdefault(path, set()).add(about.split(" ")[2])
+    return [_conflict(store, unit, list(files.values())) for unit, files in stages.items()]
+
+
+def _conflict(store: GitStore, unit: str, files: Sequence[set[str]]) -> Problem:
+    """`files`: the stages of each file (1 the merge base's, 2 HEAD's, 3 the other side's)."""
+    place = shlex.quote(f":(top,literal){store.prefix}{unit}")
+    sides = [name for name, stage in (("ours", "2"), ("theirs", "3")) if all(stage in f for f in files)]
+    gone = [
+        name for name, stage in (("HEAD", "2"), ("the other side", "3")) if not any(stage in f for f in files)
     ]
-    units = dict.fromkeys("/".join(path.removeprefix(store.prefix).split("/")[:2]) for path in paths)
-    for unit in units:
-        yield Problem(
+    keep = (
+        " or ".join(f"git checkout --{side} -- {place}" for side in sides)
+        or f"git checkout COMMIT -- {place}"
+    )
+    if not gone:
+        return Problem(
             unit,
             "is in conflict: a merge left more than one version of it",
-            f"choose one whole side, git checkout --ours (or --theirs) -- {unit}, and git add it; or undo it",
+            f"choose one whole side, {keep}, and git add -- {place}; or undo it",
         )
+    return Problem(
+        unit,
+        f"is in conflict: {' and '.join(gone)} took it back, and another version came",
+        f"leave it out, git rm -r -q -- {place}, or keep it, {keep} and git add -- {place}; or undo it",
+    )
 
 
 def _listed(names: Iterator[str] | Mapping[str, None]) -> str:

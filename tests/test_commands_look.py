@@ -87,6 +87,26 @@ def test_status_names_what_is_half_done_with_the_command_that_clears_it(cli: Cli
     assert git(knowledge, "status", "--porcelain") == ""
 
 
+def test_status_counts_what_is_in_force_apart_from_a_conflict_in_the_index(cli: Cli, knowledge: Path) -> None:
+    """A rebase stops at a patch that was taken back: what HEAD holds is in force all the same."""
+    name = next(name for name in slugs(knowledge) if name.startswith("microsoft"))
+    git(knowledge, "switch", "-q", "-c", "side")
+    cli.ok("commit", "--replace", facts_file(knowledge.parent, MICROSOFT), "--set", "steps=2", "-q")
+    git(knowledge, "switch", "-q", "main")
+    cli.ok("revert", "microsoft", "-q")
+    git(knowledge, "rebase", "main", "side", ok=False)
+    done = cli("status")
+    assert done.code == 65
+    assert "in force: 1 patch, 1 fact\n" in done.out
+    assert "a rebase is in progress" in done.out
+    assert f"patches/{name}: is in conflict: HEAD took it back" in done.err
+    assert "--ours" not in done.err
+    found = cli("status", "--json").json
+    assert (found["patches"], found["facts"], len(found["problems"])) == (1, 1, 1)
+    quiet = cli("status", "-q")
+    assert (quiet.code, quiet.out, quiet.err) == (65, "", done.err)
+
+
 def test_status_of_a_tree_that_cannot_be_believed(cli: Cli, knowledge: Path) -> None:
     names = slugs(knowledge)
     folder = knowledge / "patches" / names[0]
@@ -96,8 +116,10 @@ def test_status_of_a_tree_that_cannot_be_believed(cli: Cli, knowledge: Path) -> 
     assert done.code == 65
     assert all(line.startswith("patchkit: ") for line in done.err.splitlines())
     assert f"patches/{names[0]}" in done.err
+    assert "in force: not known" in done.out
     found = cli("status", "--json")
     assert found.code == 65
+    assert (found.json["patches"], found.json["facts"]) == (None, None)
     assert found.json["problems"][0]["path"].startswith(f"patches/{names[0]}")
     for command in (("stack",), ("show",), ("build",), ("diff",), ("revert",), ("facts", "search", "x")):
         assert cli(*command).code == 65

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ from patchkit.facts import Fact, dump_facts
 from patchkit.gitstore import ATTRIBUTES, Changes, GitStore
 from patchkit.problem import Problem
 from patchkit.settings import Settings
-from patchkit.stack import TreeProblems, find_patch, problems, read_patch, read_stack
+from patchkit.stack import TreeProblems, conflicts, find_patch, problems, read_patch, read_stack
 
 pytestmark = pytest.mark.usefixtures("git_environment")
 
@@ -326,6 +327,30 @@ def test_a_conflict_in_the_index(store: GitStore) -> None:
     (problem,) = problems(store)
     assert (problem.path, "in conflict" in problem.message) == (f"patches/{name}", True)
     assert problems(store, str(store.head())) == []
+
+
+@pytest.mark.parametrize("gone", ["HEAD", "the other side"])
+def test_a_conflict_with_a_side_that_took_the_patch_back(store: GitStore, gone: str) -> None:
+    """Only what there is can be chosen, and each command of the line does what it says."""
+    one = numbers(1, 2)
+    (name,) = add(store, one)
+    changes = [Changes(removed=[name]), Changes(patches={name: one.without([0]).files()})]
+    git(store.root, "switch", "-q", "-c", "side")
+    store.record(changes[gone == "HEAD"], "One way")
+    git(store.root, "switch", "-q", "main")
+    store.record(changes[gone != "HEAD"], "The other way")
+    git(store.root, "merge", "side", ok=False)
+    (problem,) = problems(store)
+    assert f"{gone} took it back" in problem.message
+    absent = "--ours" if gone == "HEAD" else "--theirs"
+    assert absent not in problem.remedy
+    for command in re.findall(r"git (?:rm|checkout|add) [^,;]*?'[^']*'", problem.remedy):
+        subprocess.run(command, shell=True, check=True, cwd=store.root, capture_output=True)
+        if not command.startswith("git checkout"):
+            assert conflicts(store) == []
+            assert (store.folder / "patches" / name).exists() == command.startswith("git add")
+            git(store.root, "reset", "-q", "--hard")
+            git(store.root, "merge", "side", ok=False)
 
 
 def test_settings_that_are_missing_or_wrong(store: GitStore) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from patchkit.errors import PatchkitError
 from patchkit.problem import Problem
 from patchkit.settings import BASE_KEY
-from patchkit.stack import Stack, TreeProblems
+from patchkit.stack import Stack, TreeProblems, conflicts
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository
@@ -38,7 +38,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Build:
-    """A build written from here. ``state``: "up to date", "behind", "unfinished", "gone" or "damaged"."""
+    """A build written from here. ``state``: "up to date", "behind", "unfinished", "gone", "damaged" or
+    "not known", where the tree cannot be believed."""
 
     folder: str
     state: str
@@ -52,8 +53,9 @@ class Status:
     commit: str | None
     base: str
     place: str | None
-    patches: int
-    facts: int
+    patches: int | None
+    """In force at HEAD; None where its tree cannot be believed."""
+    facts: int | None
     builds: tuple[Build, ...]
     leftovers: tuple[Problem, ...]
     problems: tuple[Problem, ...]
@@ -71,19 +73,19 @@ def status(repository: Repository) -> Status:
     """Say where the repository stands; a tree that cannot be believed is told, not raised."""
     store = repository.store
     stack: Stack | None = None
-    found = tuple(repository.problems())
-    if not found:
-        try:
-            stack = repository.stack()
-        except TreeProblems as error:
-            found = error.problems
+    found: tuple[Problem, ...] = ()
+    try:
+        stack = repository.stack()
+    except TreeProblems as error:
+        found = error.problems
+    found = (*found, *conflicts(store))  # the index's own; HEAD's stack is in force all the same
     return Status(
         branch=_branch(repository),
         commit=store.head(),
         base=_base(repository),
         place=store.config_get(BASE_KEY),
-        patches=len(stack.patches) if stack else 0,
-        facts=sum(len(patch.facts) for patch in stack.patches) if stack else 0,
+        patches=None if stack is None else len(stack.patches),
+        facts=None if stack is None else sum(len(patch.facts) for patch in stack.patches),
         builds=tuple(_builds(repository, stack)),
         leftovers=tuple(store.leftovers()),
         problems=found,
@@ -138,6 +140,8 @@ def _builds(repository: Repository, stack: Stack | None) -> list[Build]:
             state = "gone"
         elif not record.finished:
             state = "unfinished"
+        elif wanted is None:
+            state = "not known"
         else:
             state = "up to date" if list(record.patches) == wanted else "behind"
         found.append(Build(str(folder), state))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from patchkit.commands.common import directory_option, json_option, open_repository, print_json
+from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
 from patchkit.commands.display import console, counted, text
 from patchkit.errors import BadInput
 from patchkit.settings import FOLDER
@@ -14,8 +14,9 @@ __all__ = ["command"]
 
 @click.command("status", short_help="Say what is in force, and what is half done.")
 @directory_option
+@quiet_option
 @json_option
-def command(directory: str, as_json: bool) -> None:
+def command(directory: str, quiet: bool, as_json: bool) -> None:
     """Say where the repository stands: branch, base, patches in force, whether the tree can be
     believed, what is uncommitted or was left half done (with the command that clears it), and
     whether the build is up to date. Exit code 65 if the tree cannot be believed.
@@ -27,13 +28,16 @@ def command(directory: str, as_json: bool) -> None:
     status = open_repository(directory).status()
     if as_json:
         print_json(status.to_dict())
-    else:
+    elif not quiet:
         out = console()
         out.print(text(f"on {status.branch}" + (f" at {status.commit[:10]}" if status.commit else "")))
         unplaced = status.place is None and status.base.startswith(FOLDER)  # others are found by their name
         hint = " (say where it lies on this machine: patchkit base PATH)" if unplaced else ""
         out.print(text(f"base {status.base}{hint}"))
-        out.print(text(f"in force: {counted(status.patches, 'patch')}, {counted(status.facts, 'fact')}"))
+        if status.patches is None or status.facts is None:
+            out.print(text("in force: not known, since the tree cannot be believed", "yellow"))
+        else:
+            out.print(text(f"in force: {counted(status.patches, 'patch')}, {counted(status.facts, 'fact')}"))
         for build in status.builds:
             out.print(
                 text(f"build {build.folder}: {build.state}", "" if build.state == "up to date" else "yellow")
