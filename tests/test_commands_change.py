@@ -334,13 +334,26 @@ def test_a_gate_refuses_and_the_line_says_how_to_commit_all_the_same(
     assert done.code == 3
     assert len(lines(done)) == 1
     assert "efficacy 0 < 0.9; argmax 0 < 1" in done.err
+    assert re.search(r"^✗  Ann → football +\d\.\d{3} ", done.out, re.MULTILINE), "which facts failed"
+    assert "efficacy 0 %" in done.out
+    assert "committed" not in done.out
+    assert "dry run" not in done.out
     assert snapshot(knowledge) == before
     command = shlex.split(done.err.partition("with: ")[2])
     assert command[:2] == ["patchkit", "apply"]
     cli.ok(*command[1:])
     assert names(knowledge) == ["ann", "lebron-james", "microsoft"]
-    measured = cli.ok("show", "ann", "--json").json["facts"][0]
-    assert measured["target"] == "football"
+    fact = cli.ok("show", "ann", "--json").json["facts"][0]
+    assert fact["target"] == "football"
+    assert fact["measured"]["before"]["rewrite"]["text"] == " basketball."
+    assert cli.ok("show", "ann", "--json").json["weights"][0]["share"] is not None
+    cli.ok("revert", "ann", "-q")
+    said = cli("commit", facts_file(home, ANN), "--gate", "efficacy=0.9, argmax=1", *weak, "--json")
+    assert said.code == 3
+    assert said.json["summary"]["efficacy"] == 0
+    assert said.json["commit"] is None
+    assert f"patchkit: {said.json['refused']}" == said.err.strip()
+    assert cli("commit", facts_file(home, ANN), "--gate", "efficacy=0.9", *weak, "-q").out == ""
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -369,6 +382,18 @@ def test_a_refused_replacement_is_committed_by_the_command_that_its_line_gives(
     targets = sorted(pair[1].target for pair in Repository.open(knowledge).stack().facts_in_force().values())
     assert targets == (["Rome", "dancers"] if whole else ["Rome", "dancers", "football", "football"])
     assert cli.ok("status", "--json").json["problems"] == []
+
+
+def test_a_command_to_copy_holds_paths_with_spaces(
+    cli: Cli, knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = knowledge.rename(home / "it's my kb")
+    monkeypatch.chdir(place)
+    done = cli("commit", facts_file(home, ANN), "--gate", "argmax=1", "--set", "learning_rate=1e-4", *QUICK)
+    command = shlex.split(done.err.partition("with: ")[2])
+    assert len(command) == 3
+    cli.ok(*command[1:])
+    assert "ann" in names(place)
 
 
 def test_apply_replace_of_a_patch_solved_anew_keeps_its_folder(cli: Cli, knowledge: Path, home: Path) -> None:
@@ -654,7 +679,12 @@ def test_apply_takes_the_very_bytes(cli: Cli, knowledge: Path, foreign: Path) ->
         assert (knowledge / "patches" / foreign.name / path.name).read_bytes() == path.read_bytes()
     again = cli("apply", foreign)
     assert again.code == 65
-    assert "already in force" in again.err
+    assert "is in force already" in again.err
+    assert "--replace" in again.err
+    way_out = re.search(r"patchkit (revert \S+ --fact 1),", again.err)
+    assert way_out
+    cli.ok(*way_out[1].split())
+    cli.ok("apply", foreign)
 
 
 def test_apply_names_a_folder_of_any_name_by_its_facts(cli: Cli, knowledge: Path, foreign: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.changes import Taken, record, refuse_clashes, superseded
+from patchkit.actions.changes import Taken, record, superseded
 from patchkit.canonical import hash_bytes
 from patchkit.errors import BadInput, Busy
 from patchkit.factors import Patch
-from patchkit.facts import Batch
+from patchkit.facts import Fact, FactsError, Fault, normal
 from patchkit.gitstore import Changes
 from patchkit.patch import DELTA, FACTS, valid_patch_name
 from patchkit.stack import Stack
@@ -70,7 +71,6 @@ def apply(
         )
     stack = repository.stack()
     name = folder.resolve().name if valid_patch_name(folder.resolve().name) else patch.name
-    batch = Batch(str(folder / FACTS), patch.facts, tuple(range(1, len(patch.facts) + 1)))
 
     replaced = tuple(superseded(stack, patch.facts, repository.patch)) if replace else ()
     gone = {taken.patch for taken in replaced if taken.remaining is None}
@@ -79,7 +79,8 @@ def apply(
         for taken in replaced:
             if stack.get(taken.patch) != now.get(taken.patch):
                 raise Busy(f"{taken.patch}: was changed by another commit while its fact was being replaced")
-        refuse_clashes(batch, now, {taken.patch for taken in replaced})
+        if faults := list(_clashes(folder, patch.facts, now, {taken.patch for taken in replaced})):
+            raise FactsError(faults)
         if now.get(name) is not None and name not in gone:
             raise BadInput(f"{name}: a patch of that name is in force already; revert it first")
 
@@ -92,3 +93,24 @@ def apply(
     changes = Changes(patches={**solved, name: files}, removed=gone - {name})
     commit = record(repository, stack, changes, text, trailers, still_right)
     return Applied(name, patch, text, replaced, commit)
+
+
+def _clashes(folder: Path, facts: Sequence[Fact], stack: Stack, leaving: Collection[str]) -> Iterator[Fault]:
+    """Facts of the patch whose key is in force, in patches that stay; each with both ways out."""
+    places = {
+        fact.key: (stored.name, number, fact)
+        for stored in stack.patches
+        if stored.name not in leaving
+        for number, fact in enumerate(stored.facts, 1)
+    }
+    for line, fact in enumerate(facts, 1):
+        if fact.key in places:
+            name, number, older = places[fact.key]
+            same = normal(older.target) == normal(fact.target)
+            what = f"is in force already in {name}" if same else f"contradicts {older.target!r} of {name}"
+            yield Fault(
+                str(folder / FACTS),
+                line,
+                f"{fact.target!r} {what}; take the older fact out, patchkit revert {name} --fact {number}, "
+                "or with this patch, --replace",
+            )

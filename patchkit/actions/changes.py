@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchkit.canonical import hash_bytes
-from patchkit.errors import Busy, PatchkitError
+from patchkit.errors import Busy, PatchkitError, Refused
 from patchkit.facts import Batch, Fact, FactsError, Key, clashes
 from patchkit.gitstore import Changes
 from patchkit.stack import Stack, StoredPatch
 
 if TYPE_CHECKING:
+    from patchkit.actions.commit import Committed
     from patchkit.factors import Patch
     from patchkit.repository import Repository
 
 __all__ = [
+    "GateRefused",
     "Taken",
     "apply_command",
     "keep_aside",
@@ -35,6 +37,14 @@ __all__ = [
 ATTEMPTS = 5  # another writer may move HEAD between our look and our commit
 
 Trailers = Sequence[tuple[str, str]]
+
+
+class GateRefused(Refused):
+    """An edit below its gate; ``done`` is what was measured (a `commit.Committed` without a commit)."""
+
+    def __init__(self, message: str, done: Committed) -> None:
+        super().__init__(message)
+        self.done = done
 
 
 @dataclass(frozen=True)

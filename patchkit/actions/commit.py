@@ -10,12 +10,14 @@ from dataclasses import replace as replace_fields
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.changes import (
+    GateRefused,
     Taken,
     apply_command,
     keep_aside,
     kept_line,
     record,
     refuse_clashes,
+    remembered,
     superseded,
 )
 from patchkit.actions.edit import as_patch
@@ -26,7 +28,7 @@ from patchkit.editing.editor import find_editor
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.templates import write_templates
-from patchkit.errors import BadInput, Busy, PatchkitError, Refused
+from patchkit.errors import BadInput, Busy, PatchkitError
 from patchkit.evaluation.measure import FactChange, FactState, Summary, compare, observe, summarise
 from patchkit.factors import Patch
 from patchkit.facts import Batch, Fact
@@ -109,7 +111,7 @@ def commit(
     """Edit ``batch`` into the model at HEAD and record it as one patch, in one commit.
 
     Raises FactsError (nothing loaded) on facts that clash with the stack unless ``replace``,
-    and Refused when ``gate`` is not met: the patch is then kept aside and the line says where.
+    and GateRefused when ``gate`` is not met: the patch is then kept aside and the line says where.
     """
     if not dry_run:
         repository.store.ensure_ready()
@@ -170,7 +172,7 @@ def commit(
         size=sum(len(data) for data in patch.files().values()),
         notes=_notes(bench, changes),
     )
-    _check_gate(None if dry_run else repository, done, gate or {})
+    _check_gate(None if dry_run else repository, done, gate or {}, bench)
     return done if dry_run else _record(repository, stack, done, bench)
 
 
@@ -287,9 +289,11 @@ def _notes(bench: Workbench, changes: Sequence[FactChange]) -> tuple[str, ...]:
     )
 
 
-def _check_gate(repository: Repository | None, done: Committed, gate: Mapping[str, float]) -> None:
-    """Refused where a share is below its gate, or was not measured; the patch is kept aside in the
-    repository, if one is given."""
+def _check_gate(
+    repository: Repository | None, done: Committed, gate: Mapping[str, float], bench: Workbench
+) -> None:
+    """GateRefused where a share is below its gate, or was not measured; patch and results are kept
+    aside in the repository, if one is given."""
     measured = done.summary.to_dict()
     low = [
         f"{name} {measured[name]:.3g} < {share:g}"
@@ -302,10 +306,12 @@ def _check_gate(repository: Repository | None, done: Committed, gate: Mapping[st
         return
     refused = f"the gate refused the edit ({'; '.join(low)})"
     if repository is None:
-        raise Refused(refused)
+        raise GateRefused(refused, done)
     kept = keep_aside(repository, done.patch)
     command = apply_command(kept, bool(done.replaced))
-    raise Refused(f"{refused}; it is kept in {kept}, commit it all the same with: {command}")
+    with remembered("the patch is kept"):
+        _catalogue(repository, done, environment(str(bench.model.device)))
+    raise GateRefused(f"{refused}; it is kept in {kept}, commit it all the same with: {command}", done)
 
 
 def _message(facts: Sequence[Fact], taken: Sequence[Taken]) -> str:

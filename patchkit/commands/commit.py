@@ -61,7 +61,8 @@ def command(
 
     FACTS is a file of one JSON fact a line, CounterFact, zsRE or EasyEdit records, or - for
     standard input. Every fault in it is listed and nothing is written (exit code 65). The table
-    shows what the edited model says, measured on the weights that a build of it holds.
+    shows what the edited model says, measured on the weights that a build of it holds. An edit
+    below its --gate is shown too, kept aside and refused (exit code 3).
 
     \b
     Examples:
@@ -69,6 +70,7 @@ def command(
       patchkit commit --fact "LeBron James | {} plays the sport of | basketball"
       patchkit commit facts.jsonl --gate efficacy=0.9,neighbors=0.95
     """
+    from patchkit.actions.changes import GateRefused
     from patchkit.actions.given import checked, parse_gate
 
     if (facts is None) == (not inline):
@@ -80,10 +82,17 @@ def command(
         dict if options["replace"] else lambda: open_repository(directory).stack().facts_in_force(),
     )
     repository = open_repository(directory)
-    with progress_bars(quiet or as_json) as progress:
-        done = repository.commit(
-            batch, message=message, gate=gates, overrides=overrides, progress=progress, **options
-        )
+    try:
+        with progress_bars(quiet or as_json) as progress:
+            done = repository.commit(
+                batch, message=message, gate=gates, overrides=overrides, progress=progress, **options
+            )
+    except GateRefused as refused:
+        if as_json:
+            print_json({**refused.done.to_dict(), "refused": refused.message})
+        elif not quiet:
+            show(refused.done, refused=True)
+        raise
     if as_json:
         print_json(done.to_dict())
     elif not quiet:
@@ -97,8 +106,8 @@ def _inline(texts: tuple[str, ...]) -> Batch:
     return parse_facts(dump_facts(facts), "--fact")  # finds duplicates as in a file
 
 
-def show(done: Any) -> None:
-    """The table, the sums, and what was recorded."""
+def show(done: Any, *, refused: bool = False) -> None:
+    """The table, the sums, and what was recorded (nothing, where a gate refused it)."""
     from patchkit.commands.results import results_table, summary_line
 
     out = console()
@@ -117,7 +126,9 @@ def show(done: Any) -> None:
     out.print(text(f"{sum(done.timings.values()):.1f} s: {phases}", "dim"))
     out.print(text(f"patch {done.patch.name} · id {done.patch.id[:12]} · {human_size(done.size)}"))
     out.print(text(f"‖ΔW‖ {delta:.3g}, {100 * share:.2g} % of the edited weights'"))
-    if done.commit is None:
+    if refused:
+        pass  # the line on standard error says it
+    elif done.commit is None:
         out.print(text("dry run: nothing was written", "yellow"))
     else:
         out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))
