@@ -5,6 +5,7 @@ Gives each patch folder's header and facts, or the one problem that keeps it fro
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
 from patchkit.canonical import hash_bytes
@@ -94,7 +95,7 @@ def _believe(store: GitStore, name: str, files: Mapping[str, Entry]) -> Believed
             return Problem(
                 f"{where}/{file}",
                 f"is not the one that {DELTA} was made with (a merge or an edit mixed two versions)",
-                f"put back the files of one version: git checkout COMMIT -- {store.prefix}{where}",
+                f"put back the files of one version: git checkout COMMIT -- {_quoted(store.prefix + where)}",
             )
     return header, load_canonical(data[FACTS], FACTS), hash_bytes(data[DELTA])
 
@@ -126,7 +127,11 @@ def _attributes(store: GitStore, entry: Entry) -> list[Problem]:
         message = str(error)
     lines = ATTRIBUTES.decode().replace("\n", "\\n")
     return [
-        Problem(entry.path, message, f"commit it again as: printf '{lines}' > {store.prefix}{entry.path}")
+        Problem(
+            entry.path,
+            message,
+            f"commit it again as: printf '{lines}' > {_quoted(store.prefix + entry.path)}",
+        )
     ]
 
 
@@ -136,9 +141,14 @@ def _without_attributes(store: GitStore) -> Problem:
     return Problem(
         path,
         "is missing: Git would merge patches line by line",
-        f"write and commit it: printf '{lines}' > {store.prefix}{path}",
+        f"write and commit it: printf '{lines}' > {_quoted(store.prefix + path)}",
     )
 
 
 def _problem(store: GitStore, path: str, message: str) -> Problem:
-    return Problem(one_line(path), one_line(message), _REMOVE.format(one_line(f"{store.prefix}{path}")))
+    return Problem(one_line(path), one_line(message), _REMOVE.format(_quoted(store.prefix + path)))
+
+
+def _quoted(path: str) -> str:
+    """A path in a command to copy; what would end a line or act on a terminal is escaped."""
+    return shlex.quote(one_line(path))

@@ -353,6 +353,29 @@ def test_a_conflict_with_a_side_that_took_the_patch_back(store: GitStore, gone: 
             git(store.root, "merge", "side", ok=False)
 
 
+def test_remedies_quote_a_path_with_spaces(tmp_path: Path) -> None:
+    """In a subfolder, each remedy is one command that a shell takes as it is."""
+    git(tmp_path, "init", "-q", "-b", "main")
+    store = GitStore.init(tmp_path / "my kb")
+    store.record(Changes(settings=SETTINGS), "Start")
+    store = GitStore.find(store.folder)
+    write(store, "a stray", {"notes.txt": b"mine\n"})
+    commit_all(store)
+    (problem,) = _found(store)
+    subprocess.run(
+        problem.remedy.partition(": ")[2], shell=True, check=True, cwd=tmp_path, capture_output=True
+    )
+    git(tmp_path, "commit", "-q", "-m", "As the line says")
+    assert problems(store) == []
+    (store.folder / "patches" / ".gitattributes").write_bytes(b"* merge=union\n")
+    add(store, numbers(1))
+    commit_all(store)
+    (problem,) = _found(store)
+    subprocess.run(problem.remedy.partition(": ")[2], shell=True, check=True, cwd=tmp_path)
+    commit_all(store)
+    assert problems(store) == []
+
+
 def test_settings_that_are_missing_or_wrong(store: GitStore) -> None:
     add(store, numbers(1))
     (store.folder / "patchkit.toml").write_text("[base]\nsource = 3\n")
