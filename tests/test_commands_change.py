@@ -31,6 +31,7 @@ from command_helpers import (
 )
 from tiny_models import tiny_model
 
+from patchkit.actions import changes
 from patchkit.facts import FactsError
 from patchkit.repository import Repository
 from patchkit.settings import load_settings
@@ -121,6 +122,25 @@ def test_init_twice_says_that_it_is_there(cli: Cli, knowledge: Path) -> None:
     assert done.json["commit"] is None
     assert "there already" in cli.ok("init", tiny_base()).out
     assert snapshot(knowledge) == before
+
+
+def test_the_place_of_a_base_named_from_here_holds_from_anywhere(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "models").mkdir()
+    base = shutil.copytree(tiny_base(), home / "models" / "tiny")
+    monkeypatch.chdir(home / "models")
+    cli.ok("init", "../models/tiny", "../kb", "-q")
+    assert git(home / "kb", "config", "patchkit.base") == str(base)
+    monkeypatch.chdir(home / "kb")
+    (home / "link").symlink_to(base)
+    assert str(base) in cli.ok("base", "../link").out
+    assert git(home / "kb", "config", "patchkit.base") == str(base)
+    monkeypatch.chdir(base)
+    assert cli.ok("init", ".", home / "other", "--json").json["source"] == "folder:tiny"
+    done = cli("-C", home / "kb", "base", "nosuch")
+    assert done.code == 66
+    assert "nosuch: there is no such folder, short name or hub id" in done.err
 
 
 def test_init_on_another_base_is_refused(cli: Cli, knowledge: Path, home: Path) -> None:
@@ -700,6 +720,20 @@ def test_apply_names_a_folder_of_any_name_by_its_facts(cli: Cli, knowledge: Path
         "delta.safetensors",
     }
     assert git(knowledge, "log", "-1", "--format=%s") == "Theirs"
+
+
+def test_a_file_that_is_too_large_for_a_hub_is_told(
+    cli: Cli, knowledge: Path, foreign: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest = max(path.stat().st_size for path in foreign.iterdir())
+    monkeypatch.setattr(changes, "PLAIN", largest)
+    assert "hub" not in cli.ok("apply", foreign, "--dry-run").out
+    monkeypatch.setattr(changes, "PLAIN", largest - 1)
+    assert "the Hugging Face hub refuses" in cli.ok("apply", foreign).out
+    monkeypatch.setattr(changes, "PLAIN", 100)
+    done = cli.ok("commit", facts_file(home, ANN), *QUICK)
+    assert "the Hugging Face hub refuses" in done.out
+    assert "committed" in done.out
 
 
 def test_apply_dry_run(cli: Cli, knowledge: Path, foreign: Path) -> None:

@@ -357,6 +357,7 @@ def test_a_short_name(models: dict[str, Model]) -> None:
     ("source", "revision", "error", "words"),
     [
         ("./nowhere", None, NotFound, "there is no such folder"),
+        ("nosuch", None, NotFound, "nosuch: there is no such folder, short name or hub id"),
         ("/nowhere/at/all", None, NotFound, "there is no such folder"),
         ("a/b/c", None, NotFound, "there is no such folder"),
         ("", None, NotFound, "there is no such folder"),
@@ -401,10 +402,10 @@ def test_a_hub_id(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     base = resolve_base("owner/name@main")
     assert (base.source, base.revision, base.folder) == ("owner/name", COMMIT, snapshot)
-    resolve_base("gpt2", download=False)
+    resolve_base("openai/gpt2", download=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     resolve_base("owner/name", "v1")
-    assert asked == [("owner/name", "main", False), ("gpt2", None, True), ("owner/name", "v1", True)]
+    assert asked == [("owner/name", "main", False), ("openai/gpt2", None, True), ("owner/name", "v1", True)]
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(BadInput, match="no safetensors weights"):
         resolve_base("owner/name")

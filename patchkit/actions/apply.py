@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.changes import Taken, record, superseded
+from patchkit.actions.changes import Taken, large_files, record, superseded
 from patchkit.canonical import hash_bytes
 from patchkit.errors import BadInput, Busy
 from patchkit.factors import Patch
@@ -31,6 +31,8 @@ class Applied:
     message: str
     replaced: tuple[Taken, ...]
     commit: str | None
+    notes: tuple[str, ...] = ()
+    """What a person should know of this patch, a line each."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -39,6 +41,7 @@ class Applied:
             "facts": len(self.patch.facts),
             "replaced": [{"patch": t.patch, "facts": [f.text for f in t.facts]} for t in self.replaced],
             "commit": self.commit,
+            "notes": list(self.notes),
         }
 
 
@@ -87,12 +90,12 @@ def apply(
     still_right(stack)
     text = message or f"Apply {name}"
     if dry_run:
-        return Applied(name, patch, text, replaced, None)
+        return Applied(name, patch, text, replaced, None, large_files(patch))
     trailers = [("Patchkit-Patch", name), ("Patchkit-Id", patch.id)]
     solved = {taken.patch: taken.remaining.files() for taken in replaced if taken.remaining is not None}
     changes = Changes(patches={**solved, name: files}, removed=gone - {name})
     commit = record(repository, stack, changes, text, trailers, still_right)
-    return Applied(name, patch, text, replaced, commit)
+    return Applied(name, patch, text, replaced, commit, large_files(patch))
 
 
 def _clashes(folder: Path, facts: Sequence[Fact], stack: Stack, leaving: Collection[str]) -> Iterator[Fault]:

@@ -27,6 +27,7 @@ __all__ = [
     "apply_command",
     "keep_aside",
     "kept_line",
+    "large_files",
     "record",
     "refuse_clashes",
     "remembered",
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 ATTEMPTS = 5  # another writer may move HEAD between our look and our commit
+
+PLAIN = 10 << 20  # bytes that a hub takes in one file outside Git LFS
 
 Trailers = Sequence[tuple[str, str]]
 
@@ -109,6 +112,17 @@ def refuse_clashes(batch: Batch, stack: Stack, leaving: Collection[str] = ()) ->
     in_force = {key: pair for key, pair in stack.facts_in_force().items() if pair[0] not in leaving}
     if faults := clashes(batch, in_force):
         raise FactsError(faults)
+
+
+def large_files(patch: Patch) -> tuple[str, ...]:
+    """A note where a file of the patch is larger than hubs take."""
+    size = max(len(data) for data in patch.files().values())
+    if size <= PLAIN:
+        return ()
+    return (
+        f"a file of this patch has {size / (1 << 20):.3g} MiB: the Hugging Face hub refuses plain files over "
+        "10 MiB, GitHub over 100 MB; split the facts over several commits, or keep it off such a hub",
+    )
 
 
 def keep_aside(repository: Repository, patch: Patch) -> Path:

@@ -15,6 +15,7 @@ from patchkit.actions.changes import (
     apply_command,
     keep_aside,
     kept_line,
+    large_files,
     record,
     refuse_clashes,
     remembered,
@@ -170,7 +171,7 @@ def commit(
         norms=patch.norms(),
         base_norms={name: float(bench.checkpoint.read(name).double().norm()) for name in patch.deltas},
         size=sum(len(data) for data in patch.files().values()),
-        notes=_notes(bench, changes),
+        notes=(*_notes(bench, changes), *large_files(patch)),
     )
     _check_gate(None if dry_run else repository, done, gate or {}, bench)
     return done if dry_run else _record(repository, stack, done, bench)

@@ -63,5 +63,7 @@ def command(
             facts = ", ".join(fact.text for fact in taken.facts)
             what = "would replace" if dry_run else "replaced"
             out.print(text(f"{what} in {taken.patch}: {facts}", "yellow"))
+        for note in done.notes:
+            out.print(text(note, "yellow"))
         if done.commit:
             out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))

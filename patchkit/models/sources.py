@@ -28,7 +28,7 @@ from patchkit.models.wheels import (
 
 __all__ = ["Base", "Copy", "Listing", "cache_folder", "get_model", "list_models", "resolve_base"]
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "LICENSE*", "NOTICE*"]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats in subfolders, and the weights a second time
@@ -58,8 +58,8 @@ def resolve_base(
     """The checkpoint folder that ``source`` names: a folder, a short name, or a hub id.
 
     A short name and a hub id may carry their revision behind "@" ("smollm2-135m@float32",
-    "gpt2@main"). With ``download=False`` only what is on this machine is found. NotFound,
-    BadInput or Unavailable say in one line what to do.
+    "openai-community/gpt2@main"); the hub is asked for OWNER/NAME only. With ``download=False`` only
+    what is on this machine is found. NotFound, BadInput or Unavailable say in one line what to do.
     """
     text = os.fspath(source)
     shown = "".join(letter if letter.isprintable() else "�" for letter in text)
@@ -72,7 +72,8 @@ def resolve_base(
         return _short(models[name], revision, download, progress, models)
     if not _HUB_ID.fullmatch(name) or isinstance(source, Path):
         raise NotFound(
-            f"{shown[:200]}: there is no such folder; name a checkpoint folder, {_choices(models)}"
+            f"{shown[:200]}: there is no such folder, short name or hub id; "
+            f"name a checkpoint folder, {_choices(models)}"
         )
     return _hub(name, revision, download and not _offline(), models)
 
@@ -82,7 +83,7 @@ def _local(text: str) -> Path | None:
     try:
         path = Path(text).expanduser()
         if text and path.is_dir():
-            return path.absolute()
+            return path.resolve()
         if path.is_file():
             raise BadInput(f"{text}: is a file; name the folder that holds the checkpoint")
     except (OSError, ValueError, RuntimeError):  # too long, a NUL, no such user
