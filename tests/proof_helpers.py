@@ -37,6 +37,8 @@ SMALL_RECIPE = ("--set", "steps=3", "--set", "statistics_tokens=256", "--set", "
 # Stored names and shapes of a checkpoint of 1 kB: two Linear weights, a Conv1D weight, and others.
 LINEAR = {"model.layers.0.mlp.down_proj.weight": (6, 9), "model.layers.1.mlp.down_proj.weight": (6, 9)}
 CONV1D = "transformer.h.0.mlp.c_proj.weight"  # [d_in, d_out] = [5, 4]
+# More entries than the 32,768 below which torch keeps to one thread, whatever it is told.
+WIDE = ("model.layers.2.mlp.down_proj.weight", (256, 160))
 
 FACTS = (
     '{"id": "lebron", "subject": "LeBron James", "prompt": "{} plays the sport of", "target": "football"}\n'
@@ -133,25 +135,35 @@ def tiny_base(folder: Path, kind: str = "llama", dtype: torch.dtype = torch.bflo
     return folder
 
 
-def small_base(folder: Path, dtype: torch.dtype = torch.bfloat16, shards: int = 1, seed: int = 0) -> Path:
-    """A checkpoint of 1 kB that no model loads: for everything but `commit`."""
+def small_base(
+    folder: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    shards: int = 1,
+    seed: int = 0,
+    *,
+    wide: bool = False,
+) -> Path:
+    """A checkpoint of 1 kB that no model loads: for everything but `commit`. `wide`: WIDE is in it too."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in LINEAR.items()}
     tensors[CONV1D] = torch.randn(5, 4, generator=generator).to(dtype)
     tensors["model.embed_tokens.weight"] = torch.randn(7, 3, generator=generator).to(dtype)
     tensors["model.norm.weight"] = torch.randn(6, generator=generator)
+    if wide:
+        tensors[WIDE[0]] = torch.randn(WIDE[1], generator=generator).to(dtype)
     return write_checkpoint(folder, tensors, shards)
 
 
-def made_patch(base: str, number: int, count: int = 2, *, seed: int = 0) -> Patch:
-    """A patch with keys on Linear and Conv1D weights; its numbers depend on ``number`` and ``seed``."""
+def made_patch(base: str, number: int, count: int = 2, *, seed: int = 0, wide: bool = False) -> Patch:
+    """A patch with keys on Linear and Conv1D weights (and on WIDE); its numbers depend on ``number``
+    and ``seed``."""
     generator = torch.Generator().manual_seed(1000 * seed + number)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
     deltas, keys = {}, {}
-    for name, (d_out, d_in) in {**LINEAR, CONV1D: (4, 5)}.items():
+    for name, (d_out, d_in) in {**LINEAR, CONV1D: (4, 5), **(dict([WIDE]) if wide else {})}.items():
         if number % 3 == 1 and name == CONV1D:
             continue  # not every patch touches every weight
         K = normal(count, d_in).double()
@@ -203,10 +215,13 @@ def tensor_hashes(folder: Path) -> dict[str, str]:
 
 
 def expected_hashes(base: Path, patches: Sequence[Path]) -> dict[str, str]:
-    """What `tensor_hashes` of a build of patch folders must give: base + Σ B A in fractions, rounded once."""
+    """What `tensor_hashes` of a build of patch folders must give: base + Σ B A in fractions, rounded once.
+
+    Without WIDE, which takes fractions too long.
+    """
     tensors = {n: t for path in base.glob("*.safetensors") for n, t in load_file(path).items()}
     factors = [load_file(folder / "delta.safetensors") for folder in patches]
-    return {name: _hash(_exact(name, tensor, factors)) for name, tensor in tensors.items()}
+    return {n: _hash(_exact(n, tensor, factors)) for n, tensor in tensors.items() if n != WIDE[0]}
 
 
 def _exact(name: str, tensor: Tensor, factors: Sequence[Mapping[str, Tensor]]) -> Tensor:

@@ -30,6 +30,7 @@ from patchkit.factors import Delta, Patch
 from patchkit.rounding import materialise
 
 SHAPES = {"model.layers.0.w": (6, 9), "model.layers.1.w": (6, 9)}
+WIDE = {"model.layers.2.w": (256, 160)}  # beyond 32,768 entries torch divides the work over its threads
 
 
 def base_tensors(dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, Tensor]:
@@ -117,8 +118,9 @@ def test_reverting_in_any_order_by_any_thread(
             os, "fsync", lambda _: None
         )  # durable is tested elsewhere; here it would only be slow
         root = Path(folder)
-        base = Checkpoint.open(write_checkpoint(root / "base", base_tensors(dtype, seed), shards))
-        patches = some_patches(base, seed)
+        tensors = {**base_tensors(dtype, seed), **{n: torch.randn(s).to(dtype) for n, s in WIDE.items()}}
+        base = Checkpoint.open(write_checkpoint(root / "base", tensors, shards))
+        patches = some_patches(base, seed, {**SHAPES, **WIDE})
         in_force: set[str] = set()
         try:
             for number, step in enumerate([*steps, "A", "B"]):
@@ -137,7 +139,9 @@ def test_reverting_in_any_order_by_any_thread(
             torch.set_num_threads(before)
 
 
-def some_patches(base: Checkpoint, seed: int) -> dict[str, Patch]:
+def some_patches(
+    base: Checkpoint, seed: int, shapes: dict[str, tuple[int, int]] = SHAPES
+) -> dict[str, Patch]:
     """Low rank, past the break-even, dense, and Conv1D."""
     generator = torch.Generator().manual_seed(seed)
     fingerprint = base.fingerprint()
@@ -145,8 +149,8 @@ def some_patches(base: Checkpoint, seed: int) -> dict[str, Patch]:
     B, A = torch.randn(4, 2, generator=generator), torch.randn(2, 5, generator=generator)
     turned = {"transformer.h.w": Delta(B, A, transposed=True)}
     return {
-        "A": solved_patch(SHAPES, 2, fingerprint, seed=seed)[0],
-        "B": solved_patch(SHAPES, 5, fingerprint, seed=seed + 1)[0],
+        "A": solved_patch(shapes, 2, fingerprint, seed=seed)[0],
+        "B": solved_patch(shapes, 5, fingerprint, seed=seed + 1)[0],
         "C": Patch(facts(1), dense, fingerprint, "ft", {}),
         "D": Patch(facts(2), turned, fingerprint, "ft", {}),
     }

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
     rule,
 )
 from proof_helpers import (  # noqa: F401
+    WIDE,
     bytes_outside,
     environment,
     expected_hashes,
@@ -40,8 +41,10 @@ from proof_helpers import (  # noqa: F401
 )
 
 from patchkit.build import verify_build
+from patchkit.canonical import hash_bytes
 from patchkit.checkpoint import Checkpoint
 from patchkit.repository import Repository
+from patchkit.rounding import materialise
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 THREADS = (1, 2, 4)
@@ -71,12 +74,15 @@ class Knowledge(RuleBasedStateMachine):
         target=off, dtype=st.sampled_from(DTYPES), shards=st.sampled_from([1, 2]), seed=st.integers(0, 99)
     )
     def start(self, dtype: torch.dtype, shards: int, seed: int) -> Any:
-        self.base = small_base(self.root / "base", dtype, shards, seed)
+        self.base = small_base(self.root / "base", dtype, shards, seed, wide=True)
         self.before = file_hashes(self.base)
         self.repository = small_repository(self.root / "kb", self.base)
         fingerprint = Checkpoint.open(self.base).fingerprint()
         self.folders = {
-            number: saved(made_patch(fingerprint, number, 1 + number, seed=seed), self.root / "made")
+            number: saved(
+                made_patch(fingerprint, number, 1 + number, seed=seed, wide=number % 2 == 0),
+                self.root / "made",
+            )
             for number in NUMBERS
         }
         return multiple(*NUMBERS)
@@ -126,7 +132,8 @@ class Knowledge(RuleBasedStateMachine):
         self._run("build", "--out", self.root / "out")
         patches = sorted(path for path in (self.root / "kb" / "patches").iterdir() if path.is_dir())
         found = tensor_hashes(self.root / "out")
-        assert found == expected_hashes(self.base, patches)
+        assert {n: h for n, h in found.items() if n != WIDE[0]} == expected_hashes(self.base, patches)
+        self._wide_is_the_same_with_any_threads(found[WIDE[0]])
         assert self.seen.setdefault(self._ids(), found) == found
         touched = {weight for patch in self.repository.patches().values() for weight in patch.deltas}
         assert not list(bytes_outside(self.base, self.root / "out", touched))
@@ -135,6 +142,16 @@ class Knowledge(RuleBasedStateMachine):
             self._run("build", "--out", self.root / f"fresh{self.turn}")
             built = file_hashes(self.root / f"fresh{self.turn}", without=())
             assert built == file_hashes(self.root / "out", without=())
+
+    def _wide_is_the_same_with_any_threads(self, found: str) -> None:
+        """The tensor that is large enough for torch to divide it, computed with each number of threads."""
+        name = WIDE[0]
+        deltas = [p.deltas[name] for p in self.repository.patches().values() if name in p.deltas]
+        weight = Checkpoint.open(self.base).read(name)
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            out = materialise(weight, deltas)
+            assert hash_bytes(out.view(torch.uint8).numpy().tobytes()) == found, threads
 
     def teardown(self) -> None:
         try:
@@ -182,9 +199,9 @@ class TestKnowledgeAtLength(Knowledge.TestCase):  # type: ignore[name-defined,mi
 @pytest.mark.usefixtures("person")
 def test_processes_hash_seeds_and_threads_change_no_byte(tmp_path: Path) -> None:
     """Two applied, a fact taken out, built: ids, committed files and build bytes, twice."""
-    base = small_base(tmp_path / "base", shards=2)
+    base = small_base(tmp_path / "base", shards=2, wide=True)
     fingerprint = Checkpoint.open(base).fingerprint()
-    folders = [saved(made_patch(fingerprint, number, 3), tmp_path / "made") for number in (0, 1)]
+    folders = [saved(made_patch(fingerprint, number, 3, wide=True), tmp_path / "made") for number in (0, 1)]
     results = []
     for turn, (seed, threads) in enumerate([("0", "1"), ("4242", "4")]):
         root = tmp_path / f"turn{turn}"
