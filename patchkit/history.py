@@ -26,11 +26,13 @@ _TELLING = ("facts.jsonl", "delta.safetensors")  # their coming and going is the
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """One file of a commit's change; `status` as Git has it (A, M, D, T), `oid` of the new blob."""
+    """One file of a commit's change; `status` as Git has it (A, M, D, T), `oid` of the new blob and
+    `old` of the one before (zeros where there is none)."""
 
     status: str
     path: str
     oid: str
+    old: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,7 @@ def _parse(out: bytes, prefix: str) -> Iterator[Commit]:
         while at < len(tokens) and (tokens[at] == "" or tokens[at].lstrip("\n").startswith(":")):
             if tokens[at]:
                 words = tokens[at].split(" ")
-                changes.append(FileChange(words[4], tokens[at + 1].removeprefix(prefix), words[3]))
+                changes.append(FileChange(words[4], tokens[at + 1].removeprefix(prefix), words[3], words[2]))
                 at += 1
             at += 1
         yield _commit(fields, changes)

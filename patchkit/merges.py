@@ -1,9 +1,11 @@
-"""Merges that Git made without a conflict, and that are wrong all the same.
+"""Merges, and what does a merge's work, that Git made without a conflict and that are wrong all the same.
 
 Git merges files; what has to be merged is facts. A merge is believed if, for each fact key, what is
 in force after it is the three-way merge of what was in force in its parents and their merge base,
-and if it brings back no patch that its first parent had taken back since. Wrong ones are named while
-the wrong state lasts, or until a later commit accepts it with the trailer `Patchkit-Accept: MERGE`.
+and if it brings back no patch that its first parent had taken back since. A rebase, a squash or a
+cherry-pick has one parent: it is believed if it brings back no fact that was taken out (see `returns`).
+Wrong ones are named while the wrong state lasts, or until a later commit accepts it with the trailer
+`Patchkit-Accept: COMMIT`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from patchkit.facts import Fact, Key, load_canonical
 from patchkit.history import PATCHES
 from patchkit.patch import FACTS
 from patchkit.problem import Problem, one_line
+from patchkit.returns import returned_facts
 
 if TYPE_CHECKING:
     from patchkit.gitstore import GitStore
@@ -34,7 +37,8 @@ Holdings = dict[Key, Said]
 @dataclass(frozen=True, slots=True)
 class Violation:
     """One way in which a merge is wrong: a key's lines that are not the three-way merge, or a patch
-    (`patch` set, `key` None) that came back; `removal` is the commit that had taken it back."""
+    (`patch` set, `key` None) that came back; `removal` is the commit that had taken it back. With
+    `key` and `removal`, `merge` is a commit with one parent that brought back a fact."""
 
     merge: str
     key: Key | None
@@ -69,10 +73,14 @@ def merge_problems(
             found += judge.violations(merge)
         if judge.unknown:
             return [_shallow(judge.unknown[0])]
-        if memory and (merges or not tips):
+        found += [
+            Violation(back.commit, back.fact.key, (back.fact.to_line(),), removal=back.removal)
+            for back in returned_facts(store, commit, judge.holds, lambda *pair: _is_ancestor(store, *pair))
+        ]
+        if memory and (found or merges or not tips):
             memory.remember_merges(commit, found)
     earlier = [violation for violation in known if _is_ancestor(store, violation.merge, commit)]
-    lasting = [violation for violation in (*earlier, *found) if _lasts(violation, held)]
+    lasting = [violation for violation in dict.fromkeys((*earlier, *found)) if _lasts(violation, held)]
     accepted = _accepted(store, commit, {violation.merge for violation in lasting})
     return [_problem(violation, held) for violation in lasting if violation.merge not in accepted]
 
@@ -122,6 +130,11 @@ class _Judge:
                 wanted = min(allowed, key=sorted)
                 yield Violation(merge, key, tuple(sorted(got)), tuple(sorted(wanted)))
         yield from self._returned(merge, parents[0], bases, set(after) - set(before[0]))
+
+    def holds(self, commit: str, key: Key) -> bool:
+        """Whether a fact of this key is in force at a commit."""
+        folders = self._folders(commit)
+        return any(fact.key == key for oid in folders.values() for fact in self._read(oid))
 
     def _returned(
         self, merge: str, first: str, bases: Sequence[str], brought: set[str]
@@ -273,6 +286,15 @@ def _problem(violation: Violation, held: Mapping[str, Sequence[Fact]]) -> Proble
         )
     text = _fact_text([*violation.got, *violation.wanted])
     place = _place(violation, held)
+    name, _, line = place.partition(":")
+    if violation.removal is not None:
+        keep = keep.replace("the merge", "the commit")
+        return Problem(
+            f"{PATCHES}/{name}/{FACTS}:{line}",
+            f"{text} was taken out by commit {violation.removal[:10]}, and commit {short} (a rebase, a "
+            "squash, a cherry-pick, or made by hand) brought it back",
+            f"take it out (patchkit revert {name} --fact {line}), or {keep}",
+        )
     if not violation.got:
         message = f"{text} is not in force after merge {short}, though no side of it took it out"
         return Problem(
@@ -282,7 +304,6 @@ def _problem(violation: Violation, held: Mapping[str, Sequence[Fact]]) -> Proble
         message = f"{text} is in force after merge {short}, though one side of it took it out"
     else:
         message = f"{text} is not what the sides of merge {short} make together"
-    name, _, line = place.partition(":")
     return Problem(
         f"{PATCHES}/{name}/{FACTS}:{line}",
         message,

@@ -226,6 +226,87 @@ def test_a_squash_of_two_patches_against_a_revert_of_one(store: GitStore) -> Non
     assert "Person 1" not in _in_force(store)
 
 
+def _join_and_remove(store: GitStore) -> tuple[str, str]:
+    """As above, before the two sides meet; the patch of both facts, and the commit that took one out."""
+    one, two = add(store, numbers(1), numbers(2))
+    _on(store, "side", "main")
+    git(store.root, "rm", "-q", "-r", f"patches/{one}", f"patches/{two}")
+    write(store, JOINED.name, JOINED)
+    commit_all(store, "Join")
+    _on(store, "main")
+    _remove(store, one)
+    return JOINED.name, str(store.head())
+
+
+def _bring(store: GitStore, how: str) -> None:
+    """Bring the side's work to main without a merge commit; Git finds it clean."""
+    if how == "rebase":
+        _on(store, "side")
+        git(store.root, "rebase", "-q", "main")
+    elif how == "squash":
+        git(store.root, "merge", "-q", "--squash", "side")
+        git(store.root, "commit", "-q", "-m", "Squashed")
+    else:
+        git(store.root, "cherry-pick", "side")
+
+
+@pytest.mark.parametrize("how", ["rebase", "squash", "cherry-pick"])
+def test_a_fact_that_comes_back_without_a_merge_is_named(store: GitStore, how: str) -> None:
+    name, removal = _join_and_remove(store)
+    _bring(store, how)
+    brought = str(store.head())
+    says = "Person 1 plays the sport of", "was taken out by commit", removal[:10], brought[:10]
+    (problem,) = _refused(store, *says)
+    assert problem.path == f"patches/{name}/facts.jsonl:1"
+    add(store, numbers(9))
+    catalogue = Catalogue(store.private)
+    catalogue.reindex(store, norms=False)
+    for _ in range(2):  # also as it was remembered
+        assert problems(store, memory=catalogue) == [problem]
+    store.record(Changes(patches={name: JOINED.without([0]).files()}), "As the line says")
+    assert problems(store, memory=catalogue) == problems(store) == []
+    assert "Person 1" not in _in_force(store)
+    git(store.root, "reset", "-q", "--hard", "HEAD^")
+    _accept(store, _refused(store, *says))
+    assert problems(store, memory=catalogue) == problems(store) == []
+    assert "Person 1" in _in_force(store)
+
+
+def test_a_fact_that_is_brought_back_on_purpose_is_believed(store: GitStore) -> None:
+    (one,) = add(store, numbers(1))
+    _remove(store, one)
+    removal = str(store.head())
+    git(store.root, "revert", "--no-edit", removal)
+    assert problems(store) == [], "git revert of the revert"
+    _remove(store, one)
+    git(store.root, "checkout", "-q", f"{removal}^", "--", f"patches/{one}")
+    commit_all(store, "Put it back by its name")
+    assert problems(store) == []
+    _remove(store, one)
+    trailers = [("Patchkit-Patch", JOINED.name), ("Patchkit-Id", JOINED.id)]
+    store.record(Changes(patches={JOINED.name: JOINED.files()}), "As patchkit commit and apply do", trailers)
+    assert problems(store) == []
+    assert "Person 1" in _in_force(store)
+    git(store.root, "commit", "-q", "--amend", "-m", "By hand")
+    _refused(store, "Person 1", "was taken out by commit")
+
+
+def test_joining_and_replacing_by_hand_bring_nothing_back(store: GitStore) -> None:
+    """What was in force just before does not come back, though an older commit took it out."""
+    one, two = add(store, numbers(1), numbers(2))
+    store.record(Changes(removed=[one]), "Out")
+    store.record(Changes(patches={one: numbers(1).files()}), "In again")
+    git(store.root, "rm", "-q", "-r", f"patches/{one}", f"patches/{two}")
+    write(store, JOINED.name, JOINED)
+    commit_all(store, "Join")
+    assert problems(store) == []
+    other = patch([fact(1, "chess"), fact(20)])
+    store.record(
+        Changes(patches={JOINED.name: JOINED.without([0]).files(), other.name: other.files()}), "Replace"
+    )
+    assert problems(store) == []
+
+
 def test_a_wrong_merge_can_be_accepted_on_purpose(store: GitStore) -> None:
     _squash_against_revert(store)
     _accept(store, _refused(store))
