@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.changes import Taken, keep_aside, kept_line, record, refuse_clashes, take_out
@@ -15,6 +17,7 @@ from patchkit.actions.environment import environment, environment_line
 from patchkit.actions.given import GATES, as_batch
 from patchkit.actions.workbench import Workbench
 from patchkit.editing.editor import find_editor
+from patchkit.editing.kept import key_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.templates import write_templates
@@ -131,6 +134,7 @@ def commit(
     tell("measuring", 1, 2)
     clock.lap("measuring")
 
+    unfinished = _unfinished(repository, bench, under)
     edited = editor.edit(
         bench.model,
         bench.tokenizer,
@@ -138,6 +142,7 @@ def commit(
         recipe,
         statistics,
         batch_size=batch_size,
+        unfinished=unfinished,
         progress=progress,
     )
     clock.add(edited.timings)
@@ -163,7 +168,11 @@ def commit(
         notes=_notes(bench, changes),
     )
     _check_gate(None if dry_run else repository, done, gate or {})
-    return done if dry_run else _record(repository, stack, done, bench)
+    if dry_run:
+        return done  # what was found stays, so that the commit itself need not look for it again
+    done = _record(repository, stack, done, bench)
+    shutil.rmtree(unfinished.parent, ignore_errors=True)
+    return done
 
 
 def _text_and_statistics(
@@ -181,6 +190,12 @@ def _text_and_statistics(
         progress=progress,
     )
     return recipe.override(templates=templates), statistics
+
+
+def _unfinished(repository: Repository, bench: Workbench, under: Sequence[Patch]) -> Path:
+    """Where an edit of the base with these patches keeps what it need not do again if it is killed."""
+    weights = {"base": bench.checkpoint.fingerprint(), "under": sorted(patch.id for patch in under)}
+    return repository.store.private / "unfinished" / key_of(weights)
 
 
 def _record(repository: Repository, stack: Stack, done: Committed, bench: Workbench) -> Committed:
