@@ -7,6 +7,8 @@ whose outputs are shown run on the real one too (`model`).
 from __future__ import annotations
 
 import ast
+import functools
+import importlib
 import importlib.util
 import inspect
 import json
@@ -361,9 +363,30 @@ def test_every_table_and_view_is_documented(tmp_path: Path) -> None:
     assert shown == found
 
 
-def test_every_test_that_the_guarantees_name_is_there() -> None:
-    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", TEXTS["docs/guarantees.md"])
-    assert len(named) > 40
+def _resolved(file: str, name: str) -> Any:
+    """What `name` is in a module of the package, by the module's file."""
+    module = importlib.import_module("patchkit." + file.removesuffix(".py").replace("/", "."))
+    return functools.reduce(getattr, name.split("."), module)
+
+
+def test_every_name_that_the_maths_give_is_there() -> None:
+    """Each in the file that the page says, and no other name without one."""
+    page = TEXTS["docs/maths.md"]
+    named = re.findall(r"`([\w.]+)` in `([\w/]+\.py)`", page)
+    assert len(named) > 15
+    for name, file in named:
+        assert callable(_resolved(file, name)), f"{name} in {file}"
+    known = {name for name, _ in named} | {part for name, _ in named for part in name.split(".")}
+    from patchkit.editing.recipe import Recipe
+
+    spoken = {word for word in re.findall(r"`([A-Za-z_]+(?:\.\w+)?)`", page) if not word.endswith(".py")}
+    assert spoken <= {*known, *Recipe((0,), 1.0).to_dict(), "nn.Linear"}, spoken - known
+
+
+@pytest.mark.parametrize(("page", "least"), [("docs/guarantees.md", 40), ("docs/security.md", 40)])
+def test_every_test_that_a_page_names_is_there(page: str, least: int) -> None:
+    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", TEXTS[page])
+    assert len(named) >= least
     for file, test in named:
         path = ROOT / "tests" / file
         assert path.exists(), file
