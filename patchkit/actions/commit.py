@@ -124,14 +124,14 @@ def commit(
     clock.lap("statistics")
 
     bench.put(patches.values())
-    tell("measuring", 0, 2)
+    tell("measuring before", 0, 1)
     facts, before, known = _observe_before(bench, batch.facts, skip_known)
     replaced = _superseded(patches, stack, facts)
     gone = {taken.patch for taken in replaced}
     under = [patches[stored.id] for stored in stack.patches if stored.name not in gone]
     under += [taken.remaining for taken in replaced if taken.remaining is not None]
     bench.put(under)
-    tell("measuring", 1, 2)
+    tell("measuring before", 1, 1)
     clock.lap("measuring")
 
     unfinished = _unfinished(repository, bench, under)
@@ -147,9 +147,10 @@ def commit(
     )
     clock.add(edited.timings)
     patch = as_patch(edited, facts, bench.checkpoint, under)
+    tell("measuring after", 0, 1)
     bench.put([*under, patch])
     changes = compare(facts, before, observe(bench.model, bench.tokenizer, facts))
-    tell("measuring", 2, 2)
+    tell("measuring after", 1, 1)
     clock.lap("measuring")
 
     done = Committed(
@@ -179,8 +180,11 @@ def _text_and_statistics(
     repository: Repository, bench: Workbench, recipe: Recipe, progress: Progress
 ) -> tuple[Recipe, Statistics]:
     """Context templates and second moments, both of the base with nothing on it."""
+    tell = progress or (lambda phase, done, total: None)
+    tell("contexts", 0, 1)
     with float32_compute(bench.model):
         templates = recipe.templates or write_templates(bench.model, bench.tokenizer, recipe)
+    tell("contexts", 1, 1)
     statistics = statistics_for(
         bench.model,
         bench.tokenizer,

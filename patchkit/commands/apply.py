@@ -14,7 +14,7 @@ from patchkit.commands.common import (
     print_json,
     quiet_option,
 )
-from patchkit.commands.display import console, counted, text
+from patchkit.commands.display import GOOD, console, counted, say
 
 __all__ = ["command"]
 
@@ -44,11 +44,7 @@ def command(
     elif not quiet:
         out = console()
         verb = "would take in" if dry_run else "took in"
-        out.print(
-            text(
-                f"{verb} {done.name}: {counted(len(done.patch.facts), 'fact')}, id {done.patch.id[:12]}",
-                "green",
-            )
-        )
+        facts = counted(len(done.patch.facts), "fact")
+        say(out, f"{verb} {done.name}: {facts}, id {done.patch.id[:12]}", GOOD)
         if done.commit:
-            out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))
+            say(out, f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", GOOD)

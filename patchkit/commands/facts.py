@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import Column, console, counted, table, text
+from patchkit.commands.display import GOOD, QUIET, Column, console, counted, say, table
 from patchkit.errors import NotFound
 from patchkit.facts import FactsError, clashes, dump_facts, read_facts
 
@@ -49,7 +49,7 @@ def check(file: str, canonical: bool, directory: str, as_json: bool) -> None:
     elif canonical:
         click.echo(dump_facts(batch.facts).decode("utf-8"), nl=False)
     else:
-        console().print(text(f"{batch.name}: {counted(len(batch.facts), 'fact')}, no faults", "green"))
+        say(console(), f"{batch.name}: {counted(len(batch.facts), 'fact')}, no faults", GOOD)
 
 
 @command.command("search", short_help="Search the facts in force.")
@@ -70,14 +70,11 @@ def search(words: tuple[str, ...], everything: bool, directory: str, as_json: bo
         return
     out = console()
     if not found:
-        out.print(text("no fact says that", "dim"))
+        say(out, "no fact says that", QUIET)
         return
-    rows = [(row["patch"], str(row["line"]), row["subject"], row["prompt"], row["target"]) for row in found]
-    columns = [
-        Column("patch", 2),
-        Column("line", right=True),
-        Column("subject", 2),
-        Column("prompt", 3),
-        Column("target", 1),
+    rows = [
+        (row["patch"], row["line"], f"{row['prompt'].replace('{}', row['subject'])} → {row['target']}")
+        for row in found
     ]
+    columns = [Column("patch", 2, wraps=True), Column("line", right=True), Column("fact", 3, wraps=True)]
     out.print(table(out, columns, rows))
