@@ -409,6 +409,14 @@ def test_the_facts_of_the_facts_page_are_sound() -> None:
 # Tables
 
 
+@pytest.mark.parametrize("name", ["performance", "recipes"])
+def test_measured_tables_are_those_of_the_results(name: str) -> None:
+    generate = _script("generate")
+    page = ROOT / "docs" / f"{name}.md"
+    assert "<!-- results: " in page.read_text("utf-8")
+    assert page.read_text("utf-8") == generate.measured_page(page), "run python docs/generate.py"
+
+
 def test_the_commands_page_is_current() -> None:
     page = _script("generate").commands_page()
     assert TEXTS["docs/commands.md"] == page, "run python docs/generate.py"
