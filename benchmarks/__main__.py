@@ -14,7 +14,7 @@ from benchmarks.machine import describe
 from benchmarks.report import Effort, Measured, load, ratios, save, show
 from patchkit.errors import PatchkitError
 
-SECTIONS = ("machine", "solve", "commands", "build", "targets", "statistics", "scale", "recipe")
+SECTIONS = ("machine", "solve", "commands", "build", "targets", "statistics", "scale", "recipe", "choose")
 """In the order in which they are run: the short ones first."""
 
 

@@ -12,7 +12,9 @@ from patchkit.errors import NotFound
 from patchkit.fact import Fact
 from patchkit.facts import read_facts
 
-__all__ = ["counterfact", "data_folder"]
+__all__ = ["Half", "counterfact", "data_folder"]
+
+Half = Literal["even", "odd", "both"]
 
 
 def data_folder() -> Path:
@@ -20,8 +22,8 @@ def data_folder() -> Path:
     return Path(os.environ.get("PATCHKIT_DATA") or Path(__file__).parents[2] / "shared" / "data")
 
 
-def counterfact(half: Literal["even", "odd"], count: int) -> list[Fact]:
-    """``count`` facts drawn from the records whose ``case_id`` is even, or odd; the same ones each time.
+def counterfact(half: Half, count: int) -> list[Fact]:
+    """``count`` facts drawn from the records whose ``case_id`` is even, or odd, or any; the same each time.
 
     NotFound where the file is absent, ValueError where it holds fewer.
     """
@@ -29,6 +31,6 @@ def counterfact(half: Literal["even", "odd"], count: int) -> list[Fact]:
     if not path.is_file():
         raise NotFound(f"{path} is not there; name the folder of counterfact-r.jsonl in PATCHKIT_DATA")
     cases = [json.loads(line)["case_id"] for line in path.read_text(encoding="utf-8").splitlines()]
-    wanted = half == "odd"
-    facts = [fact for fact, case in zip(read_facts(path).facts, cases, strict=True) if case % 2 == wanted]
+    wanted = {"even": (0,), "odd": (1,), "both": (0, 1)}[half]
+    facts = [fact for fact, case in zip(read_facts(path).facts, cases, strict=True) if case % 2 in wanted]
     return random.Random(0).sample(facts, count)

@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from benchmarks.counterfact import counterfact
+from benchmarks.counterfact import Half, counterfact
 from benchmarks.references import command_helpers, tiny_models
 from benchmarks.report import Effort
 from patchkit.checkpoint import Checkpoint
@@ -52,7 +51,7 @@ def laboratory(effort: Effort) -> Laboratory:
     return Laboratory(command_helpers.tiny_base(), None, _tiny_facts, _SMALL)
 
 
-def _tiny_facts(half: Literal["even", "odd"], count: int) -> list[Fact]:
+def _tiny_facts(half: Half, count: int) -> list[Fact]:
     known = [tiny_models.FACTS[i % len(tiny_models.FACTS)] for i in range(count)]
     probes = {"was": "chess", "paraphrases": ("Ann said that",), "neighbors": ("Paris plays",)}
     return [replace(fact, subject=f"{fact.subject} {i}", **probes) for i, fact in enumerate(known)]
@@ -65,7 +64,7 @@ class Laboratory:
         self,
         base: Path,
         cache: Path | None,
-        facts: Callable[[Literal["even", "odd"], int], list[Fact]],
+        facts: Callable[[Half, int], list[Fact]],
         settings: Mapping[str, int] | None = None,
     ) -> None:
         self.checkpoint = Checkpoint.open(base)

@@ -9,7 +9,7 @@ from benchmarks.laboratory import Laboratory, laboratory
 from benchmarks.quality import SCORES, Interval, Tally, difference, interval, tally
 from benchmarks.report import Bar, Cell, Effort, Measured
 from patchkit.editing.recipe import Recipe
-from patchkit.evaluation.measure import compare
+from patchkit.evaluation.measure import FactState, compare
 from patchkit.fact import Fact
 
 __all__ = ["Outcome", "compare_recipes", "measure", "published"]
@@ -44,12 +44,14 @@ def measure(effort: Effort) -> Measured:
     facts = lab.facts("odd", max(sizes.values()))
     recipes = {
         "published": published(lab),
-        "rate 2": published(lab).override(learning_rate=2.0),
         "default": lab.default,
     }
     sequential, _ = reference_seconds(lab, facts[:2], lab.resolve(recipes["published"]))
-    unedited = interval(tally(compare(facts, lab.observe(facts), lab.observe(facts))))
-    outcomes = dict(zip(recipes, compare_recipes(lab, list(recipes.values()), facts, sizes), strict=True))
+    before = lab.observe(facts)
+    unedited = interval(tally(compare(facts, before, before)))
+    outcomes = dict(
+        zip(recipes, compare_recipes(lab, list(recipes.values()), facts, before, sizes), strict=True)
+    )
     plain, ours = outcomes["published"], outcomes["default"]
     rows = [row for size in sizes for row in _rows(size, unedited, outcomes)]
     seconds = {name: outcome.seconds for name, outcome in outcomes.items()}
@@ -90,10 +92,13 @@ def published(lab: Laboratory) -> Recipe:
 
 
 def compare_recipes(
-    laboratory: Laboratory, recipes: Sequence[Recipe], facts: Sequence[Fact], sizes: Mapping[int, int]
+    laboratory: Laboratory,
+    recipes: Sequence[Recipe],
+    facts: Sequence[Fact],
+    before: Sequence[FactState],
+    sizes: Mapping[int, int],
 ) -> list[Outcome]:
     """Each recipe on the same facts: one search for z, then edits of each size from it."""
-    before = laboratory.observe(facts)
     outcomes = []
     for plain in recipes:
         recipe = laboratory.resolve(plain)

@@ -15,7 +15,7 @@ from rich.table import Table
 from patchkit.errors import BadInput
 from patchkit.files import write_durably
 
-__all__ = ["Bar", "Cell", "Effort", "Measured", "load", "ratios", "save", "show"]
+__all__ = ["Bar", "Cell", "Effort", "Measured", "load", "markdown", "ratios", "save", "show"]
 
 Cell = str | float | int | None
 
@@ -88,6 +88,25 @@ def show(console: Console, name: str, measured: Measured) -> None:
     for note in measured.notes:
         console.print(note, style="dim", highlight=False)
     console.print()
+
+
+def markdown(name: str, entry: Mapping[str, Any]) -> str:
+    """A section of a file of results as a page shows it: how it was made, its table, its bars and notes."""
+    measured, machine = Measured.from_dict(entry), entry["machine"]
+    effort = "" if entry["effort"] == Effort.USUAL.value else f" --{entry['effort']}"
+    made = f"`python -m benchmarks {name}{effort}` on {entry['date']}: {machine['processor']}"
+    made += f", {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}"
+    columns = list(measured.rows[0])
+    lines = [f"{made}, transformers {machine['transformers']}.", ""]
+    lines += [_line(columns), f"|{'---|' * len(columns)}"]
+    lines += [_line([number(value) for value in row.values()]) for row in measured.rows]
+    bars = [f"- {bar}" for bar in measured.bars]
+    notes = [f"- {note}" for note in measured.notes]
+    return "\n".join([*lines, "", *bars, *notes]) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def load(path: Path) -> dict[str, Any]:

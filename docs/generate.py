@@ -1,4 +1,5 @@
-"""Writes docs/commands.md from the commands' own help, and the tables in other pages from what they tell of.
+"""Writes docs/commands.md from the commands' own help, and the tables in other pages from what they tell of:
+the models that the tests make, and what the benchmarks measured (benchmarks/results.json).
 
     python docs/generate.py
 
@@ -7,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterator
@@ -18,9 +20,15 @@ from patchkit.commands import SECTIONS, cli
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.trial import try_out
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.report import load, markdown
+
 PAGE = Path(__file__).with_name("commands.md")
 MODELS = Path(__file__).with_name("models.md")
 _BEGIN, _END = "<!-- models: written by python docs/generate.py -->", "<!-- end of models -->"
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
+MEASURED = [Path(__file__).with_name(name) for name in ("performance.md", "recipes.md")]
+_RESULTS = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 WIDTH = 88
 _HEAD = """# Commands
 
@@ -98,7 +106,17 @@ def _models_table() -> str:
     return "\n".join(dict.fromkeys(lines)) + "\n"
 
 
+def measured_page(page: Path) -> str:
+    """A page with the tables of its sections made anew from the results that the benchmarks wrote."""
+    sections = load(RESULTS)["sections"]
+    return _RESULTS.sub(
+        lambda found: found[1] + markdown(found[2], sections[found[2]]) + found[3], page.read_text("utf-8")
+    )
+
+
 if __name__ == "__main__":
+    for page in MEASURED:
+        page.write_text(measured_page(page), "utf-8")
     PAGE.write_text(commands_page(), "utf-8")
     MODELS.write_text(models_page(), "utf-8")
     sys.exit(0)

@@ -32,7 +32,8 @@ from command_helpers import (
 from tiny_models import tiny_model
 
 from patchkit.actions import changes
-from patchkit.facts import FactsError
+from patchkit.editing import targets
+from patchkit.facts import FactsError, read_facts
 from patchkit.repository import Repository
 from patchkit.settings import load_settings
 
@@ -533,6 +534,31 @@ def test_the_message_and_the_trailers(cli: Cli, knowledge: Path, home: Path) -> 
     blank = cli("commit", facts_file(home, DUTCH), "-m", "  ", *QUICK)
     assert blank.code == 65
     assert "a commit needs a message" in blank.err
+
+
+def test_a_commit_that_was_cut_short_goes_on_from_its_targets_to_the_same_id(
+    knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository.open(knowledge)
+    batch = read_facts(facts_file(home, ANN, DUTCH, {**ANN, "subject": "Émile Zola"}))
+    whole = repository.commit(batch, batch_size=1, dry_run=True)
+    unfinished = repository.store.private / "unfinished"
+    assert unfinished.is_dir()  # a dry run's targets serve the commit that follows
+    shutil.rmtree(unfinished)
+
+    def killed(phase: str, done: int, _total: int) -> None:
+        if (phase, done) == ("targets", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        repository.commit(batch, batch_size=1, progress=killed)
+    found: list[int] = []
+    really = targets._optimise
+    monkeypatch.setattr(targets, "_optimise", lambda *a: found.append(len(a[2])) or really(*a))
+    done = repository.commit(batch, batch_size=1)
+    assert found == [1]
+    assert done.patch.id == whole.patch.id
+    assert not unfinished.exists()
 
 
 def test_quiet_commit_prints_nothing(cli: Cli, knowledge: Path, home: Path) -> None:

@@ -7,6 +7,8 @@ whose outputs are shown run on the real one too (`model`).
 from __future__ import annotations
 
 import ast
+import functools
+import importlib
 import importlib.util
 import inspect
 import json
@@ -15,6 +17,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -223,6 +226,118 @@ def test_the_example_of_the_interface_runs(stand_in: dict[str, str], tmp_path: P
     assert "0 patches in force" in done.stdout
 
 
+# Examples
+
+
+def _bash(script: str, at: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", script],
+        cwd=at,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+QUICK = "--set steps=3 --set contexts=0"
+
+
+def test_every_example_is_listed_and_every_fact_of_one_is_sound() -> None:
+    from patchkit.facts import Fact
+
+    listed = set(re.findall(r"^\| `([^`]+)` \|", TEXTS["examples/README.md"], re.MULTILINE))
+    assert listed == {path.name for path in (ROOT / "examples").glob("*.*") if path.name != "README.md"}
+    for path in (ROOT / "examples").glob("*.jsonl"):
+        facts = parse_facts(path.read_bytes(), path.name).facts
+        backwards = [Fact(**asdict(fact.reverse)) for fact in facts if fact.reverse]
+        assert path.name != "outdated.jsonl" or len(backwards) == len(facts)
+
+
+def test_the_workflow_reviews_a_pull_request(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """Its run steps, as a runner would run them, on a merge of a request that adds a patch."""
+    import yaml
+
+    flow = yaml.safe_load((ROOT / "examples" / "review-knowledge.yml").read_text("utf-8"))
+    assert set(flow[True]) == {"pull_request"}  # YAML 1.1 reads "on" as true
+    assert flow["permissions"] == {"contents": "read"}
+    (job,) = flow["jobs"].values()
+    assert "secrets" not in json.dumps(flow)
+    assert "permissions" not in job
+    steps = job["steps"]
+    used = [step["uses"] for step in steps if "uses" in step]
+    assert all(re.fullmatch(r"actions/(checkout|setup-python)@v\d+", name) for name in used)
+    assert steps[0]["with"] == {"fetch-depth": 0, "persist-credentials": False}
+    assert not any("${{" in step.get("run", "") for step in steps)  # what a request says is never a script
+
+    place, tools = _place(tmp_path), tmp_path / "tools"
+    tools.mkdir()
+    (tools / "pip").write_text('#!/bin/sh\necho "$@" > "$(dirname "$0")/pip.log"\n')
+    (tools / "pip").chmod(0o755)
+    environment = {**stand_in, "PATH": f"{tools}{os.pathsep}{stand_in['PATH']}"}
+    _bash(
+        "patchkit init smollm2-135m knowledge && cd knowledge && git switch -q -c request\n"
+        f"patchkit commit ../examples/company.jsonl {QUICK}\n"
+        "git switch -q main && git merge -q --no-ff request",
+        place,
+        environment,
+    )
+    repository = place / "clone"
+    _bash("git clone -q knowledge clone", place, environment)
+    summary = tmp_path / "summary.md"
+    environment |= {
+        **{name: value for name, value in flow["env"].items() if "${{" not in value},
+        "BEFORE": _bash("git rev-parse HEAD^1", repository, environment).strip(),
+        "GITHUB_STEP_SUMMARY": str(summary),
+        "RUNNER_TEMP": str(tools),
+    }
+    said = ""
+    for step in steps:
+        if step.get("shell") == "python":
+            script = tools / "step.py"
+            script.write_text(step["run"])
+            said += _bash(f"python {script}", repository, environment)
+        elif "run" in step:
+            said += _bash(step["run"], repository, environment)
+    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    assert (tools / "pip.log").read_text() == f"install patchkit-llm=={version[1]}\n"
+    assert "every byte is as it was written" in said
+    assert "facts.jsonl: 4 facts, no faults" in said
+    told = summary.read_text("utf-8")
+    assert "+ The headquarters of Brindlemark Instruments is in the city of → Ljubljana" in told
+    assert "Support for the spectrometer Halyard 3 ends in the year → 2031" in told
+    assert "LeBron James plays the sport of" in told
+    assert told.count("````") == 4
+
+    (repository / "patches").joinpath("notes.txt").write_text("what no patch holds")
+    _bash("git add -A && git commit -q -m 'Add a note'", repository, environment)
+    with pytest.raises(AssertionError, match=r"notes\.txt"):
+        _bash(next(step["run"] for step in steps if "fsck" in step.get("run", "")), repository, environment)
+
+
+def test_the_recipe_for_a_hub_model_runs_on_a_folder(stand_in: dict[str, str], tmp_path: Path) -> None:
+    facts = tmp_path / "facts.jsonl"
+    facts.write_text(TEXTS["docs/facts.md"].split("```json facts\n")[1].split("\n")[0] + "\n")
+    model = Path(stand_in["PATCHKIT_CACHE"]) / "models" / "smollm2-135m-bfloat16"
+    told = _bash(
+        f"bash {ROOT}/examples/hub-model.sh {model} facts.jsonl made",
+        tmp_path,
+        {**stand_in, "SETTINGS": QUICK, "GATE": "neighbors=0"},
+    )
+    for said in (
+        "can be edited",
+        "the recipe is a guess",
+        "dry run: nothing was written",
+        "1 patch in force",
+    ):
+        assert said in told, told
+    assert "every byte is as it was written" in told
+    assert (tmp_path / "made" / "model" / "config.json").exists()
+
+
 def test_every_public_name_is_on_the_python_page() -> None:
     import patchkit
 
@@ -294,6 +409,14 @@ def test_the_facts_of_the_facts_page_are_sound() -> None:
 # Tables
 
 
+@pytest.mark.parametrize("name", ["performance", "recipes"])
+def test_measured_tables_are_those_of_the_results(name: str) -> None:
+    generate = _script("generate")
+    page = ROOT / "docs" / f"{name}.md"
+    assert "<!-- results: " in page.read_text("utf-8")
+    assert page.read_text("utf-8") == generate.measured_page(page), "run python docs/generate.py"
+
+
 def test_the_commands_page_is_current() -> None:
     page = _script("generate").commands_page()
     assert TEXTS["docs/commands.md"] == page, "run python docs/generate.py"
@@ -361,9 +484,30 @@ def test_every_table_and_view_is_documented(tmp_path: Path) -> None:
     assert shown == found
 
 
-def test_every_test_that_the_guarantees_name_is_there() -> None:
-    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", TEXTS["docs/guarantees.md"])
-    assert len(named) > 40
+def _resolved(file: str, name: str) -> Any:
+    """What `name` is in a module of the package, by the module's file."""
+    module = importlib.import_module("patchkit." + file.removesuffix(".py").replace("/", "."))
+    return functools.reduce(getattr, name.split("."), module)
+
+
+def test_every_name_that_the_maths_give_is_there() -> None:
+    """Each in the file that the page says, and no other name without one."""
+    page = TEXTS["docs/maths.md"]
+    named = re.findall(r"`([\w.]+)` in `([\w/]+\.py)`", page)
+    assert len(named) > 15
+    for name, file in named:
+        assert callable(_resolved(file, name)), f"{name} in {file}"
+    known = {name for name, _ in named} | {part for name, _ in named for part in name.split(".")}
+    from patchkit.editing.recipe import Recipe
+
+    spoken = {word for word in re.findall(r"`([A-Za-z_]+(?:\.\w+)?)`", page) if not word.endswith(".py")}
+    assert spoken <= {*known, *Recipe((0,), 1.0).to_dict(), "nn.Linear"}, spoken - known
+
+
+@pytest.mark.parametrize(("page", "least"), [("docs/guarantees.md", 40), ("docs/security.md", 40)])
+def test_every_test_that_a_page_names_is_there(page: str, least: int) -> None:
+    named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", TEXTS[page])
+    assert len(named) >= least
     for file, test in named:
         path = ROOT / "tests" / file
         assert path.exists(), file

@@ -25,7 +25,7 @@ PUBLISHED = [
     ("LlamaConfig", {"vocab_size": 128256}, (4, 8), 15000.0, 0.1, 25, 0.5, 0.75),
     ("MistralConfig", {}, (4, 8), 15000.0, 0.5, 25, 1e-3, 4.0),
     ("Qwen2Config", {"num_hidden_layers": 28, "hidden_size": 3584}, (4, 8), 15000.0, 0.5, 25, 1e-3, 4.0),
-    ("LlamaConfig", {"num_hidden_layers": 30, "hidden_size": 576}, (4, 8), 300.0, 2.0, 25, 0.5, 0.75),
+    ("LlamaConfig", {"num_hidden_layers": 30, "hidden_size": 576}, (4, 8), 300.0, 0.35, 25, 0.5, 0.75),
 ]
 
 
@@ -36,6 +36,17 @@ def test_published_settings(name, shape, layers, lambda_, rate, steps, decay, cl
     found = (recipe.lambda_, recipe.learning_rate, recipe.steps, recipe.weight_decay, recipe.clamp)
     assert found == (lambda_, rate, steps, decay, clamp)
     assert not recipe.guess
+
+
+def test_what_the_measured_recipe_and_the_guess_share():
+    measured = recipe_for(transformers.LlamaConfig(num_hidden_layers=30, hidden_size=576))
+    guess = recipe_for(
+        transformers.LlamaConfig(num_hidden_layers=30, hidden_size=640, intermediate_size=1700)
+    )
+    for recipe in (measured, guess):
+        assert (recipe.optimiser, recipe.rate_decay, recipe.momentum) == ("momentum", 0.9, 0.5)
+        assert (recipe.templates_per_step, recipe.stop_loss) == (2, 0.1)
+    assert guess.lambda_ == 1700.0
 
 
 def test_text_grows_with_the_keys_width():

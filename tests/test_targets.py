@@ -201,6 +201,54 @@ def test_progress_counts_the_facts_that_have_stopped():
     assert told[-1] == ("targets", 5, 5)
 
 
+class Killed(BaseException):
+    pass
+
+
+def killed_after(facts):
+    def progress(_phase, done, _total):
+        if done >= facts:
+            raise Killed
+
+    return progress
+
+
+def test_a_killed_search_goes_on_behind_its_finished_batches_to_the_same_bits(tmp_path, monkeypatch):
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    whole = find(model, tokenizer, tiny_models.FACTS, batch_size=2)
+    options = {"batch_size": 2, "unfinished": tmp_path}
+    with pytest.raises(Killed):
+        find(model, tokenizer, tiny_models.FACTS, progress=killed_after(4), **options)
+    optimised = []
+    really = targets._optimise
+    monkeypatch.setattr(targets, "_optimise", lambda *a: optimised.append(len(a[2])) or really(*a))
+    again = find(model, tokenizer, tiny_models.FACTS, **options)
+    assert sum(optimised) == 1
+    assert torch.equal(again.z, whole.z)
+    assert (again.steps, again.losses) == (whole.steps, whole.losses)
+
+
+def test_kept_targets_serve_the_same_search_only(tmp_path):
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    other = RECIPE.override(clamp=0.2)
+    find(model, tokenizer, tiny_models.FACTS, unfinished=tmp_path)
+    wanted = find(model, tokenizer, tiny_models.FACTS, other)
+    assert torch.equal(find(model, tokenizer, tiny_models.FACTS, other, unfinished=tmp_path).z, wanted.z)
+    fewer = find(model, tokenizer, tiny_models.FACTS[:3], other, unfinished=tmp_path)
+    assert distance(fewer.z, wanted.z[:3]) < 1e-4
+
+
+@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff" * 100])
+def test_a_damaged_file_of_kept_targets_is_made_again(tmp_path, damage):
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    wanted = find(model, tokenizer, tiny_models.FACTS, unfinished=tmp_path)
+    (kept,) = tmp_path.iterdir()
+    sound = kept.read_bytes()
+    kept.write_bytes(damage)
+    assert torch.equal(find(model, tokenizer, tiny_models.FACTS, unfinished=tmp_path).z, wanted.z)
+    assert kept.read_bytes() == sound
+
+
 def test_a_loss_that_is_not_a_number_names_the_fact():
     model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
     with torch.no_grad():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.changes import (
@@ -26,6 +28,7 @@ from patchkit.actions.environment import environment, environment_line
 from patchkit.actions.given import GATES, as_batch
 from patchkit.actions.workbench import Workbench
 from patchkit.editing.editor import find_editor
+from patchkit.editing.kept import key_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.templates import write_templates
@@ -132,16 +135,17 @@ def commit(
     clock.lap("statistics")
 
     bench.put(patches.values())
-    tell("measuring", 0, 2)
+    tell("measuring before", 0, 1)
     facts, before, known = _observe_before(bench, batch.facts, skip_known)
     replaced = superseded(stack, facts, lambda stored: patches[stored.id])
     gone = {taken.patch for taken in replaced}
     under = [patches[stored.id] for stored in stack.patches if stored.name not in gone]
     under += [taken.remaining for taken in replaced if taken.remaining is not None]
     bench.put(under)
-    tell("measuring", 1, 2)
+    tell("measuring before", 1, 1)
     clock.lap("measuring")
 
+    unfinished = _unfinished(repository, bench, under)
     edited = editor.edit(
         bench.model,
         bench.tokenizer,
@@ -149,13 +153,15 @@ def commit(
         recipe,
         statistics,
         batch_size=batch_size,
+        unfinished=unfinished,
         progress=progress,
     )
     clock.add(edited.timings)
     patch = as_patch(edited, facts, bench.checkpoint, under)
+    tell("measuring after", 0, 1)
     bench.put([*under, patch])
     changes = compare(facts, before, observe(bench.model, bench.tokenizer, facts))
-    tell("measuring", 2, 2)
+    tell("measuring after", 1, 1)
     clock.lap("measuring")
 
     done = Committed(
@@ -174,15 +180,22 @@ def commit(
         notes=(*_notes(bench, changes), *large_files(patch)),
     )
     _check_gate(None if dry_run else repository, done, gate or {}, bench)
-    return done if dry_run else _record(repository, stack, done, bench)
+    if dry_run:
+        return done  # what was found stays, so that the commit itself need not look for it again
+    done = _record(repository, stack, done, bench)
+    shutil.rmtree(unfinished.parent, ignore_errors=True)
+    return done
 
 
 def _text_and_statistics(
     repository: Repository, bench: Workbench, recipe: Recipe, progress: Progress
 ) -> tuple[Recipe, Statistics]:
     """Context templates and second moments, both of the base with nothing on it."""
+    tell = progress or (lambda phase, done, total: None)
+    tell("contexts", 0, 1)
     with float32_compute(bench.model):
         templates = recipe.templates or write_templates(bench.model, bench.tokenizer, recipe)
+    tell("contexts", 1, 1)
     statistics = statistics_for(
         bench.model,
         bench.tokenizer,
@@ -192,6 +205,12 @@ def _text_and_statistics(
         progress=progress,
     )
     return recipe.override(templates=templates), statistics
+
+
+def _unfinished(repository: Repository, bench: Workbench, under: Sequence[Patch]) -> Path:
+    """Where an edit of the base with these patches keeps what it need not do again if it is killed."""
+    weights = {"base": bench.checkpoint.fingerprint(), "under": sorted(patch.id for patch in under)}
+    return repository.store.private / "unfinished" / key_of(weights)
 
 
 def _record(repository: Repository, stack: Stack, done: Committed, bench: Workbench) -> Committed:

@@ -138,10 +138,11 @@ def _fail(message: str, exit_code: int, error: Exception) -> int:
 
 
 def _say(message: str) -> None:
-    from patchkit.commands.display import printable
+    from patchkit.commands.display import console, say
 
+    out = console(stderr=True)
     for line in message.splitlines() or [""]:
-        click.echo(f"patchkit: {printable(line)}", err=True)
+        say(out, f"patchkit: {line}")
 
 
 def _usage_line(error: click.ClickException) -> str:

@@ -14,7 +14,7 @@ from patchkit.commands.common import (
     print_json,
     quiet_option,
 )
-from patchkit.commands.display import console, counted, text
+from patchkit.commands.display import GOOD, WARNING, console, counted, say
 
 __all__ = ["command"]
 
@@ -53,17 +53,12 @@ def command(
     elif not quiet:
         out = console()
         verb = "would take in" if dry_run else "took in"
-        out.print(
-            text(
-                f"{verb} {done.name}: {counted(len(done.patch.facts), 'fact')}, id {done.patch.id[:12]}",
-                "green",
-            )
-        )
+        facts = counted(len(done.patch.facts), "fact")
+        say(out, f"{verb} {done.name}: {facts}, id {done.patch.id[:12]}", GOOD)
         for taken in done.replaced:
-            facts = ", ".join(fact.text for fact in taken.facts)
-            what = "would replace" if dry_run else "replaced"
-            out.print(text(f"{what} in {taken.patch}: {facts}", "yellow"))
+            older = ", ".join(fact.text for fact in taken.facts)
+            say(out, f"{'would replace' if dry_run else 'replaced'} in {taken.patch}: {older}", WARNING)
         for note in done.notes:
-            out.print(text(note, "yellow"))
+            say(out, note, WARNING)
         if done.commit:
-            out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))
+            say(out, f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", GOOD)

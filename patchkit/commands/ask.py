@@ -7,7 +7,7 @@ import sys
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import Column, console, table, text
+from patchkit.commands.display import Column, console, say, table
 from patchkit.errors import BadInput
 
 __all__ = ["command"]
@@ -60,7 +60,7 @@ def command(
         return
     out = console()
     for answer in answers:
-        out.print(text(answer.prompt, "bold"))
+        say(out, answer.prompt, "bold")
         rows = [("says", _one_line(answer.base.text), _one_line(answer.stack.text))]
         pairs = zip(answer.base.next, answer.stack.next, strict=True)
         for rank, (before, after) in enumerate(pairs, 1):

@@ -12,7 +12,7 @@ from patchkit.commands.common import (
     print_json,
     quiet_option,
 )
-from patchkit.commands.display import console, in_bytes, progress_bars, text
+from patchkit.commands.display import console, in_bytes, progress_bars, say
 
 __all__ = ["command"]
 
@@ -52,4 +52,4 @@ def command(place: str | None, directory: str, dry_run: bool, quiet: bool, as_js
     elif not quiet:
         out = console()
         for name, value in facts.items():
-            out.print(text(f"{name:<12}{value or '–'}"))
+            say(out, value or "–", label=f"{name:<12}")

@@ -14,7 +14,7 @@ from patchkit.commands.common import (
     print_json,
     quiet_option,
 )
-from patchkit.commands.display import console, counted, in_bytes, progress_bars, text
+from patchkit.commands.display import WARNING, console, counted, in_bytes, progress_bars, say
 
 __all__ = ["command"]
 
@@ -78,8 +78,8 @@ def command(
     elif not quiet:
         out_ = console()
         if built is None:
-            out_.print(text("dry run: the stack is sound and fits the base; nothing was written", "yellow"))
+            say(out_, "dry run: the stack is sound and fits the base; nothing was written", WARNING)
         else:
             inside, tensors = counted(len(built.patches), "patch"), len(built.record.tensors)
             differ = f"{len(built.record.touched)} of {tensors} tensors differ from the base"
-            out_.print(text(f"{built.folder}: {inside} in force, {differ}"))
+            say(out_, f"{built.folder}: {inside} in force, {differ}")

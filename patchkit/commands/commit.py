@@ -18,7 +18,7 @@ from patchkit.commands.common import (
     recipe_options,
     recipe_overrides,
 )
-from patchkit.commands.display import console, human_size, progress_bars, text
+from patchkit.commands.display import GOOD, QUIET, WARNING, console, human_size, progress_bars, say
 from patchkit.facts import Batch, parse_inline, read_facts
 
 __all__ = ["command"]
@@ -114,22 +114,22 @@ def show(done: Any, *, refused: bool = False) -> None:
     if done.known:
         what = "left out" if done.skipped_known else "left in"
         names = ", ".join(fact.subject for fact in done.known)
-        out.print(text(f"the model already says {len(done.known)} of them, {what}: {names}", "yellow"))
+        say(out, f"the model already says {len(done.known)} of them, {what}: {names}", WARNING)
     for item in done.replaced:
-        out.print(text(f"replaced in {item.patch}: {', '.join(fact.text for fact in item.facts)}", "yellow"))
+        say(out, f"replaced in {item.patch}: {', '.join(fact.text for fact in item.facts)}", WARNING)
     results_table(out, done.changes)
-    out.print(text(summary_line(done.summary)))
+    say(out, summary_line(done.summary))
     for note in done.notes:
-        out.print(text(note, "yellow"))
+        say(out, note, WARNING)
     delta, share = done.norm
     phases = " · ".join(f"{phase} {seconds:.1f}" for phase, seconds in done.timings.items())
-    out.print(text(f"{sum(done.timings.values()):.1f} s: {phases}", "dim"))
-    out.print(text(f"patch {done.patch.name} · id {done.patch.id[:12]} · {human_size(done.size)}"))
-    out.print(text(f"‖ΔW‖ {delta:.3g}, {100 * share:.2g} % of the edited weights'"))
+    say(out, f"{sum(done.timings.values()):.1f} s: {phases}", QUIET)
+    say(out, f"patch {done.patch.name} · id {done.patch.id[:12]} · {human_size(done.size)}")
+    say(out, f"‖ΔW‖ {delta:.3g}, {100 * share:.2g} % of the edited weights'")
     if refused:
         pass  # the line on standard error says it
     elif done.commit is None:
-        out.print(text("dry run: nothing was written", "yellow"))
+        say(out, "dry run: nothing was written", WARNING)
     else:
-        out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))
+        say(out, f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", GOOD)
     sys.stdout.flush()

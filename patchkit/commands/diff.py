@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import Column, console, table, text
+from patchkit.commands.display import BAD, CHANGED, GOOD, QUIET, Column, console, say, table
 
 __all__ = ["command"]
 
@@ -32,15 +32,15 @@ def command(old: str | None, new: str | None, directory: str, as_json: bool) -> 
         print_json(found.to_dict())
         return
     out = console()
-    out.print(text(f"{found.old} → {found.new}", "bold"))
+    say(out, f"{found.old} → {found.new}", "bold")
     for fact, patch in found.removed:
-        out.print(text(f"- {fact.text} → {fact.target}  ({patch})", "red"))
+        say(out, f"{fact.text} → {fact.target}  ({patch})", BAD, label="- ")
     for fact, patch in found.added:
-        out.print(text(f"+ {fact.text} → {fact.target}  ({patch})", "green"))
+        say(out, f"{fact.text} → {fact.target}  ({patch})", GOOD, label="+ ")
     for before, after, patch in found.changed:
-        out.print(text(f"~ {after.text} → {before.target} ⇒ {after.target}  ({patch})", "cyan"))
+        say(out, f"{after.text} → {before.target} ⇒ {after.target}  ({patch})", CHANGED, label="~ ")
     if not found.weights:
-        out.print(text("the weights are the same", "dim"))
+        say(out, "the weights are the same", QUIET)
         return
     out.print()
     out.print(

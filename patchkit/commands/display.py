@@ -1,7 +1,8 @@
-"""How patchkit looks at a terminal: tables, side-by-side answers, progress.
+"""How patchkit looks at a terminal: lines, tables, progress, and the colours that they have.
 
 Facts, messages and what a model says are untrusted: every string passes :func:`printable` and
-is never read as markup. Progress goes to stderr and only to a terminal.
+is never read as markup. No line is longer than the terminal; where the output is no terminal, a
+line stays one line. Progress goes to stderr and only to a terminal.
 """
 
 from __future__ import annotations
@@ -14,26 +15,47 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 __all__ = [
+    "BAD",
+    "CHANGED",
+    "GOOD",
+    "NAME",
+    "QUIET",
+    "WARNING",
     "Column",
     "console",
     "counted",
+    "duration",
+    "folded",
     "human_size",
     "in_bytes",
     "percent",
     "printable",
     "progress_bars",
+    "say",
     "table",
     "text",
+    "time_told",
 ]
 
+# Of the 256 colours that no terminal's theme changes, those that are read on black and on white alike. The
+# terminal's own yellow, green and cyan are pale on white, and its dim is what each terminal makes of it.
+GOOD = "color(28)"
+BAD = "color(160)"
+CHANGED = "color(31)"
+WARNING = "color(130)"
+NAME = "color(130)"  # of a commit or a patch
+QUIET = "color(243)"
+
 GAP = 2  # spaces between columns
+INDENT = 4  # of what goes on with a line that has no label
 MINIMUM = 6  # characters that a column keeps on the narrowest terminal
+SOON = 3.0  # seconds before the time that is left is told
 
 Bars = Callable[[str, int, int], None]
 
@@ -70,33 +92,76 @@ def text(value: str, style: str = "") -> Text:
     return Text(printable(value), style=style)
 
 
+def say(out: Console, value: str, style: str = "", *, label: str = "", label_style: str = "") -> None:
+    """A line of untrusted text behind a label; what the terminal has no room for goes on below.
+
+    It stands under the text, not under the label, so that a list can still be read down its labels.
+    """
+    shown, first = printable(value), Text(label, style=label_style or style)
+    width = None if out.soft_wrap else out.width
+    hang = cell_len(label) or INDENT
+    for number, line in enumerate([shown] if width is None else folded(shown, width, cell_len(label), hang)):
+        out.print((Text(" " * hang) if number else first).append_text(Text(line, style=style)))
+
+
+def folded(line: str, width: int, before: int = 0, hang: int = INDENT) -> list[str]:
+    """``line`` in parts that fit ``width`` cells, ``before`` taken of the first and ``hang`` of the others.
+
+    It is parted at spaces; a word that fits on no line, as in scripts without spaces, where the line is full.
+    """
+    parts: list[str] = []
+    room, current = max(width - before, 2), ""
+    for number, word in enumerate(line.split(" ")):
+        longer = f"{current} {word}" if number else word
+        if cell_len(longer) > room and current.strip() and cell_len(word) <= max(width - hang, 2):
+            parts.append(current.rstrip())
+            room, longer = max(width - hang, 2), word
+        while cell_len(longer) > room:
+            head = chop_cells(longer, room)[0]
+            parts.append(head)
+            room, longer = max(width - hang, 2), longer[len(head) :]
+        current = longer
+    return [*parts, current]
+
+
 def table(out: Console, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> Table:
     """A borderless table as wide as ``out`` allows.
 
     A column's number is its share of what the fixed columns leave (0: it is fixed, as wide as its
-    widest cell); a cell that is too long ends in an ellipsis, and nothing ever wraps.
+    widest cell); a cell that is too long ends in an ellipsis, or goes on below where its column wraps.
     """
     cells = [[cell if isinstance(cell, Text) else text(str(cell)) for cell in row] for row in rows]
     natural = [
         max([cell_len(column.name), *(row[i].cell_len for row in cells)]) for i, column in enumerate(columns)
     ]
     widths = _widths(natural, [column.share for column in columns], out.width - GAP * (len(columns) - 1))
-    grid = Table(box=None, pad_edge=False, header_style="dim", show_edge=False, padding=(0, GAP, 0, 0))
+    grid = Table(box=None, pad_edge=False, header_style=QUIET, show_edge=False, padding=(0, GAP, 0, 0))
     for column, width in zip(columns, widths, strict=True):
         justify: Any = "right" if column.right else "left"
         grid.add_column(column.name, width=width, justify=justify, no_wrap=True, overflow="ellipsis")
     for row in cells:
-        grid.add_row(*row)
+        grid.add_row(*map(_wrapped, row, columns, widths))
     return grid
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: its heading, its share of the free width (0: fixed), numbers to the right."""
+    """A column of a table: its heading, its share of the free width (0: fixed), numbers to the right.
+
+    A cell too long for a column that ``wraps`` is whole, over several lines: for what loses its meaning when
+    it is cut, as a fact does.
+    """
 
     name: str
     share: int = 0
     right: bool = False
+    wraps: bool = False
+
+
+def _wrapped(cell: Text, column: Column, width: int) -> Text:
+    if not column.wraps or cell.cell_len <= width:
+        return cell
+    return Text("\n".join(folded(cell.plain, width, hang=0)), style=cell.style)
 
 
 def _widths(natural: list[int], shares: list[int], room: int) -> list[int]:
@@ -142,22 +207,46 @@ def progress_bars(quiet: bool = False) -> Iterator[Bars | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+
+    class Time(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            elapsed = task.finished_time if task.finished else task.elapsed
+            begun, total = task.fields["begun"], task.total or 1
+            share = 1.0 if task.finished else (task.completed - begun) / max(total - begun, 1)
+            return Text(time_told(elapsed or 0.0, share), style=QUIET)
 
     bars = Progress(
-        TextColumn("{task.description}", justify="left"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description}"),
+        BarColumn(20, style=QUIET, complete_style=GOOD, finished_style=GOOD),
         TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        Time(),
         console=console(stderr=True),
     )
     tasks: dict[str, TaskID] = {}
 
     def progress(phase: str, done: int, total: int) -> None:
-        if phase not in tasks:
-            tasks[phase] = bars.add_task(phase, total=max(total, 1))
+        if phase not in tasks:  # a resumed phase begins where it was, which says nothing of its speed
+            tasks[phase] = bars.add_task(printable(phase), total=max(total, 1), begun=done)
         bars.update(tasks[phase], completed=done, total=max(total, 1))
 
     with bars:
         yield progress
+
+
+def time_told(elapsed: float, share: float) -> str:
+    """How long a phase took, or has run and will run: no guess before there is something to guess from."""
+    if share >= 1 or share <= 0 or elapsed < SOON:
+        return duration(elapsed)
+    left = elapsed * (1 - share) / share
+    return f"{duration(elapsed)}, {duration(left) if left < 60 else duration(60 * round(left / 60))} left"
+
+
+def duration(seconds: float) -> str:
+    """ "7 s", "2 min 05 s", "1 h 20 min"; a whole number of minutes without its seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes and not rest:
+        return f"{minutes} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -32,4 +32,4 @@ def command(as_json: bool) -> None:
     else:
         out = console()
         rows = [(row["name"], row["about"]) for row in found]
-        out.print(table(out, [Column("method"), Column("what it does", 1)], rows))
+        out.print(table(out, [Column("method"), Column("what it does", 1, wraps=True)], rows))

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
-from patchkit.commands.display import Column, console, counted, table, text
+from patchkit.commands.display import GOOD, QUIET, Column, console, counted, say, table
 from patchkit.errors import NotFound
 from patchkit.facts import Fact, FactsError, Key, dump_facts, read_facts
 
@@ -53,7 +53,7 @@ def check(file: str, canonical: bool, directory: str, quiet: bool, as_json: bool
     elif canonical:
         click.echo(dump_facts(batch.facts).decode("utf-8"), nl=False)
     elif not quiet:
-        console().print(text(f"{batch.name}: {counted(len(batch.facts), 'fact')}, no faults", "green"))
+        say(console(), f"{batch.name}: {counted(len(batch.facts), 'fact')}, no faults", GOOD)
 
 
 def _in_force(directory: str) -> dict[Key, tuple[str, Fact]]:
@@ -81,14 +81,11 @@ def search(words: tuple[str, ...], everything: bool, directory: str, as_json: bo
         return
     out = console()
     if not found:
-        out.print(text("no fact says that", "dim"))
+        say(out, "no fact says that", QUIET)
         return
-    rows = [(row["patch"], str(row["line"]), row["subject"], row["prompt"], row["target"]) for row in found]
-    columns = [
-        Column("patch", 2),
-        Column("line", right=True),
-        Column("subject", 2),
-        Column("prompt", 3),
-        Column("target", 1),
+    rows = [
+        (row["patch"], row["line"], f"{row['prompt'].replace('{}', row['subject'])} → {row['target']}")
+        for row in found
     ]
+    columns = [Column("patch", 2, wraps=True), Column("line", right=True), Column("fact", 3, wraps=True)]
     out.print(table(out, columns, rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
-from patchkit.commands.display import console, progress_bars, text
+from patchkit.commands.display import GOOD, console, progress_bars, say
 from patchkit.errors import CheckFailed
 
 __all__ = ["command"]
@@ -28,6 +28,6 @@ def command(directory: str, quiet: bool, as_json: bool) -> None:
     if as_json:
         print_json({"problems": [problem.to_dict() for problem in found]})
     elif not found and not quiet:
-        console().print(text("every byte is as it was written", "green"))
+        say(console(), "every byte is as it was written", GOOD)
     if found:
         raise CheckFailed("\n".join(str(problem) for problem in found))

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from patchkit.commands.common import directory_option, dry_run_option, json_option, print_json, quiet_option
-from patchkit.commands.display import console, in_bytes, progress_bars, text
+from patchkit.commands.display import GOOD, QUIET, WARNING, console, in_bytes, progress_bars, say
 
 __all__ = ["command"]
 
@@ -54,14 +54,13 @@ def command(
         return
     out = console()
     verb = "there already:" if made.existed else "would make" if dry_run else "made"
-    out.print(text(f"{verb} {made.folder} on {made.source}", "green"))
-    out.print(text(f"base    {made.base_folder} · {made.fingerprint[:19]}…"))
+    say(out, f"{verb} {made.folder} on {made.source}", GOOD)
+    say(out, f"{made.base_folder} · {made.fingerprint[:19]}…", label="base    ")
     layers = ", ".join(map(str, made.recipe.layers))
-    out.print(
-        text(f"recipe  {made.recipe.method}, layers {layers}, λ {made.recipe.lambda_:g} (in patchkit.toml)")
-    )
+    recipe = f"{made.recipe.method}, layers {layers}, λ {made.recipe.lambda_:g} (in patchkit.toml)"
+    say(out, recipe, label="recipe  ")
     if made.recipe.guess:
         line = "no recipe was measured for this model: layers and λ are a guess from its depth and width"
-        out.print(text(f"{line}; look at patchkit.toml", "yellow"))
+        say(out, f"{line}; look at patchkit.toml", WARNING)
     if not dry_run:
-        out.print(text("next: patchkit commit facts.jsonl", "dim"))
+        say(out, "next: patchkit commit facts.jsonl", QUIET)

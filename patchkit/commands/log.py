@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import console, text
+from patchkit.commands.display import BAD, CHANGED, GOOD, NAME, QUIET, console, say
 
 __all__ = ["command"]
 
@@ -29,16 +29,15 @@ def command(revision: str, limit: int | None, directory: str, as_json: bool) -> 
         return
     out = console()
     for entry in commits:
-        head = text(entry.id[:10], "yellow")
-        head.append_text(text(f"  {entry.date:%Y-%m-%d %H:%M}  {entry.author}", "dim"))
-        out.print(head)
-        out.print(text(f"    {entry.subject}"), overflow="ellipsis", no_wrap=True)
+        who = f"{entry.date:%Y-%m-%d %H:%M}  {entry.author}"
+        say(out, who, QUIET, label=f"{entry.id[:10]}  ", label_style=NAME)
+        say(out, entry.subject, label="    ")
         for sign, names, style in (
-            ("+", entry.added, "green"),
-            ("~", entry.changed, "cyan"),
-            ("-", entry.removed, "red"),
+            ("+", entry.added, GOOD),
+            ("~", entry.changed, CHANGED),
+            ("-", entry.removed, BAD),
         ):
             for name in names:
-                out.print(text(f"    {sign} {name}", style))
+                say(out, name, style, label=f"    {sign} ")
     if not commits:
-        out.print(text("no patches yet; make one: patchkit commit facts.jsonl", "dim"))
+        say(out, "no patches yet; make one: patchkit commit facts.jsonl", QUIET)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import json_option, print_json, quiet_option
-from patchkit.commands.display import Column, console, human_size, in_bytes, progress_bars, table, text
+from patchkit.commands.display import GOOD, Column, console, human_size, in_bytes, progress_bars, say, table
 
 __all__ = ["command"]
 
@@ -50,14 +50,14 @@ def check(base: str, revision: str | None, device: str, quiet: bool, as_json: bo
     order = "[d_in, d_out]" if found.transposed else "[d_out, d_in]"
     outlets = sorted(set(found.outlets.values()))
     source = "a guess from its depth and width" if recipe.guess else "measured or published for it"
-    out.print(text(f"{found.source} can be edited: {found.architecture}", "green"))
-    out.print(text(f"shape   {found.blocks} blocks, d_model {found.d_model}, d_ff {found.d_ff}"))
-    out.print(text(f"edited  {found.weights[layers[0]]}, {found.dtype}, {order}"))
+    say(out, f"{found.source} can be edited: {found.architecture}", GOOD)
+    say(out, f"{found.blocks} blocks, d_model {found.d_model}, d_ff {found.d_ff}", label="shape   ")
+    say(out, f"{found.weights[layers[0]]}, {found.dtype}, {order}", label="edited  ")
     if len(layers) > 1:
-        out.print(text(f"        to {found.weights[layers[-1]]}"))
-    out.print(text(f"stream  what they write is {' or '.join(outlets)}"))
+        say(out, f"to {found.weights[layers[-1]]}", label="        ")
+    say(out, f"what they write is {' or '.join(outlets)}", label="stream  ")
     named = ", ".join(map(str, layers))
-    out.print(text(f"recipe  {recipe.method}, layers {named}, λ {recipe.lambda_:g}: {source}"))
+    say(out, f"{recipe.method}, layers {named}, λ {recipe.lambda_:g}: {source}", label="recipe  ")
 
 
 @command.command("get", short_help="Fetch a model into the cache and print its folder.")
@@ -115,5 +115,10 @@ def list_(as_json: bool) -> None:
         for model in found
     ]
     out = console()
-    columns = [Column("name"), Column("licence"), Column("in the cache", 1), Column("what it is", 1)]
+    columns = [
+        Column("name"),
+        Column("licence"),
+        Column("in the cache", 1, wraps=True),
+        Column("what it is", 1, wraps=True),
+    ]
     out.print(table(out, columns, rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
-from patchkit.commands.display import console, counted, text
+from patchkit.commands.display import console, counted, say
 
 __all__ = ["command"]
 
@@ -27,4 +27,4 @@ def command(directory: str, quiet: bool, as_json: bool) -> None:
         print_json(dict(counts))
     elif not quiet:
         kinds = {"patches": "patch", **{name: name.removesuffix("s") for name in counts if name != "patches"}}
-        console().print(text("indexed " + ", ".join(counted(n, kinds[name]) for name, n in counts.items())))
+        say(console(), "indexed " + ", ".join(counted(n, kinds[name]) for name, n in counts.items()))

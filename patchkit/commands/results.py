@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from patchkit.commands.display import Column, percent, table, text
+from patchkit.commands.display import BAD, GOOD, WARNING, Column, percent, table, text
 
 if TYPE_CHECKING:  # `show` needs this module, and not what measures
     from patchkit.evaluation.measure import FactChange, PromptState, Summary
@@ -28,7 +28,13 @@ def results_table(out: Console, changes: Sequence[FactChange]) -> None:
     said = [Column("said", 2)] if wide else []
     numbers = [Column("P before", right=True), Column("P after", right=True)]
     counts = [Column("para.", right=True), Column("neigh.", right=True)]
-    out.print(table(out, [Column(""), Column("fact", 3), *numbers, *said, Column("says", 2), *counts], rows))
+    out.print(
+        table(
+            out,
+            [Column(""), Column("fact", 3, wraps=True), *numbers, *said, Column("says", 2), *counts],
+            rows,
+        )
+    )
 
 
 def _row(change: FactChange, wide: bool) -> list[str | Text]:
@@ -39,7 +45,7 @@ def _row(change: FactChange, wide: bool) -> list[str | Text]:
         f"{before.target:.3f}",
         Text(f"{after.target:.3f}", style="bold"),
         *([text(one_line(before.text or ""))] if wide else []),
-        text(one_line(after.text or ""), "green" if after.says else "red"),
+        text(one_line(after.text or ""), GOOD if after.says else BAD),
         _count(change.after.paraphrases),
         f"{change.kept_neighbors}/{len(change.after.neighbors)}" if change.after.neighbors else "–",
     ]
@@ -57,8 +63,8 @@ def summary_line(summary: Summary) -> str:
 def mark(change: FactChange) -> Text:
     """✓ the model says it, ~ it prefers it but says something else, ✗ it did not take."""
     if change.after.rewrite.says:
-        return Text("✓", style="green")
-    return Text("~", style="yellow") if change.took else Text("✗", style="red")
+        return Text("✓", style=GOOD)
+    return Text("~", style=WARNING) if change.took else Text("✗", style=BAD)
 
 
 def one_line(said: str, limit: int = 40) -> str:

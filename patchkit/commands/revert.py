@@ -12,7 +12,7 @@ from patchkit.commands.common import (
     print_json,
     quiet_option,
 )
-from patchkit.commands.display import console, text
+from patchkit.commands.display import BAD, GOOD, WARNING, console, say
 
 __all__ = ["command"]
 
@@ -56,13 +56,13 @@ def command(
     out = console()
     verb = "would take back" if dry_run else "took back"
     for name in done.removed:
-        out.print(text(f"{verb} {name}", "red"))
+        say(out, f"{verb} {name}", BAD)
     for taken in done.taken:
         for fact in taken.facts:
-            out.print(text(f"{verb} {fact.text} → {fact.target}  (of {taken.patch})", "red"))
+            say(out, f"{verb} {fact.text} → {fact.target}  (of {taken.patch})", BAD)
     for name in done.restored:
-        out.print(text(f"{'would put' if dry_run else 'put'} back {name}", "green"))
+        say(out, f"{'would put' if dry_run else 'put'} back {name}", GOOD)
     for name in done.above:
-        out.print(text(f"{name} was solved on top of what left; its facts may hold less well", "yellow"))
+        say(out, f"{name} was solved on top of what left; its facts may hold less well", WARNING)
     if done.commit:
-        out.print(text(f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", "green"))
+        say(out, f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", GOOD)

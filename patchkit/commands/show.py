@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import Column, console, human_size, table, text
+from patchkit.commands.display import NAME, Column, console, human_size, say, table
 from patchkit.commands.results import one_line
 
 __all__ = ["command"]
@@ -29,7 +29,7 @@ def command(patch: str | None, revision: str, directory: str, as_json: bool) -> 
         print_json(shown.to_dict())
         return
     out = console()
-    out.print(text(shown.name, "bold yellow"))
+    say(out, shown.name, f"bold {NAME}")
     for name, value in (
         ("id", shown.id),
         ("base", shown.base),
@@ -38,7 +38,7 @@ def command(patch: str | None, revision: str, directory: str, as_json: bool) -> 
         ("size", human_size(shown.size)),
         ("recipe", shown.recipe_line),
     ):
-        out.print(text(f"{name:<8}{value}"))
+        say(out, value, label=f"{name:<8}")
     rows = []
     for line, fact in enumerate(shown.facts, 1):
         result = shown.results.get(line)
@@ -46,15 +46,14 @@ def command(patch: str | None, revision: str, directory: str, as_json: bool) -> 
         if result:
             before, after = result["before"]["rewrite"], result["after"]["rewrite"]
             measured = (f"{before['target']:.3f}", f"{after['target']:.3f}", one_line(after["text"] or ""))
-        rows.append((line, fact.text, fact.target, *measured))
+        rows.append((line, f"{fact.text} → {fact.target}", *measured))
     out.print()
     out.print(
         table(
             out,
             [
                 Column("line", right=True),
-                Column("prompt", 3),
-                Column("target", 1),
+                Column("fact", 3, wraps=True),
                 Column("P before", right=True),
                 Column("P after", right=True),
                 Column("says", 2),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import Column, console, human_size, table, text
+from patchkit.commands.display import QUIET, Column, console, human_size, say, table
 
 __all__ = ["command"]
 
@@ -28,13 +28,13 @@ def command(revision: str, directory: str, as_json: bool) -> None:
         return
     out = console()
     if not rows:
-        out.print(text("no patch is in force: the model is the base", "dim"))
+        say(out, "no patch is in force: the model is the base", QUIET)
         return
     numbers = [Column(name, right=True) for name in ("facts", "rank", "size")]
     out.print(
         table(
             out,
-            [Column("date"), Column("patch", 3), Column("author", 2), *numbers, Column("id")],
+            [Column("date"), Column("patch", 3, wraps=True), Column("author", 1), *numbers, Column("id")],
             [
                 (
                     f"{row.date:%Y-%m-%d}" if row.date else "–",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
-from patchkit.commands.display import console, counted, text
+from patchkit.commands.display import WARNING, console, counted, say
 from patchkit.errors import BadInput
 from patchkit.settings import FOLDER
 
@@ -30,19 +30,17 @@ def command(directory: str, quiet: bool, as_json: bool) -> None:
         print_json(status.to_dict())
     elif not quiet:
         out = console()
-        out.print(text(f"on {status.branch}" + (f" at {status.commit[:10]}" if status.commit else "")))
+        say(out, f"on {status.branch}" + (f" at {status.commit[:10]}" if status.commit else ""))
         unplaced = status.place is None and status.base.startswith(FOLDER)  # others are found by their name
         hint = " (say where it lies on this machine: patchkit base PATH)" if unplaced else ""
-        out.print(text(f"base {status.base}{hint}"))
+        say(out, f"base {status.base}{hint}")
         if status.patches is None or status.facts is None:
-            out.print(text("in force: not known, since the tree cannot be believed", "yellow"))
+            say(out, "in force: not known, since the tree cannot be believed", WARNING)
         else:
-            out.print(text(f"in force: {counted(status.patches, 'patch')}, {counted(status.facts, 'fact')}"))
+            say(out, f"in force: {counted(status.patches, 'patch')}, {counted(status.facts, 'fact')}")
         for build in status.builds:
-            out.print(
-                text(f"build {build.folder}: {build.state}", "" if build.state == "up to date" else "yellow")
-            )
+            say(out, f"build {build.folder}: {build.state}", "" if build.state == "up to date" else WARNING)
         for problem in status.leftovers:
-            out.print(text(f"half done: {problem}", "yellow"))
+            say(out, f"half done: {problem}", WARNING)
     if status.problems:
         raise BadInput("\n".join(str(problem) for problem in status.problems))

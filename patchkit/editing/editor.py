@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from patchkit.errors import BadInput, Unavailable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from patchkit.editing.batching import BatchSize
@@ -48,7 +50,11 @@ class Edited:
 
 
 class Editor(Protocol):
-    """Turns facts into factors. The model's weights are the same, bit for bit, before and after."""
+    """Turns facts into factors. The model's weights are the same, bit for bit, before and after.
+
+    ``unfinished`` is a folder of this machine that belongs to the weights as they are: an editor may
+    keep there what the same edit need not do again after it was killed.
+    """
 
     name: str
 
@@ -61,6 +67,7 @@ class Editor(Protocol):
         statistics: Statistics | None = None,
         *,
         batch_size: BatchSize = "auto",
+        unfinished: Path | None = None,
         progress: Progress | None = None,
     ) -> Edited: ...
 

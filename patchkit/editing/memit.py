@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -51,12 +52,13 @@ class Memit:
         statistics: Statistics | None = None,
         *,
         batch_size: BatchSize = "auto",
+        unfinished: Path | None = None,
         progress: Progress | None = None,
     ) -> Edited:
         """Solve ``facts`` on the model as it stands; its weights are untouched afterwards.
 
-        Without ``statistics`` the recipe's are collected first and kept nowhere. BadInput says which
-        fact, layer or setting cannot be used.
+        Without ``statistics`` the recipe's are collected first and kept nowhere. Finished targets are
+        kept in ``unfinished``, if it is given. BadInput says which fact, layer or setting cannot be used.
         """
         if not facts:
             raise BadInput("there are no facts to edit")
@@ -75,7 +77,14 @@ class Memit:
                 outlets = try_out(model, anatomy, recipe.layers, rewriting[0][0].tokens)
             with timer("targets"):
                 targets = find_targets(
-                    model, anatomy, rewriting, drift, recipe, batch_size=batch_size, progress=progress
+                    model,
+                    anatomy,
+                    rewriting,
+                    drift,
+                    recipe,
+                    batch_size=batch_size,
+                    unfinished=unfinished,
+                    progress=progress,
                 )
             deltas, keys = spread(
                 model,

@@ -16,16 +16,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from patchkit.canonical import canonical_json, hash_bytes, strict_json
+from patchkit.canonical import strict_json
 from patchkit.editing.corpus import Progress, read_corpus, write_text
+from patchkit.editing.kept import key_of, read_kept, write_kept
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.solve import exact_device
 from patchkit.errors import BadInput
@@ -115,7 +113,7 @@ def text_for(
         "length": recipe.statistics_length,
         "seed": recipe.statistics_seed,
     }
-    path = folder / f"text-{_key({**wanted, 'base': base})}.json" if folder is not None else None
+    path = folder / f"text-{key_of({**wanted, 'base': base})}.json" if folder is not None else None
     if path is not None and path.is_file():
         try:
             documents = strict_json(path.read_bytes())
@@ -156,7 +154,7 @@ def collect(
     if not counted:
         raise BadInput("the corpus has no text to collect statistics from; name another with statistics_text")
     home = (
-        folder / _key({"base": base, "pieces": [list(ids) for ids, _ in pieces]})
+        folder / key_of({"base": base, "pieces": [list(ids) for ids, _ in pieces]})
         if folder is not None
         else None
     )
@@ -185,7 +183,7 @@ class _Sums:
     def resume(cls, home: Path | None, layers: Sequence[int], d_ff: int, device: torch.device) -> _Sums:
         path = home / f"sums-{'-'.join(map(str, layers))}.safetensors" if home is not None else None
         names = {layer: f"layer.{layer}" for layer in layers}
-        kept = _tensors(path, {"done": [1], **{name: [d_ff, d_ff] for name in names.values()}})
+        kept = read_kept(path, {"done": [1], **{name: [d_ff, d_ff] for name in names.values()}})
         if kept is None:
             zeros = {layer: torch.zeros(d_ff, d_ff, dtype=torch.float64, device=device) for layer in layers}
             return cls(zeros, 0, path)
@@ -194,7 +192,7 @@ class _Sums:
     def keep(self) -> None:
         if self.path is not None:
             sums = {f"layer.{layer}": total.cpu() for layer, total in self.of.items()}
-            _write(self.path, {**sums, "done": torch.tensor([self.done])})
+            write_kept(self.path, {**sums, "done": torch.tensor([self.done])})
 
     def forget(self) -> None:
         if self.path is not None:
@@ -262,31 +260,11 @@ def _pieces(
                 yield tuple(ids), tuple(count)
 
 
-def _key(value: Any) -> str:
-    return hash_bytes(canonical_json(value))[:16]
-
-
 def _load(home: Path | None, layer: int, d_ff: int) -> Tensor | None:
-    found = _tensors(home and home / f"layer-{layer}.safetensors", {"C": [d_ff, d_ff]})
+    found = read_kept(home and home / f"layer-{layer}.safetensors", {"C": [d_ff, d_ff]})
     return found["C"] if found is not None and found["C"].isfinite().all() else None
 
 
 def _save(home: Path | None, layer: int, C: Tensor) -> None:
     if home is not None:
-        _write(home / f"layer-{layer}.safetensors", {"C": C})
-
-
-def _tensors(path: Path | None, shapes: dict[str, list[int]]) -> dict[str, Tensor] | None:
-    """A cache file's tensors; None where it is absent, damaged or of another shape: it is made again."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        found = load(path.read_bytes())
-    except SafetensorError:
-        return None
-    return found if {name: list(t.shape) for name, t in found.items()} == shapes else None
-
-
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        write_kept(home / f"layer-{layer}.safetensors", {"C": C})

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from patchkit.editing.batching import BatchSize, Budget, in_batches, pack
 from patchkit.editing.descent import descent_of
+from patchkit.editing.kept import key_of, read_kept, write_kept
 from patchkit.editing.losses import Drift, Rewriting, log_probabilities
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.templates import Passage
@@ -49,37 +51,94 @@ def find_targets(
     recipe: Recipe,
     *,
     batch_size: BatchSize = "auto",
+    unfinished: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Targets:
     """Optimise every fact's z at the recipe's last layer.
 
     ``rewriting`` is [fact][template], the bare prompt first; ``drift`` is [fact]. Facts of like length
-    are batched; neither their order nor their number changes a fact's z. BadInput names the place of a
-    fact whose loss is not finite.
+    are batched; neither their order nor their number changes a fact's z. In ``unfinished``, a folder
+    that belongs to these weights, each batch's targets are kept, and a run that was killed goes on
+    behind them to the same bits. BadInput names the place of a fact whose loss is not finite.
     """
     count = len(rewriting)
     order = sorted(range(count), key=lambda i: (_width(rewriting[i]), rewriting[i][0].subject))
-    z = torch.empty(count, anatomy.d_model, dtype=model.dtype)
-    steps, losses, finished = [0] * count, [0.0] * count, 0
+    path = unfinished and unfinished / f"targets-{_key(rewriting, drift, recipe)}.safetensors"
+    found = _Found.resume(path, count, anatomy.d_model, model.dtype)
 
     def work(batch: list[int], budget: Budget) -> None:
-        nonlocal finished
-        texts = [rewriting[i] for i in batch], [drift[i] for i in batch]
-        found = _optimise(model, anatomy, *texts, recipe, budget, lambda done: tell(finished + done))
-        z[batch] = found.z
-        for place, fact in enumerate(batch):
-            steps[fact], losses[fact] = found.steps[place], found.losses[place]
-        finished += len(batch)
-
-    def tell(done: int) -> None:
+        batch = [fact for fact in batch if not found.steps[fact]]
+        if batch:
+            texts = [rewriting[i] for i in batch], [drift[i] for i in batch]
+            tell = _Estimate(found, len(batch), recipe.steps, progress)
+            found.add(batch, _optimise(model, anatomy, *texts, recipe, budget, tell))
         if progress is not None:
-            progress("targets", done, count)
+            progress("targets", found.count, count)
 
     in_batches(order, Budget.of(batch_size, model.device), work)
     for fact in range(count):
-        if not math.isfinite(losses[fact]):
+        if not math.isfinite(found.losses[fact]):
             raise BadInput(f"fact {fact + 1}: the loss is not a number; lower learning_rate or clamp")
-    return Targets(z, steps, losses)
+    return Targets(found.z, found.steps, found.losses)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """z [N, d_model], steps and losses of each fact so far; one that took no step is still to do."""
+
+    z: Tensor
+    steps: list[int]
+    losses: list[float]
+    path: Path | None
+
+    @classmethod
+    def resume(cls, path: Path | None, count: int, width: int, dtype: torch.dtype) -> _Found:
+        kept = read_kept(path, {"z": [count, width], "steps": [count], "losses": [count]})
+        if kept is not None and kept["z"].dtype == dtype:
+            return cls(kept["z"], kept["steps"].tolist(), kept["losses"].tolist(), path)
+        return cls(torch.zeros(count, width, dtype=dtype), [0] * count, [0.0] * count, path)
+
+    def add(self, batch: Sequence[int], found: Targets) -> None:
+        self.z[list(batch)] = found.z
+        for place, fact in enumerate(batch):
+            self.steps[fact], self.losses[fact] = found.steps[place], found.losses[place]
+        if self.path is not None:
+            steps, losses = torch.tensor(self.steps), torch.tensor(self.losses, dtype=torch.float64)
+            write_kept(self.path, {"z": self.z, "steps": steps, "losses": losses})
+
+    @property
+    def count(self) -> int:
+        return sum(steps > 0 for steps in self.steps)
+
+
+class _Estimate:
+    """Progress inside a batch. Its facts stop within few steps of one another, so those that go on count
+    by the share of their way: the steps that facts took so far, on average, or all that are allowed."""
+
+    def __init__(
+        self, found: _Found, size: int, steps: int, progress: Callable[[str, int, int], None] | None
+    ) -> None:
+        self.before, self.total, self.size, self.progress = found.count, len(found.steps), size, progress
+        self.likely = sum(found.steps) / found.count if found.count else steps
+
+    def __call__(self, step: int, living: int) -> None:
+        if self.progress is not None:
+            done = self.size - living + int(living * min(step / self.likely, 0.9))
+            self.progress("targets", self.before + done, self.total)
+
+
+def _key(rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage], recipe: Recipe) -> str:
+    """What targets depend on beside the weights."""
+    settings = {
+        name: value
+        for name, value in recipe.to_dict().items()
+        if name not in ("lambda", "guess", "method") and not name.startswith("statistics")
+    }
+    texts = [
+        [[list(p.tokens), p.subject, p.target] for p in (*of, d)]
+        for of, d in zip(rewriting, drift, strict=True)
+    ]
+    return key_of({"recipe": settings, "texts": texts})
 
 
 @dataclass(frozen=True)
@@ -113,7 +172,7 @@ def _optimise(
     drift: Sequence[Passage],
     recipe: Recipe,
     budget: Budget,
-    tell: Callable[[int], None],
+    tell: Callable[[int, int], None],
 ) -> Targets:
     """One batch in the published order: loss, stop tests, a step down, clamp; ``steps`` - 1 moves at most."""
     parts, init = _prepare(model, anatomy, rewriting, drift, recipe, budget)
@@ -133,10 +192,9 @@ def _optimise(
         delta = torch.where(alive[:, None], _clamped(moved, recipe.clamp * init.norm(dim=1)), delta)
         living = alive.tolist()  # the step's one synchronisation
         parts = parts.keep(living)
-        tell(living.count(False))
+        tell(step, sum(living))
         if not parts.facts:
             break
-    tell(len(init))
     return Targets((init + delta).cpu(), steps, last.tolist())
 
 

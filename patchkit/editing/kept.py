@@ -1,0 +1,41 @@
+"""Tensors kept on this machine between runs, so that what was computed once is not computed again.
+
+A file is written whole or not at all; one that is damaged, or holds something else, counts as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from patchkit.canonical import canonical_json, hash_bytes
+from patchkit.files import write_durably
+
+__all__ = ["key_of", "read_kept", "write_kept"]
+
+
+def key_of(value: Any) -> str:
+    """A short name for what a file holds: 16 hex digits of the SHA-256 of ``value`` as canonical JSON."""
+    return hash_bytes(canonical_json(value))[:16]
+
+
+def read_kept(path: Path | None, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor] | None:
+    """The tensors of these names and shapes; None where there are none, or not just those."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        found = load(path.read_bytes())
+    except SafetensorError:
+        return None
+    return found if {name: list(t.shape) for name, t in found.items()} == shapes else None
+
+
+def write_kept(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Durably, under ``path``, whose folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_durably(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
