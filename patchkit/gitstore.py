@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from patchkit.canonical import hash_bytes
 from patchkit.errors import BadInput, Misconfigured, NotFound, NotWritten
 from patchkit.gitcommand import Git
 from patchkit.history import PATCHES, Commit, read_history
@@ -20,8 +21,8 @@ from patchkit.locks import leftovers, operation_in_progress
 from patchkit.objects import Objects, TreeItem
 from patchkit.problem import Problem, one_line
 from patchkit.recording import ATTRIBUTES, Changes, record
+from patchkit.settings import BASE_KEY, Settings, parse_settings
 from patchkit.settings import FILE as SETTINGS
-from patchkit.settings import Settings, parse_settings
 
 __all__ = ["ATTRIBUTES", "PATCHES", "Changes", "Commit", "Entry", "GitStore", "Tree"]
 
@@ -97,8 +98,22 @@ class GitStore:
 
     @property
     def private(self) -> Path:
-        """This machine's own, shared by the repository's worktrees: catalogue, statistics, caches."""
+        """This machine's own, shared by the repository's worktrees and stacks: statistics, the lock."""
         return self.common_dir / "patchkit"
+
+    @property
+    def own(self) -> Path:
+        """This stack's part of it: catalogue, default build, what was kept aside."""
+        if not self.prefix:
+            return self.private
+        mark = hash_bytes(os.fsencode(self.prefix)).removeprefix("sha256:")[:8]
+        return self.private / "stacks" / f"{self.folder.name}-{mark}"
+
+    @property
+    def base_key(self) -> str:
+        """In `git config`: where this stack's base lies on this machine."""
+        section, _, name = BASE_KEY.partition(".")
+        return f"{section}.{self.prefix.removesuffix('/')}.{name}" if self.prefix else BASE_KEY
 
     @classmethod
     def find(cls, path: Path) -> GitStore:

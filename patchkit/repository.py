@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from patchkit.catalogue import Catalogue
 from patchkit.errors import BadInput, Misconfigured
 from patchkit.gitstore import Commit, GitStore
-from patchkit.settings import BASE_KEY, FOLDER, Settings
 from patchkit.settings import FILE as SETTINGS
+from patchkit.settings import FOLDER, Settings
 from patchkit.stack import Problem, Stack, StoredPatch, find_patch, problems, read_patch, read_stack
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Repository:
 
     def __init__(self, store: GitStore) -> None:
         self.store = store
-        self.catalogue = Catalogue(store.private)
+        self.catalogue = Catalogue(store.own)
 
     @classmethod
     def open(cls, folder: str | Path = ".") -> Repository:
@@ -99,7 +99,7 @@ class Repository:
         """Where the base lies on this machine; a short name or hub id is fetched where it is not here."""
         from patchkit.models.sources import resolve_base
 
-        place = self.store.config_get(BASE_KEY)
+        place = self.store.config_get(self.store.base_key)
         if place and Path(place).is_dir():
             return Path(place)
         settings = self.settings
@@ -125,7 +125,7 @@ class Repository:
         folder = resolve_base(place).folder
         self._check_fingerprint(folder, Checkpoint.open(folder).fingerprint(progress))
         if not dry_run:
-            self.store.config_set(BASE_KEY, str(folder))
+            self.store.config_set(self.store.base_key, str(folder))
         return folder
 
     def checkpoint(self) -> Checkpoint:
@@ -198,7 +198,7 @@ class Repository:
     @property
     def build_folder(self) -> Path:
         """Where `build` writes unless told otherwise."""
-        return self.store.private / "build"
+        return self.store.own / "build"
 
     def build(self, out: str | Path | None = None, **options: Any) -> Built | None:
         """Write base and stack as a checkpoint folder; None for a dry run."""

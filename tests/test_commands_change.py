@@ -99,6 +99,29 @@ def test_init_in_a_subfolder_never_nests(cli: Cli, home: Path, monkeypatch: pyte
     assert [row["name"][:4] for row in cli.ok("stack", "--json").json] == ["ann-"]
 
 
+def test_two_stacks_in_one_repository_keep_to_themselves(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(home, "init", "-q")
+    other = save_checkpoint(tiny_model("llama", torch.bfloat16, seed=1), home / "other")
+    cli.ok("init", tiny_base(), "a", "-q")
+    cli.ok("init", other, "deep/b.c", "-q")
+    set_recipe(home / "a", "\n[recipe]\nlayers = [0]\nlambda = 3.0\ncontexts = 0\n")
+    cli.ok("-C", "a", "commit", facts_file(home, ANN), *QUICK, "-q")
+    for folder, base in (("a", tiny_base()), ("deep/b.c", other)):
+        cli.ok("-C", folder, "build", "-q")
+        cli.ok("-C", folder, "fsck")
+        assert cli.ok("-C", folder, "base", "--json").json["folder"] == str(base)
+    for folder, count in (("a", 1), ("deep/b.c", 0)):
+        found = cli.ok("-C", folder, "status", "--json").json
+        assert (found["patches"], found["problems"]) == (count, [])
+        assert [build["state"] for build in found["builds"]] == ["up to date"]
+    for what in ("catalogue", "build", "kept", "base"):
+        assert cli.ok("-C", "a", "path", what).out != cli.ok("-C", "deep/b.c", "path", what).out
+    shared = [cli.ok("-C", folder, "path", "statistics").out for folder in ("a", "deep/b.c")]
+    assert shared[0] == shared[1]
+
+
 @pytest.mark.parametrize("below", ["patches", "patches/new", "notes/deep"])
 def test_init_below_a_stack_finds_that_stack(
     cli: Cli, knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch, below: str

@@ -602,7 +602,7 @@ FLOORS = (
     "fact facts tensors settings database schema",
     "models",
     "patch factors rounding checkpoint build build_record gitcommand objects history recording locks "
-    "gitstore gitcheck merges inspection stack beliefs catalogue indexing",
+    "gitstore gitcheck merges returns inspection stack beliefs catalogue indexing",
     "editing evaluation",
     "actions repository",
     "commands",

@@ -128,7 +128,7 @@ def large_files(patch: Patch) -> tuple[str, ...]:
 def keep_aside(repository: Repository, patch: Patch) -> Path:
     """Save a patch that was not committed where ``patchkit apply`` finds it; the folder."""
     content = hash_bytes("".join(sorted(map(hash_bytes, patch.files().values()))).encode())
-    folder = repository.store.private / "kept" / content[:12] / patch.name
+    folder = repository.store.own / "kept" / content[:12] / patch.name
     if not folder.exists():
         patch.save(folder)
     return folder

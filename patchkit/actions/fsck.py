@@ -12,7 +12,6 @@ from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.gitcheck import fsck_git, fsck_worktree
 from patchkit.problem import Problem
-from patchkit.settings import BASE_KEY
 from patchkit.stack import problems
 
 if TYPE_CHECKING:
@@ -45,7 +44,7 @@ def fsck(repository: Repository, *, progress: Progress = None) -> list[Problem]:
 
 def _base(repository: Repository, progress: Callable[[int, int, str], None] | None) -> list[Problem]:
     """The base hashed anew, where this machine has it."""
-    place = repository.store.config_get(BASE_KEY)
+    place = repository.store.config_get(repository.store.base_key)
     if place is None or not os.path.isdir(place):
         return []
     remedy = "get the checkpoint again, or name another copy: patchkit base PATH"

@@ -17,7 +17,7 @@ from patchkit.errors import BadInput, NotFound, WouldOverwrite
 from patchkit.gitcommand import Git
 from patchkit.gitstore import Changes, GitStore
 from patchkit.models.sources import resolve_base
-from patchkit.settings import BASE_KEY, FILE, FOLDER, Settings, dump_settings
+from patchkit.settings import FILE, FOLDER, Settings, dump_settings
 
 __all__ = ["Initialised", "init", "recipe_table"]
 
@@ -86,8 +86,8 @@ def init(
         commit = store.record(
             Changes(settings=dump_settings(settings)), message, [("Patchkit-Base", fingerprint)]
         )
-    store.config_set(BASE_KEY, str(place.folder))
-    Catalogue(store.private).remember_fingerprint(place.folder, fingerprint)
+    store.config_set(store.base_key, str(place.folder))
+    Catalogue(store.own).remember_fingerprint(place.folder, fingerprint)
     return Initialised(store.folder, source, place.folder, fingerprint, recipe, commit, made.existed)
 
 

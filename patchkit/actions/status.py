@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from patchkit.errors import PatchkitError
 from patchkit.problem import Problem
-from patchkit.settings import BASE_KEY
 from patchkit.stack import Stack, TreeProblems, conflicts
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def status(repository: Repository) -> Status:
         branch=_branch(repository),
         commit=store.head(),
         base=_base(repository),
-        place=store.config_get(BASE_KEY),
+        place=store.config_get(store.base_key),
         patches=None if stack is None else len(stack.patches),
         facts=None if stack is None else sum(len(patch.facts) for patch in stack.patches),
         builds=tuple(_builds(repository, stack)),

@@ -27,7 +27,8 @@ def command(place: str | None, directory: str, dry_run: bool, quiet: bool, as_js
     """Show the base, or say that it lies at PATH on this machine (a folder, hub id or short name).
 
     PATH is taken only if its tensors have the fingerprint that patchkit.toml names. The place is
-    kept in this machine's `git config patchkit.base` and is never committed.
+    kept in this machine's `git config patchkit.base` (in a subfolder: patchkit.FOLDER.base) and is
+    never committed.
 
     \b
     Examples:

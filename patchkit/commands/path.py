@@ -28,14 +28,14 @@ def command(what: str, directory: str) -> None:
         click.echo(str(cache_folder()))
         return
     repository = open_repository(directory)
-    private = repository.store.private
+    private, own = repository.store.private, repository.store.own
     places = {
         "repository": lambda: repository.store.folder,
         "patches": lambda: repository.store.folder / "patches",
-        "catalogue": lambda: private / "catalogue.db",
+        "catalogue": lambda: own / "catalogue.db",
         "statistics": lambda: private / "statistics",
         "build": lambda: repository.build_folder,
-        "kept": lambda: private / "kept",
+        "kept": lambda: own / "kept",
         "base": lambda: repository.base_folder,
     }
     click.echo(str(places[what]()))
