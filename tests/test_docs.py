@@ -187,6 +187,8 @@ def test_sessions_are_rewritten_in_place(tmp_path: Path) -> None:
 def test_other_shell_blocks_name_what_there_is(page: str) -> None:
     """Blocks that are not run: the targets of make, the one way to install, a program of others."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    sections = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    sections |= {"--json", "--compare", "results.json", "now.json"}
     for block in BLOCKS[page]:
         assert block.language in ("", "console", "sh", "python", "json", "text"), block.info
         for line in block.body.splitlines() if block.language == "sh" else ():
@@ -194,6 +196,7 @@ def test_other_shell_blocks_name_what_there_is(page: str) -> None:
             known = words[0] == "make" and set(words[1:]) <= targets
             known |= line == "pip install -c constraints.txt ." and (ROOT / "constraints.txt").exists()
             known |= words[0] == "datasette" or "Patchkit-Accept" in line
+            known |= words[:3] == ["python", "-m", "benchmarks"] and set(words[3:]) <= sections
             assert known, line
 
 
@@ -325,7 +328,7 @@ def test_the_recipe_for_a_hub_model_runs_on_a_folder(stand_in: dict[str, str], t
     told = _bash(
         f"bash {ROOT}/examples/hub-model.sh {model} facts.jsonl made",
         tmp_path,
-        {**stand_in, "SETTINGS": QUICK, "GATE": "neighbors=0"},
+        {**stand_in, "SETTINGS": QUICK, "GATE": "efficacy=0"},
     )
     for said in (
         "can be edited",

@@ -222,7 +222,7 @@ def test_two_writers_at_once_lose_nothing(root: Path) -> None:
     outcomes = _at_once(kb, made(root, 3), made(root, 3))
     assert sorted(outcome.code for outcome in outcomes) == [0, 65], outcomes
     refused = next(outcome for outcome in outcomes if outcome.code)
-    assert all("already in force" in line for line in refused.lines)  # a line for each fact
+    assert all("is in force already" in line for line in refused.lines)  # a line for each fact
     assert len(refused.lines) == 3
     assert in_force(kb) == {made(root, number).name for number in range(4)}
     assert len(git(kb, "log", "--format=%H").splitlines()) == 5
