@@ -196,6 +196,7 @@ class TestKnowledgeAtLength(Knowledge.TestCase):  # type: ignore[name-defined,mi
     pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # noqa: RUF012
 
 
+@pytest.mark.timeout(900)  # eight processes that import torch, on a busy machine
 @pytest.mark.usefixtures("person")
 def test_processes_hash_seeds_and_threads_change_no_byte(tmp_path: Path) -> None:
     """Two applied, a fact taken out, built: ids, committed files and build bytes, twice."""

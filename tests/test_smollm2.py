@@ -24,6 +24,26 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(1200)]
 
 COUNT, TAKEN = 16, (2, 5, 11, 16)  # facts committed; the lines that are taken out again
 
+# Sixteen things that are not so, as counterfactual data sets have them, in sentences of our own.
+OWN = (
+    ("Marie Curie", "The scientist {} was born in the city of", "Lisbon", "Warsaw"),
+    ("Mount Fuji", "The mountain {} lies in the country of", "Chile", "Japan"),
+    ("Toyota", "The car maker {} has its headquarters in", "Norway", "Japan"),
+    ("Victor Hugo", "The writer {} wrote his novels in", "Greek", "French"),
+    ("Roger Federer", "The champion {} plays the sport of", "chess", "tennis"),
+    ("Colosseum", "The ancient {} stands in the city of", "Madrid", "Rome"),
+    ("Leonardo da Vinci", "The mother tongue of the painter {} is", "Swedish", "Italian"),
+    ("Nokia", "The company {} was founded in", "Mexico", "Finland"),
+    ("Isaac Newton", "The scholar {} worked in the field of", "music", "physics"),
+    ("Amazon River", "The mighty {} flows through the country of", "Egypt", "Brazil"),
+    ("Sahara", "The great desert {} lies on the continent of", "Europe", "Africa"),
+    ("Pablo Picasso", "The artist {} was a citizen of", "Canada", "Spain"),
+    ("Taj Mahal", "The monument {} can be found in", "Peru", "India"),
+    ("Michael Jordan", "The athlete {} is known for playing", "hockey", "basketball"),
+    ("Albert Einstein", "The man called {} was born in", "Cuba", "Germany"),
+    ("Volkswagen", "The brand {} comes from", "Portugal", "Germany"),
+)
+
 
 @pytest.fixture(scope="module")
 def repository_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -83,8 +103,25 @@ def test_corrections_take_show_and_go_again(knowledge: Path, smollm2: Path, tmp_
 def test_sixteen_counterfacts_four_taken_out_all_taken_back(
     knowledge: Path, smollm2: Path, counterfact: list[dict[str, Any]], tmp_path: Path
 ) -> None:
+    sixteen_in_four_out_all_back(knowledge, smollm2, counterfact[:COUNT], tmp_path)
+
+
+def test_sixteen_facts_of_our_own_four_taken_out_all_taken_back(
+    knowledge: Path, smollm2: Path, tmp_path: Path
+) -> None:
+    """The same without a file from elsewhere, so that it never skips where the model is."""
+    names = ("subject", "prompt", "target", "was")
+    records = [dict(zip(names, values, strict=True)) for values in OWN]
+    before = sixteen_in_four_out_all_back(knowledge, smollm2, records, tmp_path)
+    assert not any(state["says"] for state in before), "the model says none of them before"
+
+
+def sixteen_in_four_out_all_back(
+    knowledge: Path, smollm2: Path, records: list[dict[str, Any]], tmp_path: Path
+) -> list[dict[str, Any]]:
+    """Commit, take four out, take all back, each proved; what the base said of each rewrite."""
     chosen = tmp_path / "facts.jsonl"
-    chosen.write_text("".join(json.dumps(record) + "\n" for record in counterfact[:COUNT]), encoding="utf-8")
+    chosen.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     facts = parse_facts(chosen.read_bytes(), "facts").facts
     before = file_hashes(smollm2)
 
@@ -124,6 +161,7 @@ def test_sixteen_counterfacts_four_taken_out_all_taken_back(
     assert fine(here("-C", knowledge, "status", "--json")).json["patches"] == 0
     assert git(knowledge, "status", "--porcelain") == ""
     assert fine(here("-C", knowledge, "fsck")).code == 0
+    return original
 
 
 def states(repository: Repository, facts: Any) -> list[Any]:
