@@ -25,6 +25,7 @@ from patchkit.fact import Fact
 from patchkit.factors import Patch
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import load_model
+from patchkit.models.names import StoredNames
 
 KINDS = tuple(tiny_models.CONFIGS)
 # Their prompts end with the subject, so a random model's next token depends on the edited state directly.
@@ -113,10 +114,11 @@ def test_the_update_is_the_oracles(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_edit_takes_and_goes_through_a_saved_checkpoint(kind, tmp_path):
     """Measured on the build, loaded again by transformers; and a build without patches is the base."""
-    _, tokenizer, _, edited = made(kind)
+    model, tokenizer, _, edited = made(kind)
     base = save_checkpoint(tiny_models.tiny_model(kind), tmp_path / "base")
     checkpoint = Checkpoint.open(base)
-    deltas = {checkpoint.stored_name(name): delta for name, delta in edited.deltas.items()}
+    names = StoredNames(model, checkpoint)
+    deltas = {names.of(name): delta for name, delta in edited.deltas.items()}
     patch = Patch(FACTS, deltas, checkpoint.fingerprint(), "memit", {}, (), None)
     before = hashes(base)
     build(checkpoint, {patch.id: patch}, tmp_path / "out")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from patchkit.facts import Fact
+from patchkit.models.loading import loader_of
 
 VOCABULARY = 320
 WIDTH, INNER, DEPTH = 32, 64, 4
@@ -34,6 +36,7 @@ _SMALL = {
 }
 _LLAMA_LIKE = {**_SMALL, "intermediate_size": INNER, "num_key_value_heads": 2, "max_position_embeddings": 128}
 _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_TOWER = {**_VISION, "image_size": 28, "patch_size": 14}
 _GPT2_LIKE = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": 128}
 
 CONFIGS = {
@@ -90,6 +93,7 @@ CONFIGS = {
         },
     ),
     "gemma3_text": ("Gemma3TextConfig", {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 12}),
+    "fuyu": ("FuyuConfig", {"text_config": {"model_type": "persimmon", **_LLAMA_LIKE}, "patch_size": 4}),
     "glm": ("GlmConfig", {**_LLAMA_LIKE, "head_dim": 8}),
     "glm4": ("Glm4Config", {**_LLAMA_LIKE, "head_dim": 8}),
     "gpt_neo": (
@@ -100,7 +104,7 @@ CONFIGS = {
             "num_layers": DEPTH,
             "num_heads": 4,
             "attention_types": [[["global", "local"], 2]],
-            "window_size": 128,
+            "window_size": 12,
             "max_position_embeddings": 128,
         },
     ),
@@ -115,9 +119,28 @@ CONFIGS = {
     "helium": ("HeliumConfig", {**_LLAMA_LIKE, "head_dim": 8}),
     "hunyuan": ("HunYuanDenseV1Config", {**_LLAMA_LIKE, "head_dim": 8}),
     "hyperclovax": ("HyperCLOVAXConfig", _LLAMA_LIKE),
+    "internlm3": ("InternLM3Config", _LLAMA_LIKE),
+    "iquestcoder": ("IQuestCoderConfig", _LLAMA_LIKE),
     "jais2": ("Jais2Config", _LLAMA_LIKE),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
+            "vision_config": {"model_type": "clip_vision_model", **_TOWER, "projection_dim": 16},
+            "image_token_index": 300,
+        },
+    ),
+    "mistral3": (
+        "Mistral3Config",
+        {
+            "text_config": {"model_type": "mistral", **_LLAMA_LIKE, "sliding_window": 12},
+            "vision_config": {"model_type": "pixtral", **_TOWER, "head_dim": 8},
+            "image_token_index": 300,
+        },
+    ),
+    "ministral3": ("Ministral3Config", {**_LLAMA_LIKE, "head_dim": 8}),
     "ministral": ("MinistralConfig", {**_LLAMA_LIKE, "sliding_window": 12, "head_dim": 8}),
-    "modernbert_decoder": ("ModernBertDecoderConfig", {**_LLAMA_LIKE, "local_attention": 128}),
+    "modernbert_decoder": ("ModernBertDecoderConfig", {**_LLAMA_LIKE, "local_attention": 12}),
     "mpt": (
         "MptConfig",
         {"vocab_size": VOCABULARY, "d_model": WIDTH, "n_layers": DEPTH, "n_heads": 4, "max_seq_len": 128},
@@ -156,7 +179,7 @@ def tiny_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = loader_of(config, Path(kind)).from_config(config, dtype=torch.float32)
         for name_, parameter in model.named_parameters():
             if parameter.ndim > 1 and "embed" not in name_ and "wte" not in name_ and "wpe" not in name_:
                 torch.nn.init.normal_(parameter, std=0.25)  # far from linear, or nothing would be tested
