@@ -18,7 +18,7 @@ from command_helpers import save_checkpoint
 from patchkit.build import build
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.memit import Memit
-from patchkit.editing.recipe import Recipe
+from patchkit.editing.recipe import Recipe, recipe_for
 from patchkit.editing.statistics import statistics_for
 from patchkit.evaluation.likelihood import score_targets
 from patchkit.fact import Fact
@@ -169,3 +169,31 @@ def test_one_layer_brings_the_stream_to_its_target(kind):
     found = torch.nn.functional.normalize((said + after - before) / gain, dim=1)
     torch.testing.assert_close(found, direction, rtol=1e-4, atol=1e-4)
     assert ((z - after).norm(dim=1) < (z - before).norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_guessed_recipe_takes(kind):
+    """The rule of thumb for models without a measured recipe, on one fact."""
+    model, tokenizer, _, _ = made(kind)
+    fact = FACTS[1]
+    small = {"contexts": 1, "statistics_tokens": 1200, "statistics_length": 16}
+    recipe = recipe_for(model.config)
+    assert recipe.guess
+    edited = Memit().edit(model, tokenizer, [fact], recipe.override(**small))
+    places = {name: anatomy_of(model).weights.index(name) for name in edited.deltas}
+
+    def surprise():
+        (score,) = score_targets(model, tokenizer, [(fact.text, fact.target)])
+        return score.nll
+
+    before, kept = surprise(), {}
+    for name, layer in places.items():
+        weight = anatomy_of(model).weight(layer)
+        delta = edited.deltas[name]
+        change = (delta.B.double() @ delta.A.double()).to(weight.dtype)
+        kept[layer] = weight.clone()
+        weight += change.T if delta.transposed else change
+    after = surprise()
+    for layer, weight in kept.items():
+        anatomy_of(model).weight(layer).copy_(weight)
+    assert after < before - 0.1
