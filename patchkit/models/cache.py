@@ -33,6 +33,7 @@ __all__ = [
     "last_line",
     "models_home",
     "need_room",
+    "record",
     "record_of",
     "running",
     "silent",
@@ -66,18 +67,18 @@ def record_of(folder: Path) -> Path:
 def whole(folder: Path, source: Mapping[str, str]) -> int | None:
     """The folder's size in bytes if it was made from ``source`` and no file is missing or cut; else None."""
     try:
-        record = strict_json(record_of(folder).read_bytes())
-        sizes = {file: int(entry["size"]) for file, entry in record["files"].items()}
-        same = all(record[name] == value for name, value in source.items())
-        same = same and record["fingerprint"] == _fingerprint(record["files"])
+        said = strict_json(record_of(folder).read_bytes())
+        sizes = {file: int(entry["size"]) for file, entry in said["files"].items()}
+        same = all(said[name] == value for name, value in source.items())
+        same = same and said["fingerprint"] == _fingerprint(said["files"])
         same = same and all((folder / file).stat().st_size == size for file, size in sizes.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return sum(sizes.values()) if same else None
 
 
-def keep(made: Path, folder: Path, source: Mapping[str, str]) -> None:
-    """Give a finished folder its name: on the disk first, named next, recorded last."""
+def keep(made: Path, folder: Path) -> dict[str, Any]:
+    """Give a finished folder its name, all of it on the disk first; what its record says of its files."""
     with writing(made):
         for path in made.iterdir():
             path.chmod(0o644)  # safetensors writes files that others cannot read
@@ -86,8 +87,13 @@ def keep(made: Path, folder: Path, source: Mapping[str, str]) -> None:
         }
     fsync_tree(made)
     move_durably(made, folder)
-    record = {**source, "files": files, "fingerprint": _fingerprint(files)}
-    write_durably(record_of(folder), canonical_json(record) + b"\n")
+    return files
+
+
+def record(folder: Path, source: Mapping[str, str], files: Mapping[str, Any]) -> None:
+    """Say that a named folder is whole; when nothing is left to do for it, its workplace cleared too."""
+    said = {**source, "files": dict(files), "fingerprint": _fingerprint(files)}
+    write_durably(record_of(folder), canonical_json(said) + b"\n")
 
 
 @contextmanager

