@@ -43,6 +43,7 @@ Progress = Callable[[int, int, str], None] | None
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_ADAPTER = "adapter_config.json"
 
 _PIECE = 8 << 20
 _MAX_JSON = 256 << 20
@@ -281,8 +282,10 @@ def _is_plain(file: Any, ending: str) -> bool:
 
 
 def check_config(folder: Path) -> None:
-    """BadInput where the folder's config.json is missing, is no table, or says that weights are quantised."""
+    """BadInput where config.json is missing, is no table or tells of quantised weights; and for adapters."""
     path = folder / CONFIG
+    if (folder / _ADAPTER).exists():  # transformers would put it on the weights, or load another base for it
+        raise BadInput(f"{folder}: holds a PEFT adapter ({_ADAPTER}); name the base itself, without adapters")
     if not path.exists():
         raise BadInput(f"{folder}: holds no {CONFIG}; name the folder of a transformers checkpoint")
     try:
