@@ -10,6 +10,7 @@ from typing import Any
 
 from patchkit.catalogue import Catalogue
 from patchkit.checkpoint import Checkpoint
+from patchkit.editing.editor import editor_names
 from patchkit.editing.recipe import Recipe, recipe_for
 from patchkit.errors import BadInput, NotFound, WouldOverwrite
 from patchkit.gitcommand import Git
@@ -69,8 +70,10 @@ def init(
         place = replace(place, folder=safetensors_folder(place.folder, progress))
     checkpoint = Checkpoint.open(place.folder)
     config = read_config(place.folder)
-    anatomy_of(without_weights(config, place.folder))  # refuses what its kind alone keeps from being edited
     recipe = recipe_for(config)
+    built = without_weights(config, place.folder)
+    if editor_names() == [recipe.method]:  # an editor of another package may edit other kinds of model
+        anatomy_of(built)  # refuses what a model's kind alone keeps from being edited
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder for the repository")
     if not dry_run:

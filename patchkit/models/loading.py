@@ -7,6 +7,9 @@ caller holds in half precision, and gives every bit back.
 
 from __future__ import annotations
 
+import copy
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +27,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as their_logging
 
 from patchkit.errors import BadInput, NotFound, Unavailable
 from patchkit.models.names import StoredNames
@@ -43,7 +47,11 @@ __all__ = [
 ]
 
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-_DATA: dict[str, Any] = {**_LOCAL, "use_safetensors": True}  # no fallback may open a pickle
+_DATA: dict[str, Any] = {
+    **_LOCAL,
+    "use_safetensors": True,  # no fallback may open a pickle
+    "ignore_mismatched_sizes": True,  # they are named below instead
+}
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -80,6 +88,11 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
         found: Any = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True, **_DATA)
     model, report = found
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise BadInput(
+            f"{folder}: {name} is {list(stored)} in the files, but config.json makes it {list(wanted)}; "
+            "get the checkpoint again"
+        )
     if missing := sorted(report["missing_keys"]):
         raise BadInput(f"{folder}: the checkpoint lacks {missing[0]}; get it again, whole")
     model.to(device=place).eval().requires_grad_(False)
@@ -90,7 +103,8 @@ def read_config(folder: Path) -> Any:
     """The transformers config of a checkpoint folder; BadInput where this transformers does not know it."""
     path = folder / "config.json"
     try:
-        return AutoConfig.from_pretrained(folder, **_LOCAL)
+        with _silence():
+            return AutoConfig.from_pretrained(folder, **_LOCAL)
     except Exception as error:  # configs check themselves, and raise what they like
         said = " ".join(str(error).split()).partition(". ")[0][:200]
         raise BadInput(
@@ -117,22 +131,41 @@ def loader_of(config: Any, folder: Path) -> Any:
 
 
 def without_weights(config: Any, folder: Path) -> PreTrainedModel:
-    """The model of a checkpoint's config with all its modules and no memory for its weights."""
+    """The model of a checkpoint's config with all its modules and no memory for its weights.
+
+    Built as ``load_model`` has it built before it reads weights: what fails here would fail there.
+    """
     loader = loader_of(config, folder)
     make = getattr(loader, "from_config", None) or loader._from_config
     with _one_line(folder), torch.device("meta"):
-        model: PreTrainedModel = make(config)
+        model: PreTrainedModel = make(copy.deepcopy(config), dtype=torch.float32)
     return model
 
 
 @contextmanager
 def _one_line(folder: Path) -> Iterator[None]:
-    """Whatever transformers raises of files that it cannot read, as BadInput."""
+    """Whatever transformers raises of files that it cannot read, as BadInput; and nothing besides."""
     try:
-        yield
+        with _silence():
+            yield
     except Exception as error:  # its modules share no family of errors
         reason = " ".join(f"{error or type(error).__name__}".split())[:300]
         raise BadInput(f"{folder}: transformers cannot load it: {reason}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without transformers' warnings, reports and bars, which would stand beside our one line."""
+    level, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+    their_logging.set_verbosity(logging.CRITICAL)
+    their_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        their_logging.set_verbosity(level)
+        if bars:
+            their_logging.enable_progress_bar()
 
 
 def put_weights(model: PreTrainedModel, tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
