@@ -49,6 +49,7 @@ POST_NORMS = {
     "gemma3": lambda block: 1 + block.post_feedforward_layernorm.weight,
     "gemma3_text": lambda block: 1 + block.post_feedforward_layernorm.weight,
     "glm4": lambda block: block.post_mlp_layernorm.weight,
+    "glm4v": lambda block: block.post_mlp_layernorm.weight,
     "hyperclovax": lambda block: block.post_norm2.weight,
     "olmo2": lambda block: block.post_feedforward_layernorm.weight,
     "olmo3": lambda block: block.post_feedforward_layernorm.weight,
@@ -76,8 +77,8 @@ def aim(kind):
 
 
 # Their own code overflows or rounds to float32 where the weights are float64.
-FLOAT32 = ("bloom", "gemma2", "gemma3", "gemma3_text", "mpt", "vaultgemma", "xglm")
-NORMS_IN_FLOAT32 = ("exaone4", "glm4", "hyperclovax", "olmo2", "olmo3")
+FLOAT32 = ("bloom", "gemma2", "gemma3", "gemma3_text", "granite_swa", "mpt", "vaultgemma", "xglm")
+NORMS_IN_FLOAT32 = ("exaone4", "glm4", "glm4v", "hyperclovax", "olmo2", "olmo3")
 
 
 @functools.cache
