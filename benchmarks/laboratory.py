@@ -23,9 +23,9 @@ from patchkit.editing.templates import Passage, drift_passages, rewriting_passag
 from patchkit.evaluation.measure import FactChange, FactState, compare, observe
 from patchkit.fact import Fact
 from patchkit.models.anatomy import anatomy_of
+from patchkit.models.cache import cache_folder
 from patchkit.models.loading import load_model, put_weights
 from patchkit.models.sources import resolve_base
-from patchkit.models.wheels import cache_folder
 from patchkit.rounding import materialise
 
 __all__ = ["Found", "Laboratory", "laboratory"]

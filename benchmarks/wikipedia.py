@@ -20,7 +20,7 @@ import mwparserfromhell
 
 from patchkit.errors import Unavailable
 from patchkit.files import write_durably
-from patchkit.models.wheels import cache_folder
+from patchkit.models.cache import cache_folder
 
 __all__ = ["wikipedia"]
 

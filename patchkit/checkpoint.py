@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,16 +28,22 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "Progress",
+    "check_config",
     "fingerprint_of",
+    "has_safetensors",
     "hash_range",
     "is_weights",
+    "matching_names",
     "read_range",
+    "weight_map",
 ]
 
 Progress = Callable[[int, int, str], None] | None
 """Told (bytes done, bytes in all, what is being done)."""
 
 SINGLE, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "config.json"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+_ADAPTER = "adapter_config.json"
 
 _PIECE = 8 << 20
 _MAX_JSON = 256 << 20
@@ -80,7 +87,7 @@ class Checkpoint:
         folder = Path(folder)
         if not folder.is_dir():
             raise NotFound(f"{folder}: there is no such checkpoint folder")
-        _check_config(folder)
+        check_config(folder)
         files = {name: header_of_file(folder / name) for name in _weight_files(folder)}
         checkpoint = cls(folder, files, fingerprint)
         checkpoint._check_complete()
@@ -94,7 +101,7 @@ class Checkpoint:
                 raise _quantised(self.folder, f"{name!r} in {file} is {info.dtype}")
         if (self.folder / SINGLE).exists():
             return
-        for name, file in _weight_map(self.folder).items():
+        for name, file in weight_map(self.folder).items():
             if self.tensors.get(name, ("", None))[0] != file:
                 raise BadInput(f"{self.folder}/{INDEX}: {name!r} is not in {file}; get the checkpoint again")
 
@@ -132,12 +139,17 @@ class Checkpoint:
         """
         if parameter in self.tensors:
             return parameter
-        tails = {parameter.removeprefix(prefix) for prefix in _PREFIXES}
-        found = {prefix + tail for tail in tails for prefix in _PREFIXES} & self.tensors.keys()
+        found = matching_names(parameter, self.tensors)
         if len(found) != 1:
             what = "several tensors" if found else "no tensor"
             raise NotFound(f"{self.folder}: {what} for {parameter!r}; is it another model's?")
         return found.pop()
+
+
+def matching_names(parameter: str, names: Iterable[str]) -> set[str]:
+    """Those of ``names`` that are ``parameter`` or differ from it in a known prefix alone."""
+    tails = {parameter.removeprefix(prefix) for prefix in _PREFIXES}
+    return {prefix + tail for tail in tails for prefix in _PREFIXES}.intersection(names)
 
 
 def fingerprint_of(tensors: Iterable[TensorInfo], hashes: Mapping[str, str]) -> str:
@@ -217,12 +229,23 @@ def is_weights(name: str) -> bool:
     return name.lower().endswith(_WEIGHTS)
 
 
+def has_safetensors(folder: Path) -> bool:
+    """Whether the folder holds weights as `Checkpoint` reads them, or an index of them."""
+    return (folder / SINGLE).exists() or (folder / INDEX).exists()
+
+
 def _weight_files(folder: Path) -> list[str]:
     # As transformers does: the single file first, an index beside it is not looked at.
     if (folder / SINGLE).exists():
         return [SINGLE]
     if (folder / INDEX).exists():
-        return sorted(set(_weight_map(folder).values()))
+        return sorted(set(weight_map(folder).values()))
+    if (folder / PICKLE).exists() or (folder / PICKLE_INDEX).exists():
+        raise BadInput(
+            f"{folder}: its weights are pickles (.bin), which could run code and cannot be patched in place; "
+            f"run patchkit init {shlex.quote(str(folder))} --convert, which makes a safetensors copy without "
+            "running any"
+        )
     others = sorted(path.name for path in folder.iterdir() if is_weights(path.name))
     if others:
         raise BadInput(
@@ -232,34 +255,37 @@ def _weight_files(folder: Path) -> list[str]:
     raise BadInput(f"{folder}: holds no {SINGLE} and no {INDEX}; name the folder of a checkpoint")
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    """The index's table: stored name -> file. File names must be plain: no folders, nothing hidden."""
-    where = f"{folder}/{INDEX}"
+def weight_map(folder: Path, name: str = INDEX, ending: str = ".safetensors") -> dict[str, str]:
+    """An index's table: stored name -> file. File names must be plain: no folders, nothing hidden."""
+    where = f"{folder}/{name}"
     try:
-        index = strict_json(_small(folder / INDEX))
+        index = strict_json(_small(folder / name))
     except ValueError as error:
         raise BadInput(f"{where}: is not JSON that can be believed ({error})") from None
-    weight_map = index.get("weight_map") if isinstance(index, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
+    table = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(table, dict) or not table:
         raise BadInput(f"{where}: has no weight_map; get the checkpoint again")
-    for file in weight_map.values():
-        if not _is_plain(file):
+    for file in table.values():
+        if not _is_plain(file, ending):
             raise BadInput(f"{where}: names a file that is not beside it ({str(file)[:120]!r})")
-    return weight_map
+    return table
 
 
-def _is_plain(file: Any) -> bool:
+def _is_plain(file: Any, ending: str) -> bool:
     return (
         isinstance(file, str)
-        and file.endswith(".safetensors")
+        and file.endswith(ending)
         and file.isprintable()
         and not file.startswith(".")
         and not {"/", "\\"} & set(file)
     )
 
 
-def _check_config(folder: Path) -> None:
+def check_config(folder: Path) -> None:
+    """BadInput where config.json is missing, is no table or tells of quantised weights; and for adapters."""
     path = folder / CONFIG
+    if (folder / _ADAPTER).exists():  # transformers would put it on the weights, or load another base for it
+        raise BadInput(f"{folder}: holds a PEFT adapter ({_ADAPTER}); name the base itself, without adapters")
     if not path.exists():
         raise BadInput(f"{folder}: holds no {CONFIG}; name the folder of a transformers checkpoint")
     try:

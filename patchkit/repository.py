@@ -54,11 +54,18 @@ class Repository:
         return cls(GitStore.find(Path(folder)))
 
     @classmethod
-    def init(cls, base: str | Path, folder: str | Path = ".", *, revision: str | None = None) -> Repository:
+    def init(
+        cls,
+        base: str | Path,
+        folder: str | Path = ".",
+        *,
+        revision: str | None = None,
+        convert: bool = False,
+    ) -> Repository:
         """Make a repository on ``base`` in ``folder`` (or open the one there); see ``patchkit init``."""
         from patchkit.actions.init import init
 
-        return cls.open(init(str(base), Path(folder), revision=revision).folder)
+        return cls.open(init(str(base), Path(folder), revision=revision, convert=convert).folder)
 
     # -- what is in force ------------------------------------------------------------------
 

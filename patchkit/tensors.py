@@ -25,8 +25,10 @@ __all__ = [
     "DTYPE_BITS",
     "TensorFile",
     "TensorInfo",
+    "head_of",
     "header_of",
     "header_of_file",
+    "in_order",
     "read_header",
     "to_bytes",
 ]
@@ -127,17 +129,29 @@ def to_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], metadata
 
     At most one metadata key: the format promises no order for more, and equal patches must be equal bytes.
     """
+    shapes = {name: (dtype, shape) for name, (dtype, shape, _) in tensors.items()}
+    return b"".join([head_of(shapes, metadata), *(tensors[name][2] for name in in_order(shapes))])
+
+
+def in_order(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> list[str]:
+    """The names in the order of their bytes: by dtype size, then name."""
+    return sorted(shapes, key=lambda name: (-DTYPE_BITS[shapes[name][0]], name))
+
+
+def head_of(shapes: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """What stands before the tensors' bytes. ``shapes``: name -> (dtype, shape)."""
     if len(metadata) > 1:
         raise ValueError("more than one metadata key has no one spelling")
-    ordered = sorted(tensors.items(), key=lambda item: (-DTYPE_BITS[item[1][0]], item[0]))
     header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     offset = 0
-    for name, (dtype, shape, data) in ordered:
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + len(data)]}
-        offset += len(data)
+    for name in in_order(shapes):
+        dtype, shape = shapes[name]
+        end = offset + math.prod(shape) * DTYPE_BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of eight bytes
-    return b"".join([len(text).to_bytes(8, "little"), text, *(data for _, (_, _, data) in ordered)])
+    return len(text).to_bytes(8, "little") + text
 
 
 def _metadata(value: Any, name: str) -> dict[str, str]:

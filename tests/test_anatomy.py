@@ -75,6 +75,13 @@ def _bert():
     return transformers.BertLMHeadModel(config)
 
 
+def _mbart():
+    config = transformers.MBartConfig(
+        vocab_size=8, d_model=16, encoder_layers=2, decoder_layers=3, decoder_ffn_dim=32, encoder_ffn_dim=32
+    )
+    return transformers.MBartForCausalLM(config)
+
+
 def _t5():
     config = transformers.T5Config(vocab_size=8, d_model=16, d_ff=32, num_layers=2, num_heads=2, d_kv=8)
     return transformers.T5ForConditionalGeneration(config)
@@ -109,6 +116,7 @@ def _tied():
         (_mixtral, "mixture of experts"),
         (_bert, "looks ahead"),
         (_t5, "encoder-decoder"),
+        (_mbart, "the decoder of an encoder-decoder"),
         (_mamba, "no attention"),
         (_headless, "no language-model head"),
         (_quantised, "quantised.*unquantised checkpoint"),

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import peft
 import pytest
 import tiny_models
+import torch
 import transformers
-from command_helpers import cli, save_checkpoint, snapshot, tiny_base
+from command_helpers import cli, home, save_checkpoint, snapshot, tiny_base
 from git_helpers import git_environment
+from safetensors.torch import load_file, save_file
 
-__all__ = ["cli", "git_environment"]
+from patchkit.models.loading import load_model
+
+__all__ = ["cli", "git_environment", "home"]
 
 
 def test_a_base_that_can_be_edited(cli):
@@ -40,22 +49,193 @@ def test_how_the_stream_takes_what_is_written(cli, tmp_path, kind, said):
     assert f"what they write is {said}" in cli.ok("model", "check", base).out
 
 
-def test_experts_are_refused_with_the_reason_and_a_way_out(cli, tmp_path):
-    settings = {**tiny_models.CONFIGS["llama"][1], "num_local_experts": 2, "num_experts_per_tok": 1}
-    model = transformers.MixtralForCausalLM(transformers.MixtralConfig(**settings))
-    ran = cli("model", "check", save_checkpoint(model, tmp_path / "moe"))
-    assert ran.code == 65
-    assert ran.err.startswith("patchkit: MixtralForCausalLM: a mixture of experts")
-    assert "choose a dense model" in ran.err
+COMMANDS = pytest.mark.parametrize("command", [("model", "check"), ("init",)])
+
+
+def refused(cli, command, base, reason, code=65):
+    """One line that names the base, the reason and a way out; nothing is made."""
+    ran = cli(*command, base, *(["made"] if command == ("init",) else []))
+    assert ran.code == code, ran
+    assert ran.err.startswith("patchkit: ")
+    assert reason in ran.err
     assert ran.err.count("\n") == 1
+    assert ran.out == ""
+    assert not Path("made").exists()
 
 
-@pytest.mark.parametrize("command", [("model", "check"), ("init",)])
+@COMMANDS
 def test_pickles_are_refused_with_how_to_convert_them(cli, tmp_path, command):
     folder = tmp_path / "pickled"
     shutil.copytree(tiny_base(), folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     ran = cli(*command, folder)
     assert ran.code == 65
-    assert "not in safetensors ('pytorch_model.bin')" in ran.err
-    assert "save_pretrained it to a new folder" in ran.err
+    assert f"run patchkit init {folder} --convert" in ran.err
+    assert ran.err.count("\n") == 1
+
+
+@COMMANDS
+def test_quantised_weights(cli, home, command):
+    base = home / "base"
+    shutil.copytree(tiny_base(), base)
+    config = json.loads((base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (base / "config.json").write_text(json.dumps(config))
+    refused(cli, command, base, "is quantised (config.json says so)")
+
+
+@COMMANDS
+def test_weights_of_8_bits(cli, home, command):
+    """Where the config does not say so, the tensors do."""
+    base = home / "base"
+    shutil.copytree(tiny_base(), base)
+    tensors = load_file(base / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    refused(cli, command, base, f"is quantised ('{name}' in model.safetensors is F8_E4M3)")
+
+
+@COMMANDS
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (None, "holds no config.json; name the folder of a transformers checkpoint"),
+        ({"model_type": "newer"}, "model type `newer` but Transformers does not recognize"),
+        ({"model_type": "t5"}, "t5 is an encoder-decoder; patchkit edits decoders"),
+        ({"model_type": "vit"}, "no language model that writes text from left to right for vit"),
+    ],
+)
+def test_configs_of_other_things(cli, home, command, config, reason):
+    base = home / "base"
+    shutil.copytree(tiny_base(), base)
+    (base / "config.json").unlink()
+    if config is not None:
+        (base / "config.json").write_text(json.dumps(config))
+    refused(cli, command, base, reason)
+
+
+@COMMANDS
+def test_a_missing_shard(cli, home, command):
+    base = save_checkpoint(tiny_models.tiny_model("llama"), home / "base", max_shard_size="40KB")
+    shard = sorted(base.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    refused(cli, command, base, f"{shard}: cannot be read", 66)
+
+
+@COMMANDS
+def test_a_hub_out_of_reach(cli, home, command, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused(cli, command, "nobody/nothing", "it is not on this machine and the hub is not asked", 69)
+
+
+def encoder(folder):
+    config = transformers.BertConfig(
+        vocab_size=320, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4
+    )
+    return save_checkpoint(transformers.BertLMHeadModel(config), folder)
+
+
+def experts(folder):
+    settings = {**tiny_models.CONFIGS["llama"][1], "num_local_experts": 2, "num_experts_per_tok": 1}
+    return save_checkpoint(transformers.MixtralForCausalLM(transformers.MixtralConfig(**settings)), folder)
+
+
+@COMMANDS
+def test_an_encoder(cli, home, command):
+    reason = "BertLMHeadModel: its attention looks ahead (an encoder); patchkit edits decoders"
+    refused(cli, command, encoder(home / "encoder"), reason)
+
+
+@COMMANDS
+def test_experts(cli, home, command):
+    base = experts(home / "experts")
+    refused(cli, command, base, "MixtralForCausalLM: a mixture of experts; ")
+    assert "choose a dense model" in cli(*command, base).err
+
+
+def test_init_leaves_to_other_editors_what_memit_cannot_edit(cli, home, monkeypatch):
+    monkeypatch.setattr("patchkit.actions.init.editor_names", lambda: ["memit", "of-experts"])
+    cli.ok("init", experts(home / "experts"), "made")
+
+
+@COMMANDS
+def test_an_adapter_beside_the_weights(cli, home, command):
+    """transformers would put it on the weights that it loads, so these would not be the files'."""
+    base = adapted(home / "base")
+    refused(cli, command, base, f"{base}: holds a PEFT adapter (adapter_config.json); name the base itself")
+    (base / "config.json").unlink()
+    refused(cli, command, base, "holds a PEFT adapter")
+
+
+def adapted(folder):
+    shutil.copytree(tiny_base(), folder)
+    model, _ = load_model(folder, "cpu")
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["down_proj"])).save_pretrained(folder)
+    return folder
+
+
+def test_what_transformers_makes_of_an_adapter_beside_the_weights(tmp_path):
+    """Why it is refused: the weights have other names then, and another output."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(adapted(tmp_path / "base"))
+    assert any(".base_layer." in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize("way", ["check", "init"])
+def test_weights_of_another_shape(cli, home, way):
+    """``init`` reads no weights; what edits says it, and ``model check`` before."""
+    base = home / "base"
+    shutil.copytree(tiny_base(), base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "intermediate_size": 48}))
+    if way == "init":
+        cli.ok("init", base, "made")
+        return
+    refused(
+        cli, ("model", "check"), base, "[32, 64] in the files, but config.json makes it [32, 48]; get the"
+    )
+
+
+_EACH = """
+import json, sys
+from patchkit.commands import main
+for line in json.loads(sys.argv[1]):
+    main(line)
+"""
+
+
+def test_nothing_stands_beside_the_one_line(home):
+    """A process of its own, since what transformers says goes to the standard error of the process."""
+    bases = {"encoder": encoder(home / "encoder"), "experts": experts(home / "experts")}
+    bases["whole"] = tiny_base()
+    for name, config in (("t5", {"model_type": "t5"}), ("newer", {"model_type": "newer"})):
+        bases[name] = home / name
+        shutil.copytree(tiny_base(), bases[name])
+        (bases[name] / "config.json").write_text(json.dumps(config))
+    bases["shards"] = save_checkpoint(tiny_models.tiny_model("llama"), home / "shards", max_shard_size="40KB")
+    sorted(bases["shards"].glob("model-*.safetensors"))[1].unlink()
+    bases["pickled"] = home / "pickled"
+    shutil.copytree(tiny_base(), bases["pickled"])
+    (bases["pickled"] / "model.safetensors").rename(bases["pickled"] / "pytorch_model.bin")
+    bases["adapted"] = adapted(home / "adapted")
+    lines = [line for base in bases.values() for line in (["model", "check", base], ["init", base, "made"])]
+    done = subprocess.run(
+        [sys.executable, "-c", _EACH, json.dumps(lines, default=str)],
+        capture_output=True,
+        text=True,
+        cwd=home,
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stderr.splitlines()
+    assert [line for line in said if not line.startswith("patchkit: ")] == []
+    assert len(said) == 2 * (len(bases) - 1)
+
+
+@COMMANDS
+def test_one_weight_in_two_layers(cli, home, command, monkeypatch):
+    """Some classes tie layers to each other; here Llama's is made to."""
+    one, two = (f"model.layers.{layer}.mlp.down_proj.weight" for layer in (1, 2))
+    head = {"lm_head.weight": "model.embed_tokens.weight"}
+    monkeypatch.setattr(transformers.LlamaForCausalLM, "_tied_weights_keys", {**head, two: one})
+    base = save_checkpoint(tiny_models.tiny_model("llama"), home / "base")
+    refused(cli, command, base, f"LlamaForCausalLM: {one} and {two} are one weight, so an edit of one layer")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -194,13 +195,18 @@ def test_no_weights(base: Path) -> None:
     refused(base, BadInput, "holds no model.safetensors")
 
 
-@pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "model.gguf", "consolidated.00.pth", "other.safetensors"]
-)
+@pytest.mark.parametrize("name", ["model.gguf", "consolidated.00.pth", "other.safetensors"])
 def test_weights_in_another_form(base: Path, name: str) -> None:
     (base / SINGLE).rename(base / name)
     refused(base, BadInput, f"not in safetensors.*{name}.*save_pretrained|{name}.*load it")
     assert is_weights(name)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model.bin.index.json"])
+def test_pickles(base: Path, name: str) -> None:
+    """The line is the command to type."""
+    (base / SINGLE).rename(base / name)
+    refused(base, BadInput, f"pickles.*run patchkit init {shlex.quote(str(base))} --convert")
 
 
 def test_no_config(base: Path) -> None:

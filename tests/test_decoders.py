@@ -18,13 +18,14 @@ from command_helpers import save_checkpoint
 from patchkit.build import build
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.memit import Memit
-from patchkit.editing.recipe import Recipe
+from patchkit.editing.recipe import Recipe, recipe_for
 from patchkit.editing.statistics import statistics_for
 from patchkit.evaluation.likelihood import score_targets
 from patchkit.fact import Fact
 from patchkit.factors import Patch
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import load_model
+from patchkit.models.names import StoredNames
 
 KINDS = tuple(tiny_models.CONFIGS)
 # Their prompts end with the subject, so a random model's next token depends on the edited state directly.
@@ -48,6 +49,7 @@ POST_NORMS = {
     "gemma3": lambda block: 1 + block.post_feedforward_layernorm.weight,
     "gemma3_text": lambda block: 1 + block.post_feedforward_layernorm.weight,
     "glm4": lambda block: block.post_mlp_layernorm.weight,
+    "glm4v": lambda block: block.post_mlp_layernorm.weight,
     "hyperclovax": lambda block: block.post_norm2.weight,
     "olmo2": lambda block: block.post_feedforward_layernorm.weight,
     "olmo3": lambda block: block.post_feedforward_layernorm.weight,
@@ -75,8 +77,8 @@ def aim(kind):
 
 
 # Their own code overflows or rounds to float32 where the weights are float64.
-FLOAT32 = ("bloom", "gemma2", "gemma3", "gemma3_text", "mpt", "vaultgemma", "xglm")
-NORMS_IN_FLOAT32 = ("exaone4", "glm4", "hyperclovax", "olmo2", "olmo3")
+FLOAT32 = ("bloom", "gemma2", "gemma3", "gemma3_text", "granite_swa", "mpt", "vaultgemma", "xglm")
+NORMS_IN_FLOAT32 = ("exaone4", "glm4", "glm4v", "hyperclovax", "olmo2", "olmo3")
 
 
 @functools.cache
@@ -113,10 +115,11 @@ def test_the_update_is_the_oracles(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_edit_takes_and_goes_through_a_saved_checkpoint(kind, tmp_path):
     """Measured on the build, loaded again by transformers; and a build without patches is the base."""
-    _, tokenizer, _, edited = made(kind)
+    model, tokenizer, _, edited = made(kind)
     base = save_checkpoint(tiny_models.tiny_model(kind), tmp_path / "base")
     checkpoint = Checkpoint.open(base)
-    deltas = {checkpoint.stored_name(name): delta for name, delta in edited.deltas.items()}
+    names = StoredNames(model, checkpoint)
+    deltas = {names.of(name): delta for name, delta in edited.deltas.items()}
     patch = Patch(FACTS, deltas, checkpoint.fingerprint(), "memit", {}, (), None)
     before = hashes(base)
     build(checkpoint, {patch.id: patch}, tmp_path / "out")
@@ -167,3 +170,31 @@ def test_one_layer_brings_the_stream_to_its_target(kind):
     found = torch.nn.functional.normalize((said + after - before) / gain, dim=1)
     torch.testing.assert_close(found, direction, rtol=1e-4, atol=1e-4)
     assert ((z - after).norm(dim=1) < (z - before).norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_guessed_recipe_takes(kind):
+    """The rule of thumb for models without a measured recipe, on one fact."""
+    model, tokenizer, _, _ = made(kind)
+    fact = FACTS[1]
+    small = {"contexts": 1, "statistics_tokens": 1200, "statistics_length": 16}
+    recipe = recipe_for(model.config)
+    assert recipe.guess
+    edited = Memit().edit(model, tokenizer, [fact], recipe.override(**small))
+    places = {name: anatomy_of(model).weights.index(name) for name in edited.deltas}
+
+    def surprise():
+        (score,) = score_targets(model, tokenizer, [(fact.text, fact.target)])
+        return score.nll
+
+    before, kept = surprise(), {}
+    for name, layer in places.items():
+        weight = anatomy_of(model).weight(layer)
+        delta = edited.deltas[name]
+        change = (delta.B.double() @ delta.A.double()).to(weight.dtype)
+        kept[layer] = weight.clone()
+        weight += change.T if delta.transposed else change
+    after = surprise()
+    for layer, weight in kept.items():
+        anatomy_of(model).weight(layer).copy_(weight)
+    assert after < before - 0.1

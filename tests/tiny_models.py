@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from patchkit.facts import Fact
+from patchkit.models.loading import loader_of
 
 VOCABULARY = 320
 WIDTH, INNER, DEPTH = 32, 64, 4
@@ -34,6 +36,15 @@ _SMALL = {
 }
 _LLAMA_LIKE = {**_SMALL, "intermediate_size": INNER, "num_key_value_heads": 2, "max_position_embeddings": 128}
 _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_TOWER = {**_VISION, "image_size": 28, "patch_size": 14}
+_QWEN_TOWER = {"depth": 1, "hidden_size": 16, "num_heads": 2, "patch_size": 14, "temporal_patch_size": 1}
+_SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+_IMAGE_TOKENS = {
+    "image_token_id": 300,
+    "video_token_id": 301,
+    "vision_start_token_id": 302,
+    "vision_end_token_id": 303,
+}
 _GPT2_LIKE = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": 128}
 
 CONFIGS = {
@@ -63,6 +74,14 @@ CONFIGS = {
     "apertus": ("ApertusConfig", _LLAMA_LIKE),
     "arcee": ("ArceeConfig", _LLAMA_LIKE),
     "biogpt": ("BioGptConfig", {**_SMALL, "intermediate_size": INNER, "max_position_embeddings": 128}),
+    "aya_vision": (
+        "AyaVisionConfig",
+        {
+            "text_config": {"model_type": "cohere2", **_LLAMA_LIKE, "head_dim": 8, "sliding_window": 12},
+            "vision_config": {"model_type": "siglip_vision_model", **_TOWER},
+            "image_token_index": 300,
+        },
+    ),
     "bloom": ("BloomConfig", {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "n_layer": DEPTH, "n_head": 4}),
     "codegen": ("CodeGenConfig", {**_GPT2_LIKE, "n_ctx": 128, "rotary_dim": 4}),
     "cohere2": ("Cohere2Config", {**_LLAMA_LIKE, "sliding_window": 12}),
@@ -90,8 +109,27 @@ CONFIGS = {
         },
     ),
     "gemma3_text": ("Gemma3TextConfig", {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 12}),
+    "fuyu": ("FuyuConfig", {"text_config": {"model_type": "persimmon", **_LLAMA_LIKE}, "patch_size": 4}),
     "glm": ("GlmConfig", {**_LLAMA_LIKE, "head_dim": 8}),
     "glm4": ("Glm4Config", {**_LLAMA_LIKE, "head_dim": 8}),
+    "glm4v": (
+        "Glm4vConfig",
+        {
+            "text_config": {**_LLAMA_LIKE, "rope_parameters": _SECTIONS},
+            "vision_config": {
+                **_QWEN_TOWER,
+                "image_size": 28,
+                "intermediate_size": 16,
+                "out_hidden_size": WIDTH,
+            },
+            "image_token_id": 300,
+            "video_token_id": 301,
+            "image_start_token_id": 302,
+            "image_end_token_id": 303,
+            "video_start_token_id": 304,
+            "video_end_token_id": 305,
+        },
+    ),
     "gpt_neo": (
         "GPTNeoConfig",
         {
@@ -100,7 +138,7 @@ CONFIGS = {
             "num_layers": DEPTH,
             "num_heads": 4,
             "attention_types": [[["global", "local"], 2]],
-            "window_size": 128,
+            "window_size": 12,
             "max_position_embeddings": 128,
         },
     ),
@@ -112,12 +150,48 @@ CONFIGS = {
         "GraniteConfig",
         {**_LLAMA_LIKE, "residual_multiplier": 0.4, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
     ),
+    "granite_swa": ("GraniteSWAConfig", {**_LLAMA_LIKE, "sliding_window": 12}),
     "helium": ("HeliumConfig", {**_LLAMA_LIKE, "head_dim": 8}),
     "hunyuan": ("HunYuanDenseV1Config", {**_LLAMA_LIKE, "head_dim": 8}),
     "hyperclovax": ("HyperCLOVAXConfig", _LLAMA_LIKE),
+    "idefics3": (
+        "Idefics3Config",
+        {
+            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
+            "vision_config": _TOWER,
+            "image_token_id": 300,
+        },
+    ),
+    "internlm3": ("InternLM3Config", _LLAMA_LIKE),
+    "internvl": (
+        "InternVLConfig",
+        {
+            "text_config": {"model_type": "qwen2", **_LLAMA_LIKE},
+            "vision_config": {**_TOWER, "image_size": [28, 28], "patch_size": [14, 14]},
+            "image_token_id": 300,
+        },
+    ),
+    "iquestcoder": ("IQuestCoderConfig", _LLAMA_LIKE),
     "jais2": ("Jais2Config", _LLAMA_LIKE),
+    "llava": (
+        "LlavaConfig",
+        {
+            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
+            "vision_config": {"model_type": "clip_vision_model", **_TOWER, "projection_dim": 16},
+            "image_token_index": 300,
+        },
+    ),
+    "mistral3": (
+        "Mistral3Config",
+        {
+            "text_config": {"model_type": "mistral", **_LLAMA_LIKE, "sliding_window": 12},
+            "vision_config": {"model_type": "pixtral", **_TOWER, "head_dim": 8},
+            "image_token_index": 300,
+        },
+    ),
+    "ministral3": ("Ministral3Config", {**_LLAMA_LIKE, "head_dim": 8}),
     "ministral": ("MinistralConfig", {**_LLAMA_LIKE, "sliding_window": 12, "head_dim": 8}),
-    "modernbert_decoder": ("ModernBertDecoderConfig", {**_LLAMA_LIKE, "local_attention": 128}),
+    "modernbert_decoder": ("ModernBertDecoderConfig", {**_LLAMA_LIKE, "local_attention": 12}),
     "mpt": (
         "MptConfig",
         {"vocab_size": VOCABULARY, "d_model": WIDTH, "n_layers": DEPTH, "n_heads": 4, "max_seq_len": 128},
@@ -128,6 +202,36 @@ CONFIGS = {
     "olmo3": ("Olmo3Config", {**_LLAMA_LIKE, "sliding_window": 12}),
     "persimmon": ("PersimmonConfig", _LLAMA_LIKE),
     "phi3": ("Phi3Config", _LLAMA_LIKE),
+    "qwen2_vl": (
+        "Qwen2VLConfig",
+        {
+            "text_config": {**_LLAMA_LIKE, "rope_parameters": _SECTIONS},
+            "vision_config": {**_QWEN_TOWER, "embed_dim": 16, "hidden_size": WIDTH},
+            **_IMAGE_TOKENS,
+        },
+    ),
+    "qwen2_5_vl": (
+        "Qwen2_5_VLConfig",
+        {
+            "text_config": {**_LLAMA_LIKE, "rope_parameters": _SECTIONS},
+            "vision_config": {**_QWEN_TOWER, "intermediate_size": 16, "out_hidden_size": WIDTH},
+            **_IMAGE_TOKENS,
+        },
+    ),
+    "qwen3_vl": (
+        "Qwen3VLConfig",
+        {
+            "text_config": {**_LLAMA_LIKE, "head_dim": 8},
+            "vision_config": {
+                **_QWEN_TOWER,
+                "intermediate_size": 16,
+                "out_hidden_size": WIDTH,
+                "num_position_embeddings": 4,
+                "deepstack_visual_indexes": [0],
+            },
+            **_IMAGE_TOKENS,
+        },
+    ),
     "seed_oss": ("SeedOssConfig", {**_LLAMA_LIKE, "head_dim": 8}),
     "smollm3": ("SmolLM3Config", _LLAMA_LIKE),
     "starcoder2": ("Starcoder2Config", _LLAMA_LIKE),
@@ -156,7 +260,7 @@ def tiny_model(kind: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> 
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = loader_of(config, Path(kind)).from_config(config, dtype=torch.float32)
         for name_, parameter in model.named_parameters():
             if parameter.ndim > 1 and "embed" not in name_ and "wte" not in name_ and "wpe" not in name_:
                 torch.nn.init.normal_(parameter, std=0.25)  # far from linear, or nothing would be tested

@@ -14,6 +14,7 @@ from patchkit.editing.templates import rewriting_passages
 from patchkit.fact import Fact
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import float32_compute, frozen
+from patchkit.models.names import StoredNames
 from patchkit.models.sources import resolve_base
 from patchkit.models.trial import try_out
 
@@ -62,7 +63,8 @@ def check_model(
     ((passage,),) = rewriting_passages(bench.tokenizer, [_PROBE], ("{}",), None)
     with float32_compute(bench.model), frozen(bench.model):
         outlets = try_out(bench.model, anatomy, recipe.layers, passage.tokens)
-    weights = {layer: checkpoint.stored_name(anatomy.weights[layer]) for layer in recipe.layers}
+    names = StoredNames(bench.model, checkpoint)
+    weights = {layer: names.of(anatomy.weights[layer]) for layer in recipe.layers}
     _, stored = checkpoint.tensors[weights[recipe.layers[0]]]
     return ModelReport(
         source=place.source,

@@ -157,7 +157,7 @@ def commit(
         progress=progress,
     )
     clock.add(edited.timings)
-    patch = as_patch(edited, facts, bench.checkpoint, under)
+    patch = as_patch(edited, facts, bench.model, bench.checkpoint, under)
     tell("measuring after", 0, 1)
     bench.put([*under, patch])
     changes = compare(facts, before, observe(bench.model, bench.tokenizer, facts))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from patchkit.actions.given import Facts, as_batch
 from patchkit.checkpoint import Checkpoint
@@ -17,6 +18,7 @@ from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.errors import BadInput
 from patchkit.factors import Patch
 from patchkit.facts import Fact
+from patchkit.models.names import StoredNames
 from patchkit.models.sources import cache_folder, resolve_base
 from patchkit.rounding import materialise
 
@@ -63,14 +65,22 @@ def edit(
         for name, delta in edited.deltas.items():
             weight = parameters[name]
             weight.copy_(materialise(weight.detach().cpu(), [delta], name))
-    return as_patch(edited, batch.facts, checkpoint, ())
+    return as_patch(edited, batch.facts, model, checkpoint, ())
 
 
-def as_patch(edited: Edited, facts: Sequence[Fact], checkpoint: Checkpoint, under: Sequence[Patch]) -> Patch:
+def as_patch(
+    edited: Edited,
+    facts: Sequence[Fact],
+    model: PreTrainedModel,
+    checkpoint: Checkpoint,
+    under: Sequence[Patch],
+) -> Patch:
     """An editor's factors as a patch, its tensors under their stored names, solved on top of ``under``."""
 
+    names = StoredNames(model, checkpoint)
+
     def stored(parts: Mapping[str, Any]) -> dict[str, Any]:
-        return {checkpoint.stored_name(name): part for name, part in parts.items()}
+        return {names.of(name): part for name, part in parts.items()}
 
     solution = edited.solution
     if solution is not None:

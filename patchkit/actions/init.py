@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
 from patchkit.catalogue import Catalogue
 from patchkit.checkpoint import Checkpoint
+from patchkit.editing.editor import editor_names
 from patchkit.editing.recipe import Recipe, recipe_for
 from patchkit.errors import BadInput, NotFound, WouldOverwrite
 from patchkit.gitcommand import Git
 from patchkit.gitstore import Changes, GitStore
+from patchkit.models.anatomy import anatomy_of
+from patchkit.models.loading import read_config, without_weights
+from patchkit.models.pickles import safetensors_folder
 from patchkit.models.sources import resolve_base
 from patchkit.settings import FILE, FOLDER, Settings, dump_settings
 
@@ -52,23 +54,31 @@ def init(
     folder: Path,
     *,
     revision: str | None = None,
+    convert: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Initialised:
     """Make ``folder`` a repository on ``base``; in one on the same base it only says so.
 
+    With ``convert`` a base that has only pickles is copied into the user's cache as safetensors first.
     A stack never lies in another: a folder below one belongs to it. Raises WouldOverwrite where
     ``folder`` is, or lies in, a stack on another base.
     """
-    place = resolve_base(base, revision, progress=progress)
+    place = resolve_base(base, revision, pickles=convert, progress=progress)
+    source = place.source if not _is_folder(base) else f"{FOLDER}{place.folder.name}"
+    if convert:
+        place = replace(place, folder=safetensors_folder(place.folder, progress))
     checkpoint = Checkpoint.open(place.folder)
-    recipe = recipe_for(_config(place.folder))
+    config = read_config(place.folder)
+    recipe = recipe_for(config)
+    built = without_weights(config, place.folder)
+    if editor_names() == [recipe.method]:  # an editor of another package may edit other kinds of model
+        anatomy_of(built)  # refuses what a model's kind alone keeps from being edited
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder for the repository")
     if not dry_run:
         Git(_nearest(folder)).ensure_identity()
     fingerprint = checkpoint.fingerprint(progress)
-    source = place.source if not _is_folder(base) else f"{FOLDER}{place.folder.name}"
     standing = _standing(folder)
     at = folder.absolute() if standing is None else standing.folder
     made = Initialised(at, source, place.folder, fingerprint, recipe, None, standing is not None)
@@ -94,16 +104,6 @@ def init(
 def recipe_table(recipe: Recipe) -> dict[str, Any]:
     """The recipe as patchkit.toml holds it: without what each edit resolves anew."""
     return {name: value for name, value in recipe.to_dict().items() if name not in RESOLVED}
-
-
-def _config(folder: Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:  # what transformers raises of a config it cannot read
-        said = " ".join(str(error).split()).partition(". ")[0]
-        raise BadInput(
-            f"{folder / 'config.json'}: {said}; name a checkpoint that transformers can load"
-        ) from error
 
 
 def _is_folder(base: str) -> bool:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
-
-from transformers.utils import logging
 
 from patchkit.build import stacked
 from patchkit.checkpoint import Checkpoint
@@ -29,8 +26,7 @@ class Workbench:
     @classmethod
     def open(cls, checkpoint: Checkpoint, device: str = "auto") -> Workbench:
         """Load the checkpoint; nothing is put on it yet."""
-        with _no_bars():
-            model, tokenizer = load_model(checkpoint.folder, device=device)
+        model, tokenizer = load_model(checkpoint.folder, device=device)
         return cls(checkpoint, model, tokenizer)
 
     def put(self, patches: Iterable[Patch]) -> None:
@@ -42,15 +38,3 @@ class Workbench:
         }
         put_weights(self.model, weights, self.checkpoint)
         self._touched = set(deltas)
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without transformers' own progress bar, which would print into ours and into scripts' logs."""
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

@@ -16,6 +16,7 @@ __all__ = ["command"]
 @click.argument("base")
 @click.argument("folder", metavar="[DIR]", required=False)
 @click.option("--revision", help="The base's revision on its hub; BASE@REVISION says the same.")
+@click.option("--convert", is_flag=True, help="Copy a base of .bin files into the cache as safetensors.")
 @directory_option
 @dry_run_option
 @quiet_option
@@ -24,6 +25,7 @@ def command(
     base: str,
     folder: str | None,
     revision: str | None,
+    convert: bool,
     directory: str,
     dry_run: bool,
     quiet: bool,
@@ -37,15 +39,25 @@ def command(
     stack is the one that is meant. Writes patchkit.toml (the base and the editing recipe) and
     patches/.gitattributes, and commits these two.
 
+    A base whose weights are .bin files (pickles) is refused, for these could run code. --convert
+    reads them without running any, makes a checkpoint of safetensors files in the user's cache, and
+    takes that as the base; the folder that you name stays as it is.
+
     \b
-    Example:
+    Examples:
       patchkit init smollm2-135m knowledge
+      patchkit init models/old-gpt2 knowledge --convert
     """
     from patchkit.actions.init import init
 
     with progress_bars(quiet or as_json) as bars:
         made = init(
-            base, Path(directory, folder or "."), revision=revision, dry_run=dry_run, progress=in_bytes(bars)
+            base,
+            Path(directory, folder or "."),
+            revision=revision,
+            convert=convert,
+            dry_run=dry_run,
+            progress=in_bytes(bars),
         )
     if as_json:
         print_json(made.to_dict())

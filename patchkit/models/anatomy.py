@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -20,6 +21,8 @@ from patchkit.errors import BadInput
 __all__ = ["Anatomy", "anatomy_of"]
 
 _NAMES = ("down_proj", "c_proj", "fc_out", "dense_4h_to_h", "fc2", "w2", "linear_out", "proj_out")
+
+_CROSS = ("encoder_attn", "crossattention", "cross_attn", "cross_attention")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     """
     _refuse_config(model)
     config = model.config.get_text_config(decoder=True)
-    name, blocks = _blocks(model, config.num_hidden_layers)
+    name, blocks = _blocks(model, _depth(model, config))
     _refuse_blocks(model, blocks)
     found = [_down_projection(model, block, config.hidden_size) for block in blocks]
     first = found[0][1]
@@ -82,14 +85,30 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     )
 
 
+def _depth(model: PreTrainedModel, config: Any) -> int:
+    """How many blocks the config says; BART's family counts its encoder's under the usual name."""
+    for name in ("decoder_layers", "num_hidden_layers"):
+        if isinstance(depth := getattr(config, name, None), int) and depth > 0:
+            return depth
+    raise BadInput(f"{_kind(model)}: its config counts no blocks; patchkit edits transformer decoders")
+
+
 def _blocks(model: PreTrainedModel, depth: int) -> tuple[str, list[nn.Module]]:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            blocks = list(module)
-            if len({type(block) for block in blocks}) == 1:
-                return name, blocks
+    """The name and blocks of the text decoder's stack; towers for images and sound stand outside of it."""
+    decoder = model.get_decoder()
+    inside = {id(module) for module in decoder.modules()} if isinstance(decoder, nn.Module) else set()
+    stacks = [
+        (name, list(module))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == depth
+    ]
+    stacks.sort(key=lambda stack: id(stack[1][0]) not in inside)
+    for name, blocks in stacks:
+        if len({type(block) for block in blocks}) == 1:
+            return name, blocks
     raise BadInput(
-        f"{_kind(model)}: no stack of {depth} equal blocks was found; patchkit edits transformer decoders"
+        f"{_kind(model)}: no stack of {depth} equal blocks was found; patchkit edits transformer decoders "
+        "whose blocks are all of one kind, so choose one of these"
     )
 
 
@@ -143,6 +162,11 @@ def _refuse_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
                 raise BadInput(
                     f"{_kind(model)}: a mixture of experts; a fact lies in many weights at once there, which "
                     "MEMIT does not address; choose a dense model"
+                )
+            if path.rpartition(".")[2] in _CROSS:
+                raise BadInput(
+                    f"{_kind(model)}: the decoder of an encoder-decoder, which attends to an encoder; "
+                    "patchkit edits decoders that stand alone"
                 )
             if getattr(module, "is_causal", None) is False:
                 raise BadInput(

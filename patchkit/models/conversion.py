@@ -1,8 +1,9 @@
-"""A GGUF file made an ordinary checkpoint folder, in a process of its own.
+"""Weights in another form made an ordinary checkpoint, in a process of its own.
 
-`python -m patchkit.models.conversion FILE.gguf FOLDER DTYPE` fills FOLDER with config.json,
-model.safetensors and the tokenizer's files. Each line that it prints is "steps done, steps in
-all". It runs apart so that what transformers says, sets and holds in memory ends with it.
+`python -m patchkit.models.conversion gguf FILE FOLDER DTYPE` fills FOLDER with config.json,
+model.safetensors and the tokenizer's files; `… pickles FROM FOLDER` with the tensors of FROM's
+PyTorch files (`patchkit.models.unpickling`). Each line that it prints is "done, in all". It runs
+apart so that what transformers and torch say, set and hold in memory ends with it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import copy
 import sys
 from pathlib import Path
 
-__all__ = ["STEPS", "convert_gguf", "main"]
+from patchkit.errors import PatchkitError
+
+__all__ = ["STEPS", "convert_gguf", "convert_pickles", "main"]
 
 STEPS = 4
 
@@ -40,19 +43,32 @@ def convert_gguf(gguf: Path, folder: Path, dtype: str) -> None:
     _tell(STEPS)
 
 
+def convert_pickles(source: Path, folder: Path) -> None:
+    """The tensors of ``source``'s PyTorch files as safetensors files in ``folder``."""
+    from patchkit.models.unpickling import unpickle
+
+    unpickle(source, folder, _tell)
+
+
 def main(arguments: list[str]) -> int:
     """Convert, and say a failure in one line on standard error."""
-    gguf, folder, dtype = arguments
+    kind, source, folder, *dtype = arguments
     try:
-        convert_gguf(Path(gguf), Path(folder), dtype)
+        if kind == "gguf":
+            convert_gguf(Path(source), Path(folder), *dtype)
+        else:
+            convert_pickles(Path(source), Path(folder))
+    except PatchkitError as error:
+        print(error, file=sys.stderr)
+        return 1
     except Exception as error:  # whatever transformers raises is for the parent to report
         print(f"{type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     return 0
 
 
-def _tell(step: int) -> None:
-    print(step, STEPS, flush=True)
+def _tell(done: int, total: int = STEPS) -> None:
+    print(done, total, flush=True)
 
 
 if __name__ == "__main__":

