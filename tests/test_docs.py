@@ -187,8 +187,6 @@ def test_sessions_are_rewritten_in_place(tmp_path: Path) -> None:
 def test_other_shell_blocks_name_what_there_is(page: str) -> None:
     """Blocks that are not run: the targets of make, the one way to install, a program of others."""
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    sections = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-    sections |= {"--json", "--compare", "results.json", "now.json"}
     for block in BLOCKS[page]:
         assert block.language in ("", "console", "sh", "python", "json", "text"), block.info
         for line in block.body.splitlines() if block.language == "sh" else ():
@@ -196,7 +194,6 @@ def test_other_shell_blocks_name_what_there_is(page: str) -> None:
             known = words[0] == "make" and set(words[1:]) <= targets
             known |= line == "pip install -c constraints.txt ." and (ROOT / "constraints.txt").exists()
             known |= words[0] == "datasette" or "Patchkit-Accept" in line
-            known |= words[:3] == ["python", "-m", "benchmarks"] and set(words[3:]) <= sections
             assert known, line
 
 
@@ -412,12 +409,11 @@ def test_the_facts_of_the_facts_page_are_sound() -> None:
 # Tables
 
 
-@pytest.mark.parametrize("name", ["performance", "recipes"])
-def test_measured_tables_are_those_of_the_results(name: str) -> None:
+def test_measured_tables_are_those_of_the_results() -> None:
     generate = _script("generate")
-    page = ROOT / "docs" / f"{name}.md"
-    assert "<!-- results: " in page.read_text("utf-8")
-    assert page.read_text("utf-8") == generate.measured_page(page), "run python docs/generate.py"
+    for page in generate.MEASURED:
+        assert "<!-- results: " in page.read_text("utf-8")
+        assert page.read_text("utf-8") == generate.measured_page(page), "run python docs/generate.py"
 
 
 def test_the_commands_page_is_current() -> None:
