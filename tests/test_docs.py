@@ -92,7 +92,8 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         path.name: {"size": path.stat().st_size, "sha256": hash_bytes(path.read_bytes())}
         for path in folder.iterdir()
     }
-    record = {"wheel": model.sha256, "files": files, "fingerprint": _digest(files)}
+    source = {"model": model.name, "dtype": "bfloat16", "wheel": model.sha256}
+    record = {**source, "files": files, "fingerprint": _digest(files)}
     folder.with_name(f"{folder.name}.json").write_text(json.dumps(record))
     return {**_environment(), "PATCHKIT_CACHE": str(cache)}
 
