@@ -599,9 +599,9 @@ def _graph(*, late: bool) -> dict[str, set[str]]:
 
 FLOORS = (
     "errors problem canonical files records jsonlines",
-    "fact facts tensors settings database schema",
+    "fact facts tensors checkpoint settings database schema",
     "models",
-    "patch factors rounding checkpoint build build_record gitcommand objects history recording locks "
+    "patch factors rounding build build_record gitcommand objects history recording locks "
     "gitstore gitcheck merges returns inspection stack beliefs catalogue indexing",
     "editing evaluation",
     "actions repository",
