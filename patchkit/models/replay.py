@@ -192,8 +192,10 @@ class Tail:
         The model's forward runs with its blocks stood in by ones that hand the states through: what
         comes after them (norm, projection, soft-cap, logit scale) is whatever the model does there.
         """
-        # Any token will do. Gemma 4 looks it up a second time, so embeddings alone would not.
-        blank = torch.zeros(len(states), 1, dtype=torch.long, device=states.device)
+        embedding = self.model.get_input_embeddings().weight
+        assert isinstance(embedding, Tensor)
+        # Not token ids: transformers would look among them for padding, and the host would wait for it.
+        blank = states.new_zeros(len(states), 1, embedding.shape[1])
         given = states.unsqueeze(1)
 
         def hand_through(*_: Any, **__: Any) -> Any:
@@ -201,7 +203,7 @@ class Tail:
 
         with _stand_in(self.anatomy.blocks, lambda _: hand_through):
             # An empty cache keeps the mask code from looking for packed sequences, which synchronises.
-            out = self.model(input_ids=blank, past_key_values=DynamicCache(), use_cache=True)
+            out = self.model(inputs_embeds=blank, past_key_values=DynamicCache(), use_cache=True)
         return out.logits[:, 0]
 
     def keep(self, rows: Tensor) -> Tail:
