@@ -187,10 +187,8 @@ class Tail:
         return hidden
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits [P, vocabulary] of last-block states [P, d_model], by the model's own norm and head.
-
-        The model's forward runs with its blocks stood in by ones that hand the states through: what
-        comes after them (norm, projection, soft-cap, logit scale) is whatever the model does there.
+        """Logits [P, vocabulary] of last-block states [P, d_model], by the model's own norm and head:
+        its forward runs with blocks that hand the states through, and does what it does after them.
         """
         embedding = self.model.get_input_embeddings().weight
         assert isinstance(embedding, Tensor)
