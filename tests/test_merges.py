@@ -207,14 +207,8 @@ def test_one_key_in_two_batches_is_named_by_both_patches(store: GitStore) -> Non
 def _squash_against_revert(store: GitStore) -> tuple[str, str]:
     """One side joins two patches into one, the other takes one of the two back; Git finds it clean,
     since the joined file does not look like a renamed one."""
-    one, two = add(store, numbers(1), numbers(2))
-    _on(store, "side", "main")
-    git(store.root, "rm", "-q", "-r", f"patches/{one}", f"patches/{two}")
-    write(store, JOINED.name, JOINED)
-    commit_all(store, "Join")
-    _on(store, "main")
-    _remove(store, one)
-    return JOINED.name, _merge(store, "side")
+    name, _ = _join_and_remove(store)
+    return name, _merge(store, "side")
 
 
 def test_a_squash_of_two_patches_against_a_revert_of_one(store: GitStore) -> None:
@@ -227,7 +221,7 @@ def test_a_squash_of_two_patches_against_a_revert_of_one(store: GitStore) -> Non
 
 
 def _join_and_remove(store: GitStore) -> tuple[str, str]:
-    """As above, before the two sides meet; the patch of both facts, and the commit that took one out."""
+    """The same before the sides meet: the patch of both facts, and the commit that took one out."""
     one, two = add(store, numbers(1), numbers(2))
     _on(store, "side", "main")
     git(store.root, "rm", "-q", "-r", f"patches/{one}", f"patches/{two}")
