@@ -25,7 +25,7 @@ test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow and not gpu'
 
 test-slow: venv
-	$(BIN)/python -m pytest --timeout 1800 -m 'slow and not gpu'
+	$(BIN)/python -m pytest --timeout 3600 -m 'slow and not gpu'
 
 lint: venv
 	$(BIN)/ruff check .

@@ -14,7 +14,20 @@ from benchmarks.machine import describe
 from benchmarks.report import Effort, Measured, load, ratios, save, show
 from patchkit.errors import PatchkitError
 
-SECTIONS = ("machine", "solve", "commands", "build", "targets", "statistics", "scale", "recipe", "choose")
+SECTIONS = (
+    "machine",
+    "solve",
+    "commands",
+    "switch",
+    "build",
+    "targets",
+    "statistics",
+    "refitting",
+    "scale",
+    "recipe",
+    "choose",
+    "merging",
+)
 """In the order in which they are run: the short ones first."""
 
 

@@ -15,13 +15,16 @@ from benchmarks.counterfact import Half, counterfact
 from benchmarks.references import command_helpers, tiny_models
 from benchmarks.report import Effort
 from patchkit.checkpoint import Checkpoint
-from patchkit.editing.memit import spread
-from patchkit.editing.recipe import Recipe, recipe_for
+from patchkit.editing.mass import spread
+from patchkit.editing.memit import Memit
+from patchkit.editing.published import recipe_for
+from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.targets import find_targets
 from patchkit.editing.templates import Passage, drift_passages, rewriting_passages, write_templates
 from patchkit.evaluation.measure import FactChange, FactState, compare, observe
 from patchkit.fact import Fact
+from patchkit.factors import Patch, Solution
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.cache import cache_folder
 from patchkit.models.loading import load_model, put_weights
@@ -104,10 +107,11 @@ class Laboratory:
         changes: list[FactChange] = []
         seconds = 0.0
         rewriting, _ = self._passages(facts, recipe)
+        solve = Memit().solver(recipe, statistics)
         for first in range(0, len(facts), size):
             part = slice(first, first + size)
             begun = time.perf_counter()
-            deltas, _ = spread(self.model, self.anatomy, rewriting[part], z[part], recipe, statistics)
+            deltas, _ = spread(self.model, self.anatomy, rewriting[part], z[part], recipe, solve)
             seconds += time.perf_counter() - begun
             stored = {name: self.checkpoint.read(name) for name in deltas}
             edited = {name: materialise(stored[name], [delta], name) for name, delta in deltas.items()}
@@ -116,6 +120,27 @@ class Laboratory:
             put_weights(self.model, stored, self.checkpoint)
             changes += compare(facts[part], before[part], after)
         return changes, seconds / len(facts)
+
+    def patch(self, facts: Sequence[Fact], z: Tensor, recipe: Recipe, statistics: Statistics) -> Patch:
+        """The facts edited on the base as one batch, as a commit would hold it."""
+        rewriting, _ = self._passages(facts, recipe)
+        solve = Memit().solver(recipe, statistics)
+        deltas, keys = spread(self.model, self.anatomy, rewriting, z, recipe, solve)
+        resolved = recipe.override(statistics_digest=statistics.digest(recipe.layers)).to_dict()
+        base = self.checkpoint.fingerprint()
+        return Patch(tuple(facts), deltas, base, recipe.method, resolved, (), Solution(z, keys))
+
+    def observe_with(self, facts: Sequence[Fact], patches: Sequence[Patch]) -> list[FactState]:
+        """The facts on the base with patches on it, as a build holds them; then they are taken off."""
+        names = sorted({name for patch in patches for name in patch.deltas})
+        stored = {name: self.checkpoint.read(name) for name in names}
+        deltas = {name: [p.deltas[name] for p in patches if name in p.deltas] for name in names}
+        edited = {name: materialise(stored[name], deltas[name], name) for name in names}
+        put_weights(self.model, edited, self.checkpoint)
+        try:
+            return observe(self.model, self.tokenizer, facts, batch_size=64)
+        finally:
+            put_weights(self.model, stored, self.checkpoint)
 
     def observe(self, facts: Sequence[Fact]) -> list[FactState]:
         """The facts on the base as it is."""

@@ -27,16 +27,16 @@ PAGE = Path(__file__).with_name("commands.md")
 MODELS = Path(__file__).with_name("models.md")
 _BEGIN, _END = "<!-- models: written by python docs/generate.py -->", "<!-- end of models -->"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
-MEASURED = [Path(__file__).with_name("recipes.md")]
+MEASURED = [Path(__file__).with_name(name) for name in ("recipes.md", "performance.md", "merging.md")]
 _RESULTS = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 WIDTH = 88
 _HEAD = """# Commands
 
-Written by `python docs/generate.py` from each command's `--help`. Branches, tags, merges, pushes and the like
-are Git's own: `git branch`, `git tag`. `-C DIR` stands before or after a command's name. What reads takes
-`--json`; what changes takes `--dry-run`; what changes or checks takes `--quiet`. Progress is shown at a
-terminal only, on standard error. `NO_COLOR` turns colours off. Exit codes are in
-[exit-codes.md](exit-codes.md).
+Written by `python docs/generate.py` from each command's `--help`. Branches, tags, pushes and the like
+are Git's own: `patchkit branch -d x` answers with the command to type. `-C DIR` stands before or after a
+command's name. What reads takes `--json`; what changes takes `--dry-run`; what changes or checks takes
+`--quiet`. Progress is shown at a terminal only, on standard error. `NO_COLOR` turns colours off. Exit codes
+are in [exit-codes.md](exit-codes.md).
 
 Completion in bash: `eval "$(_PATCHKIT_COMPLETE=bash_source patchkit)"`; likewise `zsh_source`, `fish_source`.
 

@@ -35,7 +35,7 @@ def on_files(files: Files, *, config: Any) -> Files:
     assert limits is not None
     text = "# Limits\n" + limits[1].replace("docs/", "")
     files.append(File.generated(config, "limits.md", content=text))
-    for path in sorted((_ROOT / "examples").iterdir()):
+    for path in sorted((_ROOT / "examples").rglob("*")):
         if path.suffix in (".py", ".jsonl"):
             name = path.relative_to(_ROOT).as_posix()
             files.append(File.generated(config, name, content=path.read_bytes()))

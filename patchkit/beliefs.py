@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from patchkit.canonical import canonical_json, hash_bytes
@@ -29,31 +30,43 @@ _WORTH_IT = 200  # patches from which remembering pays for importing sqlite-util
 class Beliefs(Database):
     """A `stack.Memory`."""
 
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        # One command asks for the same tree several times, and for trees that share most of their patches.
+        self._recalled: dict[str, list[StoredPatch]] = {}  # by digest
+        self._seen: dict[tuple[str, str, str], StoredPatch] = {}
+
     def recall(self, tree: str, base: str) -> list[StoredPatch] | None:
         """The patches of a tree that was believed on this base; None if it was not, or was altered here."""
         found = self.rows("select digest from trees where id = ? and base = ?", tree, base)
         if not found:
             return None
+        digest = found[0]["digest"]
+        if digest in self._recalled:
+            return list(self._recalled[digest])
         members = self.rows(
             "select m.name, m.patch, m.files, p.header from members m join patches p on p.id = m.patch "
             "where m.tree = ? order by m.name",
             tree,
         )
+        # A row a patch: ten thousand of them would take longer to fetch than all the rest. The digest
+        # holds their order too, which SQLite keeps but does not promise.
         lines = self.rows(
-            "select m.name, f.record from members m join facts f on f.patch = m.patch "
-            "where m.tree = ? order by m.name, f.line",
+            "select name, group_concat(record, char(10)) as records from (select m.name, f.record "
+            "from members m join facts f on f.patch = m.patch where m.tree = ? order by m.name, f.line) "
+            "group by name",
             tree,
         )
-        records: dict[str, list[str]] = {}
-        for row in lines:
-            records.setdefault(row["name"], []).append(row["record"])
+        records = {row["name"]: row["records"] for row in lines}
         rows = [
-            (row["name"], row["patch"], row["files"], row["header"], records.get(row["name"], []))
+            (row["name"], row["patch"], row["files"], row["header"], records.get(row["name"], ""))
             for row in members
         ]
-        if _digest(rows) != found[0]["digest"]:
+        if _digest(rows) != digest:
             return None
-        return [_stored(*row) for row in rows]
+        patches = [self._seen.setdefault(row[:3], _stored(*row)) for row in rows]
+        self._recalled[digest] = patches
+        return list(patches)
 
     def believe(self, tree: str, base: str, patches: Sequence[StoredPatch]) -> None:
         """Keep a believed tree for `recall`, where that pays; it is no harm where that cannot be."""
@@ -79,7 +92,7 @@ class Beliefs(Database):
                 patch.id,
                 row["files"],
                 json_text(patch.header.to_json()),
-                [fact.to_line() for fact in patch.facts],
+                "\n".join(fact.to_line() for fact in patch.facts),
             )
             for patch, row in sorted(zip(patches, members, strict=True), key=lambda pair: pair[0].name)
         ]
@@ -173,10 +186,16 @@ def patch_rows(patch: StoredPatch) -> dict[str, Any]:
     }
 
 
-def _stored(name: str, patch: str, files: str, header: str, records: Sequence[str]) -> StoredPatch:
+def _stored(name: str, patch: str, files: str, header: str, records: str) -> StoredPatch:
     entries = {file: Entry(*values) for file, values in json.loads(files).items()}
-    facts = tuple(map(_fact, records))
-    return StoredPatch(name, Header.from_json(json.loads(header), name), facts, patch, entries)
+    return StoredPatch(
+        name,
+        patch,
+        entries,
+        records.count("\n") + 1,
+        lambda: Header.from_json(json.loads(header), name),
+        lambda: tuple(map(_fact, records.split("\n"))),
+    )
 
 
 def _fact(record: str) -> Fact:
@@ -194,7 +213,7 @@ def _files(patch: StoredPatch) -> str:
     return json_text({file: [e.path, e.mode, e.oid, e.size] for file, e in patch.files.items()})
 
 
-def _digest(rows: Sequence[tuple[str, str, str, str, list[str]]]) -> str:
+def _digest(rows: Sequence[tuple[str, str, str, str, str]]) -> str:
     return hash_bytes(canonical_json([list(row) for row in rows]))
 
 

@@ -23,17 +23,16 @@ from patchkit.build_record import (
     FINISHED,
     UNFINISHED,
     BuildRecord,
+    Edited,
     FileRecord,
     verify_build,
 )
-from patchkit.canonical import hash_bytes
 from patchkit.checkpoint import (
     CONFIG,
     INDEX,
     SINGLE,
     Checkpoint,
     Progress,
-    as_tensor,
     fingerprint_of,
     hash_range,
     is_weights,
@@ -41,31 +40,43 @@ from patchkit.checkpoint import (
 from patchkit.errors import BadInput, Busy, WouldOverwrite
 from patchkit.factors import Delta, Patch
 from patchkit.files import clone_file, fsync_folder, is_temporary, reading, sync, write_durably, writing
-from patchkit.rounding import FORMATS, materialise
+from patchkit.rewriting import rewrite
+from patchkit.rounding import FORMATS
 
-__all__ = ["BUILD_RECORD", "BuildRecord", "FileRecord", "build", "stacked", "verify_build"]
+__all__ = ["BUILD_RECORD", "BuildRecord", "FileRecord", "build", "locked", "stacked", "verify_build"]
 
 _SKIPPED_FOLDERS = {".git", ".cache"}
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def build(
-    checkpoint: Checkpoint, patches: Mapping[str, Patch], out: Path, *, progress: Progress = None
+    checkpoint: Checkpoint,
+    patches: Mapping[str, Patch],
+    out: Path,
+    *,
+    edited: Edited | None = None,
+    instead: Mapping[str, Path] | None = None,
+    progress: Progress = None,
 ) -> BuildRecord:
     """Write the base with ``patches`` (by id) on it to the folder ``out``, and say what is there.
 
     ``out`` may be missing, empty, or a build of the same base, which is brought in line by rewriting only
-    the tensors that differ. `WouldOverwrite` for any other folder; `BadInput` for a patch that is not of
+    the tensors that differ. ``edited`` tells which tensors each patch edits, and their shapes in the base's
+    files; where it tells of every patch in that build too, those that the same patches edit as before are
+    not computed again, and ``patches`` is only asked for those whose numbers are needed.
+    ``instead``: files that stand in it by these names, in place of the base's or beside them.
+    `WouldOverwrite` for any other folder; `BadInput` for a patch that is not of
     this base; `NotWritten` when the disk is full or read-only (building again goes on from there).
     """
     out = Path(os.path.realpath(out))
     _check_place(checkpoint, out)
-    _check_fit(checkpoint, patches)
+    edited = edited or {number: _shapes(patch) for number, patch in patches.items()}
+    _check_fit(checkpoint, patches, edited)
     with writing(out):
         _check_claim(out)
         out.mkdir(parents=True, exist_ok=True)
-        with _locked(out):
-            plan = _plan(checkpoint, patches, out, progress)
+        with locked(out):
+            plan = _plan(checkpoint, patches, out, edited, instead or {}, progress)
             return plan.old if plan.old is not None and plan.nothing_to_do else _carry_out(plan, progress)
 
 
@@ -82,14 +93,17 @@ def stacked(patches: Iterable[Patch]) -> dict[str, list[Delta]]:
 class _Plan:
     """What a build will write.
 
+    ``edited``: the tensors that any patch edits; ``deltas``: the updates of those that are to be computed.
     ``sources``: the base's files to be in it. ``kept``: those that are there and whole (a weights file:
     but for its tensors). ``held``: tensors of kept files that do not hold the base's bytes, with the hash
-    of what they hold, or None if that is not known. ``new``: the record to be, but for ``touched``.
+    of what they hold, or None if that is not known. ``new``: the record to be; its ``touched`` are the
+    tensors that are as they should be already.
     """
 
     checkpoint: Checkpoint
     out: Path
     sources: dict[str, Path]
+    edited: set[str]
     deltas: dict[str, list[Delta]]
     old: BuildRecord | None
     new: BuildRecord
@@ -101,23 +115,30 @@ class _Plan:
         return (
             self.old is not None
             and self.old == replace(self.new, touched=self.old.touched)
-            and self.old.touched.keys() == self.deltas.keys()
+            and self.old.touched.keys() == self.edited
             and self.kept == self.sources.keys()
         )
 
     @property
     def pending(self) -> list[str]:
         """The tensors that may have to be rewritten."""
-        return sorted({*self.deltas, *self.held})
+        return _pending(self.edited, self.held, self.new.touched)
 
 
-def _plan(checkpoint: Checkpoint, patches: Mapping[str, Patch], out: Path, progress: Progress) -> _Plan:
+def _plan(
+    checkpoint: Checkpoint,
+    patches: Mapping[str, Patch],
+    out: Path,
+    edited: Edited,
+    instead: Mapping[str, Path],
+    progress: Progress,
+) -> _Plan:
     old = BuildRecord.read(out)
     base, hashes = _base_hashes(checkpoint, old, progress)
     if old is not None and old.base != base:
         raise WouldOverwrite(f"{out}: holds a build of another base; remove it or name another folder")
-    _check_base(patches, base)
     sources, left_out = _sources(checkpoint)
+    sources |= instead
     weights = {
         name: FileRecord(file.size, hash_range(checkpoint.folder / name, 0, file.data_start))
         for name, file in checkpoint.files.items()
@@ -128,9 +149,21 @@ def _plan(checkpoint: Checkpoint, patches: Mapping[str, Patch], out: Path, progr
         start = checkpoint.files[name].data_start
         if old is not None and old.weights.get(name) == file and _is_whole(out / name, file, start):
             kept.add(name)
-    new = BuildRecord(FINISHED, base, tuple(sorted(patches)), files, weights, hashes, {}, (), left_out)
     held = _held(old, checkpoint, kept)
-    return _Plan(checkpoint, out, sources, stacked(patches.values()), old, new, kept, held)
+    wanted = {number: edited[number] for number in patches}
+    touched = old.still_right(edited, wanted) if old else {}
+    touched = {name: digest for name, digest in touched.items() if name in held}
+    names = {name for shapes in wanted.values() for name in shapes}
+    pending = _pending(names, held, touched)
+    needed = {number: patches[number] for number in wanted if not wanted[number].keys().isdisjoint(pending)}
+    _check_base(needed, base)
+    new = BuildRecord(FINISHED, base, tuple(sorted(patches)), files, weights, hashes, touched, (), left_out)
+    return _Plan(checkpoint, out, sources, names, stacked(needed.values()), old, new, kept, held)
+
+
+def _pending(edited: Iterable[str], held: Iterable[str], right: Iterable[str]) -> list[str]:
+    """What is edited, or does not hold the base's bytes, and is not as it should be already."""
+    return sorted({*edited, *held}.difference(right))
 
 
 def _carry_out(plan: _Plan, progress: Progress) -> BuildRecord:
@@ -169,41 +202,10 @@ def _copy_files(plan: _Plan, progress: Progress) -> bool:
 
 
 def _write_tensors(plan: _Plan, progress: Progress) -> dict[str, str]:
-    """Rewrite the tensors that are not what they should be; returns the hashes of the edited ones."""
-    sizes = {name: plan.checkpoint.tensors[name][1].size for name in plan.pending}
-    report = _Counter(progress, sum(sizes.values()), "writing")
-    touched: dict[str, str] = {}
-    written: set[Path] = set()
-    for name in plan.pending:
-        data = _base_bytes(plan, name)
-        if name in plan.deltas:
-            data = _edited(plan, name, data)
-            touched[name] = hash_bytes(data)
-        base = plan.new.tensors[name]
-        if plan.held.get(name, base) != touched.get(name, base):
-            file, info = plan.checkpoint.tensors[name]
-            _overwrite(plan.out / file, info.start, data)
-            written.add(plan.out / file)
-        report(sizes[name])
-    for path in sorted(written):
-        _sync_file(path)
-    return touched
-
-
-def _base_bytes(plan: _Plan, name: str) -> memoryview:
-    data = plan.checkpoint.read_bytes(name)
-    if hash_bytes(memoryview(data)) != plan.new.tensors[name]:
-        file = plan.checkpoint.tensors[name][0]
-        raise BadInput(
-            f"{plan.checkpoint.folder / file}: {name!r} is not what the base's fingerprint stands for"
-        )
-    return memoryview(data)
-
-
-def _edited(plan: _Plan, name: str, data: memoryview) -> memoryview:
-    _, info = plan.checkpoint.tensors[name]
-    weight = materialise(as_tensor(data, info), plan.deltas[name], name)
-    return weight.view(torch.uint8).numpy().data.cast("B")
+    """Rewrite the tensors that may not be what they should be; returns the hashes of the edited ones."""
+    wanted = {name: plan.new.tensors[name] for name in plan.pending}
+    report = _Counter(progress, sum(plan.checkpoint.tensors[name][1].size for name in wanted), "writing")
+    return {**plan.new.touched, **rewrite(plan.checkpoint, plan.out, wanted, plan.deltas, report)}
 
 
 def _base_hashes(
@@ -267,18 +269,22 @@ def _check_claim(out: Path) -> None:
         raise WouldOverwrite(f"{out}: holds files that are no build of patchkit's; name another folder")
 
 
-def _check_fit(checkpoint: Checkpoint, patches: Mapping[str, Patch]) -> None:
-    for patch in patches.values():
-        for weight, delta in patch.deltas.items():
+def _shapes(patch: Patch) -> dict[str, tuple[int, int]]:
+    return {
+        name: delta.shape[::-1] if delta.transposed else delta.shape for name, delta in patch.deltas.items()
+    }
+
+
+def _check_fit(checkpoint: Checkpoint, patches: Mapping[str, Patch], edited: Edited) -> None:
+    for number in patches:
+        for weight, shape in edited[number].items():
             if weight not in checkpoint.tensors:
-                raise BadInput(
-                    f"{patch.name}: {checkpoint.folder} has no {weight!r}; it is another model's patch"
-                )
+                what = f"{checkpoint.folder} has no {weight!r}"
+                raise BadInput(f"{patches[number].name}: {what}; it is another model's patch")
             _, info = checkpoint.tensors[weight]
-            shape = delta.shape[::-1] if delta.transposed else delta.shape
             if info.shape != shape or _STORED.get(info.dtype) not in FORMATS:
-                what = f"{info.dtype} {list(info.shape)}, not a float {list(shape)}"
-                raise BadInput(f"{patch.name}: {weight!r} is {what}; it is another model's patch")
+                what = f"{weight!r} is {info.dtype} {list(info.shape)}, not a float {list(shape)}"
+                raise BadInput(f"{patches[number].name}: {what}; it is another model's patch")
 
 
 def _check_base(patches: Mapping[str, Patch], base: str) -> None:
@@ -292,7 +298,7 @@ def _check_base(patches: Mapping[str, Patch], base: str) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
     """One writer at a time; the lock ends with the process."""
     handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -351,16 +357,6 @@ def _make_folders(out: Path, folder: Path) -> set[Path]:
     if os.path.realpath(folder) != str(folder):
         raise WouldOverwrite(f"{folder}: leads out of the build through a symbolic link; remove it")
     return {folder, *(parent for parent in folder.parents if parent.is_relative_to(out))}
-
-
-def _overwrite(path: Path, start: int, data: memoryview) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
-    try:
-        while data:
-            count = os.pwrite(handle, data[: 1 << 26], start)
-            start, data = start + count, data[count:]
-    finally:
-        os.close(handle)
 
 
 def _sync_file(path: Path) -> None:

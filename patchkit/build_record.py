@@ -19,7 +19,7 @@ from patchkit.errors import BadInput, PatchkitError
 from patchkit.files import reading
 from patchkit.tensors import TensorFile, header_of_file
 
-__all__ = ["BUILD_RECORD", "BuildRecord", "FileRecord", "verify_build"]
+__all__ = ["BUILD_RECORD", "BuildRecord", "Edited", "FileRecord", "verify_build"]
 
 BUILD_RECORD = "patchkit-build.json"
 FINISHED, UNFINISHED = "finished", "unfinished"
@@ -37,6 +37,7 @@ _FIELDS = {
     "pending",
     "left_out",
 }
+Edited = Mapping[str, Mapping[str, tuple[int, ...]]]  # patch id -> the tensors that it edits -> shapes
 _CHECKSUM = "sha256"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MAX_RECORD = 256 << 20
@@ -77,6 +78,17 @@ class BuildRecord:
         """The hash that a tensor of the finished build has."""
         return self.touched.get(tensor, self.tensors[tensor])
 
+    def still_right(self, edited: Edited, wanted: Edited) -> dict[str, str]:
+        """The edited tensors, with their hashes, that the patches ``wanted`` edit as the build's own did.
+
+        None where the build is not finished, or ``edited`` does not tell of all of its patches.
+        """
+        if not self.finished or not set(self.patches) <= edited.keys():
+            return {}
+        before = _by_tensor({patch: edited[patch] for patch in self.patches})
+        after = _by_tensor(wanted)
+        return {name: digest for name, digest in self.touched.items() if before.get(name) == after.get(name)}
+
     def to_json(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
@@ -102,7 +114,11 @@ class BuildRecord:
         try:
             value = strict_json(data)
             checksum = value.pop(_CHECKSUM, None) if isinstance(value, dict) else None
-            if checksum != hash_bytes(canonical_json(value)) or set(value) != _FIELDS:
+            if checksum != hash_bytes(canonical_json(value)):
+                raise ValueError("it was changed")
+            if type(number := value.get("format")) is int and number > _FORMAT:
+                raise BadInput(f"{name}: is in build format {number}, not {_FORMAT}; update patchkit")
+            if set(value) != _FIELDS:
                 raise ValueError("it was changed")
             record = cls(
                 value["state"],
@@ -116,7 +132,7 @@ class BuildRecord:
                 tuple(value["left_out"]),
             )
             if value["format"] != _FORMAT or record.to_bytes() != data:
-                raise ValueError("it was changed, or a newer patchkit wrote it")
+                raise ValueError("it was changed")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise BadInput(
                 f"{name}: cannot be believed ({error}); remove the folder and build again"
@@ -131,6 +147,15 @@ class BuildRecord:
             return None
         with reading(path, follow=False) as file:
             return cls.from_bytes(file.read(_MAX_RECORD), str(path))
+
+
+def _by_tensor(edited: Edited) -> dict[str, set[str]]:
+    """For each tensor the patches that edit it."""
+    found: dict[str, set[str]] = {}
+    for patch, tensors in edited.items():
+        for name in tensors:
+            found.setdefault(name, set()).add(patch)
+    return found
 
 
 def verify_build(

@@ -9,6 +9,7 @@ damaged costs speed and measurements, never truth: Git holds that.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -53,12 +54,12 @@ class Catalogue(Beliefs):
         if not words:
             return []
         query = " ".join(f'"{word}"*' for word in words)
-        member = "join members m on m.patch = p.id and m.tree = :tree" if tree is not None else ""
-        name = "m.name" if tree is not None else "p.name"
+        among = "members where tree = :tree" if tree is not None else "patches"
+        version = "patch" if tree is not None else "id"
         return self.rows(
-            f"""select {name} as patch, p.id as version,
-                f.line, f.subject, f.prompt, f.target, f.was, f.relation
-            from facts_fts t join facts f on f.id = t.rowid join patches p on p.id = f.patch {member}
+            f"""with among as materialized (select {version} as version, name from {among})
+            select m.name as patch, m.version, f.line, f.subject, f.prompt, f.target, f.was, f.relation
+            from facts_fts t join facts f on f.id = t.rowid join among m on m.version = f.patch
             where facts_fts match :query order by t.rank, patch, f.line limit :limit""",
             {"query": query, "tree": tree, "limit": limit},
         )
@@ -79,6 +80,27 @@ class Catalogue(Beliefs):
             where l.patch = ? order by l.weight""",
             patch,
         )
+
+    def patch_norms(self) -> dict[str, tuple[float | None, float | None]]:
+        """Of each version ‖ΔW‖ over all its weights, and its share of the norm that the base has in these;
+        None where one of them was not measured here."""
+        rows = self.rows(
+            """select l.patch, sum(l.norm * l.norm) as squared, sum(b.norm * b.norm) as base,
+                count(*) as weights, count(l.norm) as measured, count(b.norm) as known
+            from layers l join patches p on p.id = l.patch
+            left join base_weights b on b.base = p.base and b.weight = l.weight group by l.patch"""
+        )
+        found: dict[str, tuple[float | None, float | None]] = {}
+        for row in rows:
+            norm = math.sqrt(row["squared"]) if row["measured"] == row["weights"] else None
+            whole = math.sqrt(row["base"]) if row["known"] == row["weights"] else None
+            found[row["patch"]] = (norm, norm / whole if norm is not None and whole else None)
+        return found
+
+    def base_norms(self, base: str) -> dict[str, float]:
+        """‖W‖ of a base's weights (by its fingerprint), as far as they were measured here."""
+        rows = self.rows("select weight, norm from base_weights where base = ?", base)
+        return {row["weight"]: row["norm"] for row in rows}
 
     def timings(self, patch: str) -> dict[str, float]:
         """Seconds by phase of a version's last edit."""
@@ -183,11 +205,11 @@ class Catalogue(Beliefs):
         except PatchkitError:
             return
 
-    def reindex(self, store: GitStore, *, norms: bool = True) -> dict[str, int]:
+    def reindex(self, store: GitStore, *, norms: bool = True, anew: bool = False) -> dict[str, int]:
         """Derive everything derivable from Git's history again; counts by name. See `indexing`."""
         from patchkit.indexing import reindex
 
-        return reindex(self, store, norms=norms)
+        return reindex(self, store, norms=norms, anew=anew)
 
     def _measured(self, db: Any, patch: str | None, environment: Mapping[str, Any]) -> dict[str, Any]:
         """The columns that every measurement has."""

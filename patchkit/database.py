@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from patchkit.canonical import canonical_json
 from patchkit.errors import Busy, Misconfigured, NotWritten, PatchkitError
+from patchkit.problem import one_line
+from patchkit.schema import newer
 
-__all__ = ["Database", "json_text"]
+__all__ = ["Database", "json_text", "open_to_read"]
 
 PATIENCE = 10.0  # seconds to wait for another writer
 
@@ -39,6 +40,7 @@ class Database:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as connection:
+                self._refuse_newer(connection)
                 connection.execute("pragma journal_mode = wal")
                 connection.execute("pragma synchronous = full")
                 connection.execute("pragma foreign_keys = on")
@@ -55,17 +57,26 @@ class Database:
             raise self._failure(error) from error
 
     def rows(self, query: str, *values: Any) -> list[dict[str, Any]]:
-        """The rows that answer a question; none where there is no catalogue or it is damaged."""
+        """The rows that answer a question; none where there is no catalogue or it is damaged.
+
+        `Misconfigured` where a newer patchkit wrote it: what its rows mean is not known here.
+        """
         if not self.path.exists():
             return []
         given = values[0] if len(values) == 1 and isinstance(values[0], dict) else values
-        uri = f"file:{quote(os.fsencode(self.path))}?mode=ro"
         try:
-            with closing(sqlite3.connect(uri, uri=True, timeout=PATIENCE)) as connection:
+            with closing(open_to_read(self.path)) as connection:
+                self._refuse_newer(connection)
                 connection.row_factory = sqlite3.Row
                 return [dict(row) for row in connection.execute(query, given)]
         except sqlite3.Error:
             return []
+
+    def _refuse_newer(self, connection: sqlite3.Connection) -> None:
+        if (step := newer(connection)) is not None:
+            raise Misconfigured(
+                f"{self.path}: is in the format of a newer patchkit ({one_line(step)[:60]}); update patchkit"
+            )
 
     def _failure(self, error: Exception) -> PatchkitError:
         text = str(error)
@@ -76,6 +87,28 @@ class Database:
         return Misconfigured(
             f"{self.path}: is damaged ({text}); patchkit reindex puts it aside and makes another"
         )
+
+
+def open_to_read(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write; sqlite3.Error where the file cannot be opened or is no database.
+
+    A file in WAL mode is read through a second one beside it. On a disk that takes no writes there may be
+    none; nobody writes there, and the file is read as it stands, unless a log beside it holds more.
+    """
+    address = f"{path.absolute().as_uri()}?mode=ro"
+    connection = sqlite3.connect(address, uri=True, timeout=PATIENCE)
+    try:
+        connection.execute("select 1 from sqlite_master limit 1")
+    except sqlite3.OperationalError:
+        connection.close()
+        log = path.with_name(f"{path.name}-wal")
+        if os.access(path.parent, os.W_OK) or (log.exists() and log.stat().st_size):
+            raise
+        return sqlite3.connect(f"{address}&immutable=1", uri=True, timeout=PATIENCE)
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
 
 
 def json_text(value: Any) -> str:

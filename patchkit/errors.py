@@ -31,7 +31,7 @@ class PatchkitError(Exception):
 
 
 class CheckFailed(PatchkitError):
-    """A check ran to its end and found damage (``fsck``, ``verify``)."""
+    """A check ran to its end and found damage (``fsck``), or an export that fails its ``--probe``."""
 
     exit_code = 1
 

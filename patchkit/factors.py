@@ -1,15 +1,15 @@
 """The numbers of a patch: factors, keys and targets, and the algebra on them.
 
 ΔW = B A with B [d_out, r] and A [r, d_in] in float32, in the orientation of `nn.Linear` whatever the
-module. For MEMIT term i *is* fact i: B's column its residual, A's row its solved key. Promises: the
-same `Patch` gives the same files on every run; `Patch.from_files` believes nothing that does not
-agree with everything else; `Patch.without` takes facts out as if they had never been solved for.
+module. Where keys are kept, term i *is* fact i; for MEMIT B's column its residual, A's row its solved key.
+Promises: the same `Patch` gives the same files on every run; `Patch.from_files` believes nothing that does
+not agree with everything else; `Patch.without` takes facts out as if they had never been solved for.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchkit import closed_forms
 from patchkit.canonical import hash_bytes
 from patchkit.errors import BadInput, NotFound, WouldOverwrite
 from patchkit.facts import Fact, dump_facts, load_canonical
@@ -29,6 +30,7 @@ from patchkit.patch import (
     FACTS,
     FORMAT,
     KEYS,
+    SQUASH,
     Header,
     WeightEntry,
     break_even,
@@ -39,9 +41,7 @@ from patchkit.patch import (
 from patchkit.rounding import round_sum
 from patchkit.tensors import TensorFile, header_of, to_bytes
 
-__all__ = ["Delta", "Patch", "Solution"]
-
-_LEAST_SINGULAR_VALUE = 1e-5  # float32 keeps 6e-8: below this, less than two digits of the answer are left
+__all__ = ["Delta", "Patch", "Solution", "terms_of"]
 
 
 @dataclass(eq=False)
@@ -107,7 +107,7 @@ class Solution:
 
     ``targets`` z [N, d_model]; ``keys`` by weight, [N, d_in]; and, only for weights whose update is
     dense (where B and A are not there to be read), ``solved`` (rows of A) [N, d_in] and
-    ``residuals`` (columns of B) [N, d_out].
+    ``residuals`` (columns of B) [N, d_out]. What the terms say depends on the method: `closed_forms`.
     """
 
     targets: Tensor
@@ -233,10 +233,9 @@ class Patch:
     def without(self, indices: Collection[int]) -> Patch:
         """This patch with facts taken out, as if it had been solved without them (counted from 0).
 
-        Needs no statistics, model or forward pass. With keys K [d_in, N] and solved keys
-        X = (λC + K Kᵀ)⁻¹ K, G = Kᵀ X, keeping S and dropping J: X' = X_S + X_J (I - G_JJ)⁻¹ G_JS
-        (Sherman-Morrison-Woodbury for the columns taken from K). `BadInput` where the editor keeps no
-        keys, they were not shipped, an index is out of range, or no fact would stay.
+        Needs no statistics, model or forward pass: each method's stored terms are enough (`closed_forms`).
+        `BadInput` where the editor keeps no keys or has no closed form, they were not shipped, an index is
+        out of range, or no fact would stay.
         """
         dropped = sorted(set(indices))
         if not dropped:
@@ -247,8 +246,18 @@ class Patch:
         if self.solution is None:
             why = "its keys were not shipped" if self.left_out else f"{self.method} keeps no keys"
             raise BadInput(f"{self.name}: {why}, so no single fact can be taken out; revert the whole patch")
+        if self.method == SQUASH:
+            from patchkit import parts  # which stands on this module
+
+            return parts.without(self, dropped)
+        form = closed_forms.form_of(self.method)
+        if form is None:
+            raise BadInput(
+                f"{self.name}: how facts leave an edit of {self.method} is not known here, so no single fact "
+                "can be taken out; revert the whole patch"
+            )
         keys = {name: rows[kept] for name, rows in self.solution.keys.items()}
-        deltas = {name: self._without(name, kept, dropped) for name in self.deltas}
+        deltas = {name: self._without(name, form, kept, dropped) for name in self.deltas}
         return replace(
             self,
             facts=tuple(self.facts[i] for i in kept),
@@ -256,30 +265,19 @@ class Patch:
             solution=Solution(self.solution.targets[kept], keys),
         )
 
-    def _without(self, name: str, kept: list[int], dropped: list[int]) -> Delta:
+    def _without(self, name: str, form: str, kept: list[int], dropped: list[int]) -> Delta:
         assert self.solution is not None
-        X, residuals = _terms(self.deltas[name], name, self.solution)
-        downdated = _downdate(self.solution.keys[name].double(), X.double(), kept, dropped)
-        if downdated is None:
+        K = self.solution.keys[name].double()
+        A, B = (rows.double() for rows in terms_of(self.deltas[name], name, self.solution))
+        left = closed_forms.without(form, K, A, B, kept, dropped)
+        if left is None:
             raise BadInput(f"{self.name}: the facts cannot be told apart by their keys; revert the patch")
-        return Delta(residuals[kept].T, downdated, transposed=self.deltas[name].transposed)
+        return Delta(left[1].T, left[0], transposed=self.deltas[name].transposed)
 
 
-def _downdate(K: Tensor, X: Tensor, kept: Sequence[int], dropped: Sequence[int]) -> Tensor | None:
-    """Rows of X' = X_S + X_J (I - G_JJ)⁻¹ G_JS from rows K [N, d_in] and X [N, d_in], float64.
-
-    None where I - G_JJ is so close to singular that K and X, stored in float32, no longer determine X'.
-    """
-    G_JJ = K[dropped] @ X[dropped].T
-    G_JS = K[dropped] @ X[kept].T
-    rest = torch.eye(len(dropped), dtype=K.dtype, device=K.device) - G_JJ
-    if torch.linalg.svdvals(rest).min() < _LEAST_SINGULAR_VALUE:
-        return None
-    return X[kept] + torch.linalg.solve(rest, G_JS).T @ X[dropped]
-
-
-def _terms(delta: Delta, name: str, solution: Solution) -> tuple[Tensor, Tensor]:
-    """A weight's solved keys [N, d_in] and residuals [N, d_out], a row for each fact."""
+def terms_of(delta: Delta, name: str, solution: Solution) -> tuple[Tensor, Tensor]:
+    """A weight's rows of A [N, d_in] and columns of B [N, d_out], a row for each fact; for MEMIT its
+    solved keys and residuals."""
     if delta.A is not None and delta.B is not None:
         return delta.A, delta.B.T
     return solution.solved[name], solution.residuals[name]

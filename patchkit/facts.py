@@ -30,6 +30,7 @@ __all__ = [
     "dump_facts",
     "load_canonical",
     "normal",
+    "parse_apart",
     "parse_facts",
     "parse_inline",
     "parse_records",
@@ -83,6 +84,13 @@ def parse_facts(data: bytes, name: str) -> Batch:
     if len(data) > MAX_FILE:
         raise FactsError([Fault(name, None, f"larger than {MAX_FILE >> 20} MiB; split it")])
     return _sound(*_check(name, numbered_values(data)))
+
+
+def parse_apart(data: bytes, name: str) -> Batch:
+    """The same, each fact by itself: they may say one thing twice, or contradict each other."""
+    if len(data) > MAX_FILE:
+        raise FactsError([Fault(name, None, f"larger than {MAX_FILE >> 20} MiB; split it")])
+    return _sound(*_check(name, numbered_values(data), apart=True))
 
 
 def read_facts(source: str | Path) -> Batch:
@@ -162,8 +170,8 @@ def clashes(batch: Batch, in_force: Mapping[Key, tuple[str, Fact]]) -> list[Faul
 # Checking
 
 
-def _check(name: str, values: Iterable[tuple[int, Any]]) -> tuple[Batch, list[Fault]]:
-    """Facts and faults of numbered values: each by itself first, then against those before it."""
+def _check(name: str, values: Iterable[tuple[int, Any]], *, apart: bool = False) -> tuple[Batch, list[Fault]]:
+    """Facts and faults of numbered values: each by itself, and unless ``apart`` beside those before it."""
     facts: list[Fact] = []
     lines: list[int] = []
     faults: list[Fault] = []
@@ -172,7 +180,7 @@ def _check(name: str, values: Iterable[tuple[int, Any]]) -> tuple[Batch, list[Fa
         if count == MAX_FACTS:
             faults.append(Fault(name, line, f"more than {MAX_FACTS:,} facts; split the file"))
             break
-        messages = earlier.meet(found, line) if isinstance(found, Fact) else found
+        messages = found if isinstance(found, list) else [] if apart else earlier.meet(found, line)
         faults += [Fault(name, line, message) for message in messages]
         if isinstance(found, Fact):
             facts.append(found)

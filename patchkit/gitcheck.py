@@ -8,6 +8,7 @@ index, packs' helper files) is checked here. Changes nothing.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from patchkit.errors import PatchkitError
-from patchkit.gitstore import GitStore
+from patchkit.gitstore import GitStore, Tree
 from patchkit.objects import object_id
 from patchkit.problem import Problem, one_line
 from patchkit.settings import FILE as SETTINGS
@@ -49,7 +50,7 @@ def fsck_worktree(store: GitStore) -> list[Problem]:
     wanted = {entry.path: entry.oid for entry in tree.entries if entry.mode in ("100644", "100755")}
     if tree.settings is not None:
         wanted[SETTINGS] = tree.settings.oid
-    return [problem for path, oid in wanted.items() for problem in _worktree_file(store, path, oid)]
+    return [problem for path, oid in wanted.items() for problem in _worktree_file(store, tree, path, oid)]
 
 
 def _told(check: Check, store: GitStore) -> Iterator[Problem]:
@@ -60,7 +61,7 @@ def _told(check: Check, store: GitStore) -> Iterator[Problem]:
         yield Problem(str(store.common_dir), f"cannot be checked ({one_line(str(error))})", _FETCH)
 
 
-def _worktree_file(store: GitStore, path: str, oid: str) -> Iterator[Problem]:
+def _worktree_file(store: GitStore, tree: Tree, path: str, oid: str) -> Iterator[Problem]:
     place = store.folder / path
     restore = f"put it back: git restore --source=HEAD --staged --worktree -- {store.prefix}{path}"
     try:
@@ -70,13 +71,15 @@ def _worktree_file(store: GitStore, path: str, oid: str) -> Iterator[Problem]:
         return
     if path == SETTINGS:
         data = data.replace(b"\r\n", b"\n")  # as core.autocrlf checks it out
-    if place.is_symlink() or object_id("blob", data, store.objects.hash_name) != oid:
+    # A pointer of Git LFS may lie there itself: a clone can leave the files where they are.
+    ways = (tree.blob_id(path, data), object_id("blob", data, store.objects.hash_name))
+    if place.is_symlink() or oid not in ways:
         yield Problem(path, "is not the file that is committed", restore)
 
 
 def _loose_objects(store: GitStore) -> Iterator[Problem]:
     for folder in sorted((store.common_dir / "objects").glob("[0-9a-f][0-9a-f]")):
-        for path in sorted(folder.iterdir()):
+        for path in sorted(folder.glob("*")):  # of none, where Git has packed them meanwhile
             if re.fullmatch("[0-9a-f]{38}|[0-9a-f]{62}", path.name) and not _is_object(
                 path, folder.name + path.name, store.objects.hash_name
             ):
@@ -87,6 +90,8 @@ def _is_object(path: Path, oid: str, hash_name: str) -> bool:
     inflate = zlib.decompressobj()
     try:
         data = inflate.decompress(path.read_bytes())
+    except FileNotFoundError:
+        return True  # packed since it was listed; what is in no pack either, `git fsck` misses
     except (OSError, zlib.error):
         return False
     header, _, body = data.partition(b"\0")
@@ -119,8 +124,8 @@ def _indexes(store: GitStore) -> Iterator[Problem]:
 
 def _ends_in_hash(path: Path, hash_name: str) -> bool:
     digest = hashlib.new(hash_name, usedforsecurity=False)
-    left = path.stat().st_size - digest.digest_size
     with open(path, "rb") as file:
+        left = os.fstat(file.fileno()).st_size - digest.digest_size  # another may put a new file in its place
         while left > 0 and (piece := file.read(min(_PIECE, left))):
             digest.update(piece)
             left -= len(piece)
@@ -136,8 +141,15 @@ def _loose_references(store: GitStore) -> Iterator[Problem]:
     }
     files = [path for path in (store.common_dir / "refs").rglob("*") if path.is_file()]
     for path in sorted({*heads, *files}):
-        if path.suffix != ".lock" and not _REFERENCE.fullmatch(path.read_bytes()):
+        if path.suffix != ".lock" and not _is_reference(path):
             yield Problem(str(path), "is not spelled as Git writes a reference", "restore it: see git reflog")
+
+
+def _is_reference(path: Path) -> bool:
+    try:
+        return _REFERENCE.fullmatch(path.read_bytes()) is not None
+    except FileNotFoundError:
+        return True  # another command packed or deleted it since it was listed
 
 
 def _packed_references(store: GitStore) -> Iterator[Problem]:
@@ -186,9 +198,9 @@ def _logged_references(store: GitStore) -> Iterator[Problem]:
             yield Problem(
                 name, "has a log but is gone", f"bring it back: git branch NAME COMMIT (see {path})"
             )
-    logged = _last_logged(store.git_dir / "logs" / "HEAD")
-    head = store.head()
-    if logged in tips and head != logged:
+    log = store.git_dir / "logs" / "HEAD"
+    logged, head = _last_logged(log), store.head()
+    if logged in tips and head != logged and _last_logged(log) == logged:  # else another command moved both
         where = f"at {head[:10]}" if head else "on a branch that has no commit"
         yield Problem(
             "HEAD",

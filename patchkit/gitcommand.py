@@ -18,10 +18,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from patchkit.errors import BadInput, Busy, Misconfigured, NotFound, NotWritten, PatchkitError, Unavailable
+from patchkit.errors import (
+    BadInput,
+    Busy,
+    Misconfigured,
+    NotFound,
+    NotWritten,
+    PatchkitError,
+    Unavailable,
+    WouldOverwrite,
+)
 from patchkit.problem import one_line
 
-__all__ = ["MINIMUM", "Git", "age_of", "locked"]
+__all__ = ["ACTION", "MINIMUM", "Git", "age_of", "locked"]
 
 MINIMUM = (2, 36)  # the first with core.fsync and cat-file --batch-command
 
@@ -31,6 +40,10 @@ _ALWAYS = ("core.fsmonitor=false", "user.useConfigOnly=true")
 _WRITING = ("core.fsync=added,reference", "i18n.commitEncoding=UTF-8", "core.safecrlf=false")
 # Replaced objects would not hash to their ids.
 _READING = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_REPLACE_OBJECTS": "1"}
+# Commands whose lines in the reflog begin with this word, by which `patchkit undo` knows its own. Not
+# `switch`: Git finds the branch before by the words that it writes there itself.
+ACTION = "patchkit"
+_LOGGED = ("commit", "merge")
 
 
 class Git:
@@ -62,12 +75,21 @@ class Git:
         return status, out.decode("utf-8", "replace") + err
 
     def write(
-        self, command: str, *args: str, stdin: bytes | None = None, config: tuple[str, ...] = ()
+        self,
+        command: str,
+        *args: str,
+        stdin: bytes | None = None,
+        config: tuple[str, ...] = (),
+        env: Mapping[str, str] | None = None,
     ) -> bytes:
         """Run a command that writes, durably; its standard output."""
         # The runner sets LC_ALL=C, which hooks would inherit: a hook in Python could not print UTF-8.
-        own_locale = {"LC_ALL": os.environ.get("LC_ALL", "")}
-        status, out, err = self._run(command, args, _ALWAYS + _WRITING + config, own_locale, stdin)
+        own = {"LC_ALL": os.environ.get("LC_ALL", "")}
+        if command in _LOGGED:
+            own["GIT_REFLOG_ACTION"] = ACTION
+        status, out, err = self._run(
+            command, args, _ALWAYS + _WRITING + config, {**own, **(env or {})}, stdin
+        )
         if status:
             raise self.failure(command, status, err)
         return out
@@ -98,7 +120,8 @@ class Git:
 
     def failure(self, command: str, status: int, err: str) -> PatchkitError:
         """The error that a failed command's messages mean."""
-        for pattern, explain in _MEANINGS:
+        remote = _REMOTE_MEANINGS if command in _REMOTE_COMMANDS else ()
+        for pattern, explain in (*remote, *_MEANINGS):
             if found := re.search(pattern, err):
                 return explain(found, self.folder)
         said = [one_line(line) for line in err.splitlines() if line.strip()]
@@ -216,6 +239,52 @@ def _bare(found: re.Match[str], folder: Path) -> PatchkitError:
     return Misconfigured(f"{folder}: is a bare repository or inside .git; use a clone with a work tree")
 
 
+def _overwritten(found: re.Match[str], folder: Path) -> PatchkitError:
+    path = one_line(found[1].strip().splitlines()[0])
+    return WouldOverwrite(
+        f"{path}: is not committed and would be overwritten; commit it, or put it aside with: git stash -u"
+    )
+
+
+def _unmerged(found: re.Match[str], folder: Path) -> PatchkitError:
+    return Busy(
+        f"{folder}: a merge or the like is not finished; finish it, or end it: patchkit status says how"
+    )
+
+
+def _elsewhere(found: re.Match[str], folder: Path) -> PatchkitError:
+    return Busy(
+        f"{one_line(found[1])}: is checked out in the worktree {one_line(found[2])}; work there, "
+        "or on another branch"
+    )
+
+
+def _no_remote(found: re.Match[str], folder: Path) -> PatchkitError:
+    return NotFound(f"there is no Git repository there; look at the address ({one_line(found[0])})")
+
+
+def _far(found: re.Match[str], folder: Path) -> PatchkitError:
+    return Unavailable(f"cannot be reached ({one_line(found[0])}); look at the network and the address")
+
+
+def _forbidden(found: re.Match[str], folder: Path) -> PatchkitError:
+    kind = next(group for group in found.groups() if group)
+    return BadInput(f"Git may not, or cannot, use {one_line(kind)!r} addresses; name an https or ssh URL")
+
+
+# Of commands that reach elsewhere these are looked for first: of others the same words mean this machine.
+_REMOTE_COMMANDS = ("clone", "fetch", "ls_remote")
+_REMOTE_MEANINGS = (
+    (
+        r"transport '(\w+)' not allowed|remote helper for '(\w+)'|'remote-(\w+)' is not a git command",
+        _forbidden,
+    ),
+    (r"'.*' does not appear to be a git repository|repository '.*' (?:does not exist|not found)", _no_remote),
+    (r"[Cc]ould not resolve.*|unable to access '\w+://.*|Could not read from remote.*", _far),
+    (r"unable to look up .*", _far),
+    (r"Connection (?:refused|timed out|reset).*|unable to connect.*|could not read (?:User|Pass).*", _far),
+    (r"Authentication failed.*|hung up unexpectedly|early EOF|Network is unreachable", _far),
+)
 # The first that fits is what is said. Git runs with LANGUAGE=C, so that its messages are these.
 _MEANINGS = (
     (r"detected dubious ownership in repository at '(.+)'", _untrusted),
@@ -236,4 +305,7 @@ _MEANINGS = (
     ),
     (r"inflate: .*|bad object \w+|could not parse .*|garbage at end of .*|packfile .* cannot .*", _damaged),
     (r"missing (?:blob|tree|commit) .*|invalid object .*|Could not read \w+", _damaged),
+    (r"files would be (?:overwritten|removed) by \w+:\n(.+)", _overwritten),
+    (r"resolve your current index first|cannot switch branch (?:while|in the middle)", _unmerged),
+    (r"'(.+)' is already (?:checked out|used by worktree) at '(.+)'", _elsewhere),
 )

@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from patchkit import lfs
 from patchkit.canonical import hash_bytes
-from patchkit.errors import BadInput, Misconfigured, NotFound, NotWritten
+from patchkit.errors import BadInput, Misconfigured, NotFound, NotWritten, PatchkitError
 from patchkit.gitcommand import Git
 from patchkit.history import PATCHES, Commit, read_history
+from patchkit.lfs import Media, Pointer
 from patchkit.locks import leftovers, operation_in_progress
-from patchkit.objects import Objects, TreeItem
+from patchkit.objects import Info, Objects, TreeItem, object_id
 from patchkit.problem import Problem, one_line
 from patchkit.recording import ATTRIBUTES, Changes, record
 from patchkit.settings import BASE_KEY, Settings, parse_settings
 from patchkit.settings import FILE as SETTINGS
 
-__all__ = ["ATTRIBUTES", "PATCHES", "Changes", "Commit", "Entry", "GitStore", "Tree"]
+__all__ = ["ATTRIBUTES", "PATCHES", "Changes", "Commit", "Entry", "GitStore", "Tree", "sized_entries"]
 
 MAX_ENTRIES = 400_000
+_FILES = ("100644", "100755")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Entry:
     oid: str
     size: int
     """Bytes; 0 for what is not a blob, -1 where the object is not in the repository."""
+    pointer: Pointer | None = field(default=None, compare=False)
+    """Where Git keeps only this of the file; the size is the file's."""
 
 
 class Tree:
@@ -57,6 +62,15 @@ class Tree:
         return self.patches.oid if self.patches else ""
 
     @cached_property
+    def lfs(self) -> bool:
+        """Whether its patches are kept in Git LFS."""
+        if self.patches is None or self.patches.mode != "40000":
+            return False
+        named = {item.name: item for item in self._objects.tree(self.patches.oid)}
+        item = named.get(".gitattributes")
+        return item is not None and item.mode in _FILES and self._objects.read(item.oid) == lfs.ATTRIBUTES
+
+    @cached_property
     def entries(self) -> list[Entry]:
         """Every name under patches/: its files, its folders' files, and anything deeper as one name."""
         if self.patches is None:
@@ -70,17 +84,13 @@ class Tree:
             found += [(f"{PATCHES}/{folder.name}/{item.name}", item) for item in items]
             if len(found) > MAX_ENTRIES:
                 raise BadInput(f"{PATCHES}: holds over {MAX_ENTRIES} files; this is not a stack of patches")
-        return self._sized(found)
+        return sized_entries(self._objects, found)
 
-    def _sized(self, found: list[tuple[str, TreeItem]]) -> list[Entry]:
-        blobs = [item.oid for _, item in found if item.mode not in ("40000", "160000")]
-        sizes = dict(zip(blobs, self._objects.infos(blobs), strict=True))
-        entries = []
-        for path, item in found:
-            info = sizes.get(item.oid)
-            missing = -1 if item.oid in sizes else 0
-            entries.append(Entry(path, item.mode, item.oid, info.size if info else missing))
-        return entries
+    def blob_id(self, path: str, data: bytes, *, lfs_wanted: bool | None = None) -> str:
+        """The id of the blob that Git makes of a file here; `lfs_wanted` stands in for `lfs`."""
+        in_lfs = self.lfs if lfs_wanted is None else lfs_wanted
+        kept = bytes(Pointer.to(data)) if in_lfs and lfs.large(path) else data
+        return object_id("blob", kept, self._objects.hash_name)
 
 
 class GitStore:
@@ -93,6 +103,7 @@ class GitStore:
         self.common_dir = common_dir
         self.git = Git(root)
         self.objects = Objects(self.git, hash_name)
+        self.media = Media(self.git, common_dir)
         relative = folder.relative_to(root).as_posix()
         self.prefix = "" if relative == "." else f"{relative}/"
 
@@ -163,9 +174,9 @@ class GitStore:
 
     def tree(self, rev: str = "HEAD") -> Tree:
         """What `rev` holds; an empty tree for HEAD before the first commit."""
-        if rev == "HEAD" and self.head() is None:
+        commit = self.head() if rev == "HEAD" else self.resolve(rev)
+        if commit is None:
             return Tree(self.objects, None, None, None)
-        commit = self.resolve(rev)
         at = _root_tree(self.objects.read(commit, "commit"), commit)
         for part in self.prefix.split("/")[:-1]:
             item = self._named(at, part)
@@ -176,19 +187,19 @@ class GitStore:
         return Tree(self.objects, commit, named.get(PATCHES), named.get(SETTINGS))
 
     def read(self, oid: str) -> bytes:
-        """A blob's bytes, hashed against its id."""
-        return self.objects.read(oid)
+        """A blob's bytes, hashed against its id; of a pointer of Git LFS, the file's."""
+        return self.media.resolved(self.objects.read(oid))
 
     def read_all(self, oids: Sequence[str]) -> list[bytes]:
         """Many blobs' bytes, in order."""
-        return list(self.objects.read_all(oids))
+        return [self.media.resolved(blob) for blob in self.objects.read_all(oids)]
 
     def settings(self, rev: str = "HEAD") -> Settings:
         """patchkit.toml as it is committed at `rev`."""
         tree = self.tree(rev)
         if tree.settings is None:
             raise NotFound(f"{rev} holds no {self.prefix}{SETTINGS}; make one with patchkit init BASE")
-        if tree.settings.mode not in ("100644", "100755"):
+        if tree.settings.mode not in _FILES:
             raise Misconfigured(
                 f"{self.prefix}{SETTINGS}: is not a regular file; put a real one in its place"
             )
@@ -199,6 +210,13 @@ class GitStore:
         if rev == "HEAD" and self.head() is None:
             return []
         return read_history(self, self.resolve(rev), limit)
+
+    def is_ancestor(self, older: str, newer: str) -> bool:
+        """Whether `newer` stands on `older`; not where one of them is not here (its branch is gone)."""
+        try:
+            return self.git.ask("merge_base", "--is-ancestor", older, newer) is not None
+        except PatchkitError:
+            return False
 
     def status(self, *, ignored: bool = False) -> list[tuple[str, str]]:
         """(XY, path) of what differs between HEAD, index and work tree, as `git status` spells it.
@@ -243,6 +261,8 @@ class GitStore:
         self.git.ensure_identity()
         if busy := operation_in_progress(self):
             raise busy
+        if self.tree().lfs:
+            lfs.ensure_installed(self.git, f"{self.prefix}{PATCHES}")
 
     def record(
         self,
@@ -270,6 +290,25 @@ def _locate(path: Path) -> tuple[Path, Path, Path, str]:
     if len(lines) != len(asked):
         raise Misconfigured(f"{one_line(str(path))}: the path holds a line break; move the repository")
     return Path(lines[0]).resolve(), Path(lines[1]), Path(lines[2]), lines[3]
+
+
+def _may_point(path: str, info: Info | None) -> bool:
+    return info is not None and info.kind == "blob" and lfs.large(path) and info.size < lfs.MAX_POINTER
+
+
+def sized_entries(objects: Objects, found: Sequence[tuple[str, TreeItem]]) -> list[Entry]:
+    """These names of a tree, by path, with what `git cat-file` and Git LFS's pointers say of their sizes."""
+    blobs = [item.oid for _, item in found if item.mode not in ("40000", "160000")]
+    infos = dict(zip(blobs, objects.infos(blobs), strict=True))
+    short = [item.oid for path, item in found if _may_point(path, infos.get(item.oid))]
+    pointers = dict(zip(short, map(Pointer.read, objects.read_all(short)), strict=True))
+    entries = []
+    for path, item in found:
+        info, pointer = infos.get(item.oid), pointers.get(item.oid)
+        missing = -1 if item.oid in infos else 0
+        size = pointer.size if pointer else info.size if info else missing
+        entries.append(Entry(path, item.mode, item.oid, size, pointer))
+    return entries
 
 
 def _root_tree(commit: bytes, oid: str) -> str:

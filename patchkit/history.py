@@ -1,26 +1,35 @@
 """History as patchkit lists it: the commits that touched patches/ or patchkit.toml.
 
-One `git log` gives everything, a thousand commits in some tens of milliseconds. A merge is
-compared with its first parent: it lists what it brought in.
+One `git log` gives everything. A long one is kept beside the catalogue, since Git compares trees again each
+time: what came on top since then is read alone. A merge is compared with its first parent: it lists what it
+brought in.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from patchkit.canonical import hash_bytes
+from patchkit.errors import PatchkitError
+from patchkit.files import reading, write_durably
 from patchkit.settings import FILE as SETTINGS
 
 if TYPE_CHECKING:
     from patchkit.gitstore import GitStore
 
-__all__ = ["PATCHES", "Commit", "FileChange", "added_in", "read_history"]
+__all__ = ["PATCHES", "Commit", "FileChange", "GraphRow", "added_in", "read_graph", "read_history"]
 
 PATCHES = "patches"
 
 _FIELDS = ("%H", "%P", "%an", "%ae", "%aI", "%B", "%(trailers:only,unfold)")
+_KEPT = "history"
+_WORTH_IT = 200  # commits from which keeping them saves more than it costs
+_COMMIT = re.compile(rb"[0-9a-f]{40,64}")
 _TELLING = ("facts.jsonl", "delta.safetensors")  # their coming and going is the patch's
 
 
@@ -74,9 +83,78 @@ class Commit:
         }
 
 
-def read_history(store: GitStore, commit: str, limit: int | None = None) -> list[Commit]:
-    """The commits up to `commit` that touched the stack, newest first."""
-    out = store.git.read(
+@dataclass(frozen=True, slots=True)
+class GraphRow:
+    """One commit in Git's graph: what stands left of its first line, and of the lines below it."""
+
+    id: str
+    left: tuple[str, ...]
+
+    def drawn(self, count: int) -> list[str]:
+        """What stands left of a commit of `count` lines; of none, what connects the commits around it.
+
+        Lines that only lead on are left out where there is nothing to say, edges that turn are not.
+        """
+        left = list(self.left)
+        if not count:
+            left[0] = left[0].replace("*", "|")
+        left += [_leading_on(left[-1])] * (count - len(left))
+        return left[:count] + [line for line in left[count:] if line.strip("| ")]
+
+
+def _leading_on(line: str) -> str:
+    return "".join(character if character in "| " else " " for character in line)
+
+
+_CONNECTED = ("--topo-order", "--simplify-merges", "--parents")  # the commits that `git log --graph` connects
+
+
+def read_history(
+    store: GitStore, commit: str, limit: int | None = None, *, connected: bool = False
+) -> list[Commit]:
+    """The commits up to `commit` that touched the stack, newest first.
+
+    `connected`: those of `read_graph` in its order, merges of two sides among them; `parents` are then the
+    nearest commits of the list.
+    """
+    shallow = (store.common_dir / "shallow").exists()  # such a history can grow at its other end
+    if limit or connected or shallow:
+        return list(_parse(_log(store, commit, limit, _CONNECTED if connected else ()), store.prefix))
+    tip, out = _kept(store)
+    if tip != commit:
+        out = _log(store, f"{tip}..{commit}") + out if _in_line(store, tip, commit) else _log(store, commit)
+    commits = list(_parse(out, store.prefix))
+    if tip != commit and len(commits) >= _WORTH_IT:
+        _keep(store, commit, out)
+    return commits
+
+
+def _kept(store: GitStore) -> tuple[str, bytes]:
+    """A commit and its history as Git spelled it; ("", b"") where none was kept, or not as it was."""
+    try:
+        with reading(store.own / _KEPT) as file:
+            digest, _, rest = file.read().partition(b"\n")
+    except PatchkitError:
+        return "", b""
+    tip, _, out = rest.partition(b"\n")
+    whole = hash_bytes(rest).encode() == digest and bool(_COMMIT.fullmatch(tip))
+    return (tip.decode(), out) if whole else ("", b"")
+
+
+def _keep(store: GitStore, tip: str, out: bytes) -> None:
+    rest = tip.encode() + b"\n" + out
+    with suppress(PatchkitError):  # what cannot be kept costs only time
+        write_durably(store.own / _KEPT, hash_bytes(rest).encode() + b"\n" + rest)
+
+
+def _in_line(store: GitStore, older: str, newer: str) -> bool:
+    """Whether `newer` stands on `older` with nothing but commits of one parent between them."""
+    stands = bool(older) and store.is_ancestor(older, newer)
+    return stands and not store.git.read("rev_list", "--merges", "-n1", f"{older}..{newer}")
+
+
+def _log(store: GitStore, commits: str, limit: int | None = None, how: Sequence[str] = ()) -> bytes:
+    return store.git.read(
         "log",
         "-z",
         "--raw",
@@ -89,12 +167,39 @@ def read_history(store: GitStore, commit: str, limit: int | None = None) -> list
         "--diff-merges=first-parent",
         "--encoding=UTF-8",
         "--format=" + "%x00".join(_FIELDS) + "%x00",
+        *how,
         *([f"--max-count={limit}"] if limit else []),
+        commits,
+        "--",
+        *store.pathspecs(),
+    )
+
+
+def read_graph(store: GitStore, commit: str, lines: int) -> list[GraphRow]:
+    """The graph that Git draws of the commits up to `commit` that touched the stack.
+
+    Git is told that every commit has `lines` lines, so that it draws what stands left of each of them.
+    """
+    out = store.git.read(
+        "log",
+        "--graph",
+        "--no-color",
+        "--no-show-signature",
+        "--full-history",
+        "--simplify-merges",
+        "--format=%x01%H" + "%n%x02" * (lines - 1),
         commit,
         "--",
         *store.pathspecs(),
     )
-    return list(_parse(out, store.prefix))
+    rows: list[tuple[str, list[str]]] = []
+    for line in out.decode("ascii", "replace").splitlines():
+        left, mark, oid = line.partition("\x01")
+        if mark:
+            rows.append((oid.strip(), [left]))
+        elif rows:
+            rows[-1][1].append(left.partition("\x02")[0])
+    return [GraphRow(oid, tuple(left)) for oid, left in rows]
 
 
 def added_in(commits: Sequence[Commit]) -> dict[str, Commit]:

@@ -11,6 +11,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.beliefs import put_patches
@@ -20,19 +21,25 @@ from patchkit.facts import load_canonical
 from patchkit.gitstore import Entry, GitStore
 from patchkit.history import Commit
 from patchkit.patch import DELTA, FACTS, KEYS, read_patch_header
+from patchkit.salvage import take_over
 from patchkit.stack import StoredPatch, read_stack
 
 if TYPE_CHECKING:
     from patchkit.catalogue import Catalogue
 
-__all__ = ["reindex"]
+__all__ = ["change_rows", "commit_row", "reindex"]
 
 _DERIVED = ("changes", "commits", "members", "trees", "state", "checked_tips", "violations")
 
 
-def reindex(catalogue: Catalogue, store: GitStore, *, norms: bool) -> dict[str, int]:
-    """Write everything derivable anew; `norms` computes each version's ‖ΔW‖ (imports torch)."""
-    _put_aside_if_damaged(catalogue)
+def reindex(catalogue: Catalogue, store: GitStore, *, norms: bool, anew: bool = False) -> dict[str, int]:
+    """Write everything derivable anew; `norms` computes each version's ‖ΔW‖ (imports torch).
+
+    A damaged catalogue (with `anew` any) is put aside, and what was measured is taken over from it as far as
+    SQLite can read it.
+    """
+    aside = _put_aside(catalogue) if anew or _is_damaged(catalogue) else None
+    taken = take_over(catalogue, aside) if aside is not None else None
     commits = store.history()
     versions = _Versions(store, commits)
     found = list(versions)
@@ -46,8 +53,8 @@ def reindex(catalogue: Catalogue, store: GitStore, *, norms: bool) -> dict[str, 
             for weight, norm in weights.items()
         )
         db["layers"].upsert_all(rows, pk=("patch", "weight"))
-        db["commits"].insert_all(map(_commit_row, commits))
-        db["changes"].insert_all(row for commit in commits for row in _change_rows(commit, versions.ids))
+        db["commits"].insert_all(map(commit_row, commits))
+        db["changes"].insert_all(row for commit in commits for row in change_rows(commit, versions.ids))
     with contextlib.suppress(PatchkitError):  # a tree that cannot be believed is not kept as one that was
         stack = read_stack(store)
         with catalogue.writing() as db:
@@ -55,7 +62,9 @@ def reindex(catalogue: Catalogue, store: GitStore, *, norms: bool) -> dict[str, 
                 catalogue.put_tree(db, stack.tree, store.settings().base_fingerprint, stack.patches)
             db["state"].insert({"id": 1, "tree": stack.tree, "commit": stack.commit}, replace=True)
     counts = {"commits": len(commits), "patches": len(found), "facts": sum(len(p.facts) for p in found)}
-    return {**counts, "unreadable versions": versions.skipped} if versions.skipped else counts
+    if versions.skipped:
+        counts["unreadable versions"] = versions.skipped
+    return counts if taken is None else {**counts, "measurements taken over": taken}
 
 
 class _Versions:
@@ -104,7 +113,7 @@ class _Versions:
             FACTS: Entry(f"patches/{name}/{FACTS}", "100644", facts_oid, len(text)),
             DELTA: Entry(f"patches/{name}/{DELTA}", "100644", oid, len(data)),
         }
-        return StoredPatch(name, header, load_canonical(text, name), hash_bytes(data), files)
+        return StoredPatch.read(name, header, load_canonical(text, name), hash_bytes(data), files)
 
     def files(self, patch: StoredPatch) -> dict[str, bytes]:
         """A version's facts and delta."""
@@ -125,7 +134,7 @@ def _clear(db: Any) -> None:
         db[table].delete_where()
 
 
-def _commit_row(commit: Commit) -> dict[str, Any]:
+def commit_row(commit: Commit) -> dict[str, Any]:
     return {
         "id": commit.id,
         "parents": " ".join(commit.parents),
@@ -138,7 +147,7 @@ def _commit_row(commit: Commit) -> dict[str, Any]:
     }
 
 
-def _change_rows(commit: Commit, ids: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def change_rows(commit: Commit, ids: Mapping[str, str]) -> Iterator[dict[str, Any]]:
     deltas = {change.path.split("/")[1]: change.oid for change in commit.files if change.path.endswith(DELTA)}
     for kind, names in (("added", commit.added), ("changed", commit.changed), ("removed", commit.removed)):
         for name in names:
@@ -151,18 +160,20 @@ def _printed(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def _put_aside_if_damaged(catalogue: Catalogue) -> None:
-    """A catalogue that SQLite cannot read stands in the way of none; it is kept beside the new one."""
+def _is_damaged(catalogue: Catalogue) -> bool:
     if not catalogue.path.exists():
-        return
+        return False
     try:
         with contextlib.closing(sqlite3.connect(catalogue.path)) as connection:
-            verdict = connection.execute("pragma quick_check(1)").fetchone()[0]
-        if verdict == "ok":
-            return
+            return bool(connection.execute("pragma quick_check(1)").fetchone()[0] != "ok")
     except sqlite3.DatabaseError as error:
-        if isinstance(error, sqlite3.OperationalError):
-            return  # locked or not readable: not the file's fault
+        return not isinstance(error, sqlite3.OperationalError)  # locked or not readable: not the file's fault
+
+
+def _put_aside(catalogue: Catalogue) -> Path | None:
+    """A catalogue that SQLite cannot read stands in the way of none; it is kept beside the new one."""
+    if not catalogue.path.exists():
+        return None
     aside = catalogue.path.with_name(f"{catalogue.path.name}.damaged-{int(time.time())}")
     try:
         catalogue.path.rename(aside)
@@ -172,3 +183,4 @@ def _put_aside_if_damaged(catalogue: Catalogue) -> None:
                 beside.rename(aside.with_name(aside.name + suffix))
     except OSError as error:
         raise Misconfigured(f"{catalogue.path}: is damaged and cannot be moved ({error.strerror})") from error
+    return aside

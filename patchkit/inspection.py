@@ -8,10 +8,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
+from patchkit import lfs
 from patchkit.canonical import hash_bytes
 from patchkit.errors import PatchkitError
 from patchkit.facts import Fact, FactsError, load_canonical
-from patchkit.gitstore import ATTRIBUTES, PATCHES, Entry, GitStore
+from patchkit.gitstore import ATTRIBUTES, PATCHES, Entry, GitStore, Tree
+from patchkit.lfs import begins_pointer
 from patchkit.patch import DELTA, FACTS, KEYS, Header, read_patch_header, valid_patch_name
 from patchkit.problem import Problem, one_line
 from patchkit.tensors import header_of
@@ -27,24 +29,30 @@ _KINDS = {
     "160000": "is another repository (a gitlink)",
     "40000": "is a folder inside a patch",
 }
-_LFS = b"version https://git-lfs.github.com/spec/"
 _REMOVE = "take it out and commit: git rm -r -- {}"
 
 Believed = tuple[Header, tuple[Fact, ...], str]
 Folders = dict[str, dict[str, Entry]]
 
 
-def inspect_layout(store: GitStore, entries: Sequence[Entry]) -> tuple[Folders, list[Problem]]:
+def inspect_layout(store: GitStore, tree: Tree) -> tuple[Folders, list[Problem]]:
     """Patch folder -> its files, where all are of the kinds and names that a patch has; else problems."""
     found: list[Problem] = []
     folders: Folders = {}
     bad: set[str] = set()
     attributes = False
-    for entry in entries:
+    in_lfs = tree.lfs
+    for entry in tree.entries:
         parts = entry.path.split("/")
         if message := _odd(entry, parts):
             found.append(_problem(store, entry.path, message))
             bad.add("/".join(parts[1:-1]))
+        elif entry.pointer and not in_lfs:
+            found.append(_unasked(entry))
+            bad.add(parts[1])
+        elif in_lfs and entry.pointer is None and lfs.large(entry.path):
+            found.append(_plain(store, entry))
+            bad.add(parts[1])
         elif len(parts) == 2:
             attributes = True
             found += _attributes(store, entry)
@@ -78,14 +86,15 @@ def inspect_folders(store: GitStore, folders: Folders) -> Iterator[tuple[str, Be
 
 def _believe(store: GitStore, name: str, files: Mapping[str, Entry]) -> Believed | Problem:
     where = f"{PATCHES}/{name}"
-    data = {file: store.read(entry.oid) for file, entry in files.items()}
-    for file, content in data.items():
-        if content.startswith(_LFS):
-            return Problem(
-                f"{where}/{file}",
-                "is a Git LFS pointer, not the file",
-                "commit the file itself: git lfs migrate export, see the manual of Git LFS",
-            )
+    data = {}
+    for file, entry in files.items():
+        if entry.pointer and not store.media.has(entry.pointer):
+            return _not_here(f"{where}/{file}")
+        if file == FACTS and begins_pointer(store.objects.read(entry.oid)):
+            return _unasked(entry)
+        data[file] = store.read(entry.oid)
+        if begins_pointer(data[file]):  # of another version
+            return _unasked(entry)
     header = read_patch_header(data[DELTA], DELTA)
     if KEYS in data:
         header_of(data[KEYS], KEYS)
@@ -120,7 +129,7 @@ def _odd(entry: Entry, parts: Sequence[str]) -> str | None:
 
 def _attributes(store: GitStore, entry: Entry) -> list[Problem]:
     try:
-        if store.read(entry.oid) == ATTRIBUTES:
+        if store.read(entry.oid) in (ATTRIBUTES, lfs.ATTRIBUTES):
             return []
         message = "is not patchkit's own: it can make Git mix two versions of a patch, or alter its bytes"
     except PatchkitError as error:
@@ -133,6 +142,27 @@ def _attributes(store: GitStore, entry: Entry) -> list[Problem]:
             f"commit it again as: printf '{lines}' > {_quoted(store.prefix + entry.path)}",
         )
     ]
+
+
+def _unasked(entry: Entry) -> Problem:
+    return Problem(
+        one_line(entry.path),
+        "is a Git LFS pointer, not the file",
+        "commit the file itself (git lfs migrate export, see the manual of Git LFS), or keep the whole stack "
+        "in Git LFS: patchkit init BASE --lfs",
+    )
+
+
+def _plain(store: GitStore, entry: Entry) -> Problem:
+    return Problem(
+        one_line(entry.path),
+        "lies in Git itself, and this stack is kept in Git LFS",
+        f"git add --renormalize -- {_quoted(store.prefix + entry.path)}, and commit it",
+    )
+
+
+def _not_here(path: str) -> Problem:
+    return Problem(path, "is kept in Git LFS, and is not here", "get it: git lfs fetch REMOTE COMMIT")
 
 
 def _without_attributes(store: GitStore) -> Problem:

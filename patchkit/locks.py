@@ -18,13 +18,15 @@ from patchkit.files import is_temporary
 from patchkit.gitcommand import age_of
 from patchkit.patch import DELTA, FACTS, KEYS
 from patchkit.problem import Problem
-from patchkit.recording import INCOMING, LOCK
 from patchkit.settings import FILE as SETTINGS
+from patchkit.writers import INCOMING, LOCK
 
 if TYPE_CHECKING:
     from patchkit.gitstore import GitStore
 
-__all__ = ["leftovers", "operation_in_progress", "uncommitted"]
+__all__ = ["MERGE_FILE", "being_written", "leftovers", "operation_in_progress", "uncommitted"]
+
+MERGE_FILE = "patchkit-merge.toml"  # in Git's own folder: the choices that a stopped merge waits for
 
 # In Git's folder -> what is under way, and the command that ends it without effect.
 _OPERATIONS = (
@@ -39,14 +41,19 @@ _OPERATIONS = (
 
 def leftovers(store: GitStore) -> list[Problem]:
     """Everything half done, locks first; `remedy` is a shell command."""
-    lock = store.private / LOCK
-    if _is_held(lock):
+    if being_written(store):
+        lock = store.private / LOCK
         return [Problem(str(lock), "another patchkit command is writing here", "wait for it to end")]
     found = [*_git_locks(store), *_incoming(store)]
     operation = _operation(store)
     if operation is not None:
         return [*found, operation]
     return [*found, *uncommitted(store)]
+
+
+def being_written(store: GitStore) -> bool:
+    """Whether a patchkit command holds the writers' lock: what lies half done may be its own."""
+    return _is_held(store.private / LOCK)
 
 
 def operation_in_progress(store: GitStore) -> Busy | None:
@@ -62,8 +69,20 @@ def operation_in_progress(store: GitStore) -> Busy | None:
 def _operation(store: GitStore) -> Problem | None:
     for name, what, command in _OPERATIONS:
         if (store.git_dir / name).exists():
-            return Problem(str(store.root), f"{what} is in progress", f"{_git(store)} {command}")
+            waits = _waits(store) if name == "MERGE_HEAD" else ""
+            return Problem(str(store.root), f"{what} is in progress{waits}", f"{_git(store)} {command}")
     return None
+
+
+def _waits(store: GitStore) -> str:
+    """Where the merge that is under way waits for choices; the file may be an earlier merge's."""
+    path = store.git_dir / MERGE_FILE
+    try:
+        brought = (store.git_dir / "MERGE_HEAD").read_text("utf-8").strip()
+        mine = f'merge = "{brought}"' in path.read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    return f"; choose in {path}, then patchkit merge --continue, or end it" if mine else ""
 
 
 def _git_locks(store: GitStore) -> Iterator[Problem]:

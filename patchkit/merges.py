@@ -5,7 +5,8 @@ in force after it is the three-way merge of what was in force in its parents and
 and if it brings back no patch that its first parent had taken back since. A rebase, a squash or a
 cherry-pick has one parent: it is believed if it brings back no fact that was taken out (see `returns`).
 Wrong ones are named while the wrong state lasts, or until a later commit accepts it with the trailer
-`Patchkit-Accept: COMMIT`.
+`Patchkit-Accept: COMMIT`. Where a merge's own trailers say what was chosen (see `choices`), exactly that
+has to be so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from patchkit.choices import CHOICE, Choices, read_choices
 from patchkit.errors import PatchkitError
 from patchkit.facts import Fact, Key, load_canonical
 from patchkit.history import PATCHES
@@ -25,7 +27,16 @@ from patchkit.returns import returned_facts
 if TYPE_CHECKING:
     from patchkit.gitstore import GitStore
 
-__all__ = ["ACCEPT", "MergeMemory", "Violation", "merge_problems"]
+__all__ = [
+    "ACCEPT",
+    "MergeMemory",
+    "Violation",
+    "is_shallow",
+    "merge_bases",
+    "merge_problems",
+    "removals",
+    "three_way",
+]
 
 ACCEPT = "Patchkit-Accept"
 
@@ -48,6 +59,13 @@ class Violation:
     removal: str | None = None
 
 
+class Holder(Protocol):
+    """A patch in force, as far as merges are concerned."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]: ...
+
+
 class MergeMemory(Protocol):
     """Which histories were looked through, and what was found in them."""
 
@@ -61,9 +79,9 @@ class MergeMemory(Protocol):
 
 
 def merge_problems(
-    store: GitStore, commit: str, held: Mapping[str, Sequence[Fact]], memory: MergeMemory | None = None
+    store: GitStore, commit: str, held: Mapping[str, Holder], memory: MergeMemory | None = None
 ) -> list[Problem]:
-    """The merges up to `commit` whose wrong outcome is still so; `held`: patch -> its facts at `commit`."""
+    """The merges up to `commit` whose wrong outcome is still so; `held`: the patches at `commit` by name."""
     tips, known = memory.checked_merges() if memory else ([], [])
     found: list[Violation] = []
     if commit not in tips:
@@ -75,11 +93,11 @@ def merge_problems(
             return [_shallow(judge.unknown[0])]
         found += [
             Violation(back.commit, back.fact.key, (back.fact.to_line(),), removal=back.removal)
-            for back in returned_facts(store, commit, judge.holds, lambda *pair: _is_ancestor(store, *pair))
+            for back in returned_facts(store, commit, judge.holds, store.is_ancestor)
         ]
         if memory and (found or merges or not tips):
             memory.remember_merges(commit, found)
-    earlier = [violation for violation in known if _is_ancestor(store, violation.merge, commit)]
+    earlier = [violation for violation in known if store.is_ancestor(violation.merge, commit)]
     lasting = [violation for violation in dict.fromkeys((*earlier, *found)) if _lasts(violation, held)]
     accepted = _accepted(store, commit, {violation.merge for violation in lasting})
     return [_problem(violation, held) for violation in lasting if violation.merge not in accepted]
@@ -114,8 +132,8 @@ class _Judge:
         before = [self._folders(parent) for parent in parents]
         if all(folders == after for folders in before):
             return
-        bases = _bases(self._store, parents)
-        if not bases and _is_shallow(self._store):
+        bases = merge_bases(self._store, parents)
+        if not bases and is_shallow(self._store):
             self.unknown.append(merge)
             return
         based = [self._folders(base) for base in bases] or [{}]
@@ -123,13 +141,27 @@ class _Judge:
         held = self._held(after, names)
         sides = [self._held(folders, names) for folders in before]
         roots = [self._held(folders, names) for folders in based]
+        choices = self._choices(merge, parents)
         for key in sorted(set().union(held, *sides, *roots)):
-            allowed = three_way(roots, sides, key)
+            side = choices.keys.get(key)
+            allowed = three_way(roots, sides, key) if side is None else {sides[side].get(key, frozenset())}
             got: Said = held.get(key, frozenset())
             if got not in allowed and len(got) < 2:  # two at once are the tree's own problem
                 wanted = min(allowed, key=sorted)
                 yield Violation(merge, key, tuple(sorted(got)), tuple(sorted(wanted)))
-        yield from self._returned(merge, parents[0], bases, set(after) - set(before[0]))
+        brought = set(after) - set(before[0]) - choices.brought_back
+        yield from self._returned(merge, parents[0], bases, brought)
+
+    def _choices(self, merge: str, parents: Sequence[str]) -> Choices:
+        """What the merge's own trailers say was chosen: exactly that is believed, and no more."""
+        if (
+            len(parents) != 2
+            or CHOICE.encode().lower() not in self._store.objects.read(merge, "commit").lower()
+        ):
+            return Choices()
+        how = f"--format=%(trailers:key={CHOICE},valueonly,unfold)"
+        out = self._store.git.read("log", "--max-count=1", "--no-color", "--no-show-signature", how, merge)
+        return read_choices(out.decode("utf-8", "replace").splitlines())
 
     def holds(self, commit: str, key: Key) -> bool:
         """Whether a fact of this key is in force at a commit."""
@@ -142,9 +174,9 @@ class _Judge:
         """Patches that the merge brought and that the first parent's own line had taken back."""
         if not brought:
             return
-        removals = _removals(self._store, first, bases)
-        for name in sorted(brought & set(removals)):
-            yield Violation(merge, None, patch=name, removal=removals[name])
+        removed = removals(self._store, first, bases)
+        for name in sorted(brought & set(removed)):
+            yield Violation(merge, None, patch=name, removal=removed[name])
 
     def _folders(self, commit: str) -> dict[str, str]:
         """Patch folder -> object id of its tree, at a commit."""
@@ -180,17 +212,10 @@ def _differing(trees: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _merges(store: GitStore, commit: str, tips: Sequence[str]) -> list[str]:
     """Merges up to `commit` (beyond `tips`) after which patches/ differs from a parent's."""
-    out = store.git.read(
-        "rev_list",
-        "--merges",
-        "--full-history",
-        "--ignore-missing",
-        commit,
-        *(f"^{tip}" for tip in tips),
-        "--",
-        store.pathspecs()[0],
-    )
-    return out.decode("ascii").split()
+    beyond = ("--merges", "--ignore-missing", commit, *(f"^{tip}" for tip in tips), "--")
+    if not store.git.read("rev_list", "--max-count=1", *beyond):
+        return []  # no trees compared: most histories have no merge
+    return store.git.read("rev_list", "--full-history", *beyond, store.pathspecs()[0]).decode("ascii").split()
 
 
 def _parents(commit: bytes) -> list[str]:
@@ -198,13 +223,14 @@ def _parents(commit: bytes) -> list[str]:
     return [line[len(b"parent ") :].decode("ascii") for line in lines if line.startswith(b"parent ")]
 
 
-def _bases(store: GitStore, parents: Sequence[str]) -> list[str]:
+def merge_bases(store: GitStore, parents: Sequence[str]) -> list[str]:
+    """The best common ancestors; none where the histories share nothing (or a shallow clone hides it)."""
     octopus = ("--octopus",) if len(parents) > 2 else ()
     found = store.git.ask("merge_base", "--all", *octopus, *parents)
     return [] if found is None else found.decode("ascii").split()
 
 
-def _removals(store: GitStore, first: str, bases: Sequence[str]) -> dict[str, str]:
+def removals(store: GitStore, first: str, bases: Sequence[str]) -> dict[str, str]:
     """Patch folder -> the newest commit on the first parent's line since the merge base that removed it."""
     out = store.git.read(
         "log",
@@ -222,37 +248,30 @@ def _removals(store: GitStore, first: str, bases: Sequence[str]) -> dict[str, st
         "--",
         store.pathspecs()[0],
     )
-    removals: dict[str, str] = {}
+    found: dict[str, str] = {}
     commit = ""
     for token in out.decode("utf-8", "surrogateescape").split("\0"):
         path = token.strip("\n").removeprefix(store.prefix)
         if path.startswith(f"{PATCHES}/"):
             if path.endswith(f"/{FACTS}"):
-                removals.setdefault(path.split("/")[1], commit)
+                found.setdefault(path.split("/")[1], commit)
         elif path:
             commit = path
-    return removals
+    return found
 
 
-def _is_shallow(store: GitStore) -> bool:
+def is_shallow(store: GitStore) -> bool:
     return store.git.read("rev_parse", "--is-shallow-repository").strip() == b"true"
 
 
-def _is_ancestor(store: GitStore, older: str, newer: str) -> bool:
-    try:
-        return store.git.ask("merge_base", "--is-ancestor", older, newer) is not None
-    except PatchkitError:  # the merge was on a branch that is gone
-        return False
-
-
-def _lasts(violation: Violation, held: Mapping[str, Sequence[Fact]]) -> bool:
+def _lasts(violation: Violation, held: Mapping[str, Holder]) -> bool:
     if violation.patch is not None:
         return violation.patch in held
     return violation.got == tuple(sorted(_saying(violation, held)))
 
 
-def _saying(violation: Violation, held: Mapping[str, Sequence[Fact]]) -> set[str]:
-    return {fact.to_line() for facts in held.values() for fact in facts if fact.key == violation.key}
+def _saying(violation: Violation, held: Mapping[str, Holder]) -> set[str]:
+    return {fact.to_line() for patch in held.values() for fact in patch.facts if fact.key == violation.key}
 
 
 def _accepted(store: GitStore, commit: str, merges: set[str]) -> set[str]:
@@ -275,7 +294,7 @@ def _accepted(store: GitStore, commit: str, merges: set[str]) -> set[str]:
     return accepted
 
 
-def _problem(violation: Violation, held: Mapping[str, Sequence[Fact]]) -> Problem:
+def _problem(violation: Violation, held: Mapping[str, Holder]) -> Problem:
     short = violation.merge[:10]
     keep = f"keep it so with: git commit --allow-empty -m 'Accept the merge' --trailer '{ACCEPT}: {short}'"
     if violation.patch is not None:
@@ -311,11 +330,11 @@ def _problem(violation: Violation, held: Mapping[str, Sequence[Fact]]) -> Proble
     )
 
 
-def _place(violation: Violation, held: Mapping[str, Sequence[Fact]]) -> str:
+def _place(violation: Violation, held: Mapping[str, Holder]) -> str:
     places = (
         f"{name}:{number}"
-        for name, facts in held.items()
-        for number, fact in enumerate(facts, 1)
+        for name, patch in held.items()
+        for number, fact in enumerate(patch.facts, 1)
         if fact.key == violation.key
     )
     return next(places, "")

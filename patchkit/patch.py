@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,23 +24,34 @@ __all__ = [
     "DELTA",
     "FACTS",
     "FORMAT",
+    "JOINT",
     "KEYS",
+    "SCALE",
+    "SQUASH",
     "Header",
     "WeightEntry",
     "break_even",
     "delta_shapes",
+    "parts_in",
     "patch_name",
     "read_patch_header",
+    "solved_by",
+    "solving_recipe",
     "valid_patch_name",
 ]
 
 FORMAT = 1
 FACTS, DELTA, KEYS = "facts.jsonl", "delta.safetensors", "keys.safetensors"
 FACTORS, DENSE = "factors", "dense"
+SQUASH = "squash"  # the method of a patch that others were joined into
+SCALE, JOINT = "scale", "joint"
+"""Fields of a recipe that say what became of a patch since: the number that it was multiplied by, and the
+hashes of the keys files of all patches that were solved together with it."""
 
 _METADATA_KEY = "patchkit"
 _FIELDS = {"format", "base", "facts", "keys", "solved_on", "method", "recipe", "weights"}
 _ENTRY_FIELDS = {"shape", "transposed", "form", "rank"}
+_PART_FIELDS = {"facts", "id", "method", "recipe", "solved_on"}
 _HASH = re.compile(r"[0-9a-f]{64}")
 _BASE = re.compile(r"sha256:[0-9a-f]{64}")
 _METHOD = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
@@ -120,6 +131,11 @@ class Header:
             "weights": {name: entry.to_json() for name, entry in self.weights.items()},
         }
 
+    def versions(self, id_: str) -> set[str]:
+        """The ids that a patch with this header and id answers to: its own, and those joined into it."""
+        joined = parts_in(self.recipe, id_) if self.method == SQUASH else []
+        return {id_, *(part["id"] for part in joined)}
+
     def to_metadata(self, name: str) -> dict[str, str]:
         """The delta file's metadata; `BadInput` for a header that `from_json` would not take back."""
         try:
@@ -135,8 +151,13 @@ class Header:
         """Check every field; ``name`` is for messages. `BadInput`."""
         if not isinstance(value, dict):
             raise BadInput(f"{name}: the patch header is not a table")
-        if type(value.get("format")) is not int or value["format"] != FORMAT:
-            raise BadInput(f"{name}: is not in patch format {FORMAT}; a newer patchkit may read it")
+        number = value.get("format")
+        if type(number) is not int or number < 1:
+            raise BadInput(f"{name}: the patch header does not say its format; restore the patch")
+        if number > FORMAT:
+            raise BadInput(
+                f"{name}: is in patch format {number}, this patchkit reads up to {FORMAT}; update patchkit"
+            )
         if set(value) != _FIELDS:
             odd = ", ".join(sorted(set(value) ^ _FIELDS))[:120]
             raise BadInput(f"{name}: the patch header misses or adds fields ({odd!r})")
@@ -148,6 +169,8 @@ class Header:
             raise BadInput(f"{name}: the method is not an editor's name")
         if not isinstance(value["recipe"], dict):
             raise BadInput(f"{name}: the recipe is not a table")
+        if value["method"] == SQUASH:
+            parts_in(value["recipe"], name)
         return cls(
             value["format"],
             value["base"],
@@ -198,6 +221,33 @@ def delta_shapes(header: Header) -> dict[str, tuple[int, ...]]:
             shapes[f"{weight}.B"] = (d_out, entry.rank)
             shapes[f"{weight}.A"] = (entry.rank, d_in)
     return shapes
+
+
+def parts_in(recipe: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """How each part of a joined patch was made, with the number of its facts. `BadInput`."""
+    parts = recipe.get("parts")
+    if not isinstance(parts, list) or not parts:
+        raise BadInput(f"{name}: is a {SQUASH} that does not say of what; restore it")
+    for part in parts:
+        if not isinstance(part, dict) or set(part) != _PART_FIELDS or not _is_side(part["facts"]):
+            raise BadInput(f"{name}: a part of this {SQUASH} does not say how it was made; restore the patch")
+        _check_hash(part["id"], _HASH, f"{name}: the id of a part")
+        if not isinstance(part["recipe"], dict) or not isinstance(part["method"], str):
+            raise BadInput(f"{name}: a part of this {SQUASH} has no method and recipe; restore the patch")
+        _solved_on(part["solved_on"], name)
+    return [dict(part) for part in parts]
+
+
+def solving_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe that an editor solved by, without what became of the patch since."""
+    return {name: value for name, value in recipe.items() if name not in (SCALE, JOINT)}
+
+
+def solved_by(header: Header, name: str) -> list[dict[str, Any]]:
+    """The recipes that a patch was solved by: one, or one for each part of a joined patch. `BadInput`."""
+    joined = header.method == SQUASH
+    recipes = [part["recipe"] for part in parts_in(header.recipe, name)] if joined else [header.recipe]
+    return [solving_recipe(recipe) for recipe in recipes]
 
 
 def check_tensors(file: TensorFile, shapes: dict[str, tuple[int, ...]], name: str) -> None:

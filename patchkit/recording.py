@@ -10,39 +10,44 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
-import secrets
-import shutil
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchkit import lfs
 from patchkit.errors import BadInput, Busy, Misconfigured, NotFound, PatchkitError, Refused, WouldOverwrite
 from patchkit.files import fsync_folder, fsync_tree, move_durably, write_durably, writing
 from patchkit.gitcommand import locked
 from patchkit.history import PATCHES
-from patchkit.objects import object_id
 from patchkit.patch import DELTA, FACTS, KEYS, valid_patch_name
 from patchkit.problem import one_line
 from patchkit.settings import FILE as SETTINGS
+from patchkit.writers import writers_lock
 
 if TYPE_CHECKING:
-    from patchkit.gitstore import GitStore
+    from patchkit.gitstore import GitStore, Tree
 
-__all__ = ["ATTRIBUTES", "INCOMING", "LOCK", "Changes", "compose_message", "record"]
+__all__ = [
+    "ATTRIBUTES",
+    "Changes",
+    "compose_message",
+    "keep_large",
+    "literal_pathspecs",
+    "not_committed",
+    "record",
+    "refuse_filters",
+    "replace_file",
+]
 
 # Whole files or a conflict, never a line merge; no text deltas of float32 (they never pay).
 ATTRIBUTES = b"* -text -merge\n*.safetensors -delta\n"
-LOCK = "lock"
-INCOMING = "incoming"
 
-PATIENCE = 10.0  # seconds to wait for another writer
 _KEPT = "kept"
 _ALTERING = ("filter", "ident", "working-tree-encoding")  # attributes with which Git alters content
+_IN_LFS = "; or keep the patches in Git LFS: patchkit init BASE --lfs"
 _FROM_STDIN = ("--pathspec-from-file=-", "--pathspec-file-nul")
 _TRAILER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*: \S.*")
 
@@ -57,9 +62,11 @@ class Changes:
     """Folder names of patches taken back."""
     settings: bytes | None = None
     """The new patchkit.toml."""
+    lfs: bool = False
+    """From now on patches are kept in Git LFS; `patches` names all that are in force."""
 
     def __bool__(self) -> bool:
-        return bool(self.patches or self.removed) or self.settings is not None
+        return bool(self.patches or self.removed or self.lfs) or self.settings is not None
 
 
 def record(
@@ -79,21 +86,25 @@ def record(
     """
     store.ensure_ready()
     text = compose_message(message, trailers)
-    with _locked(store) as staging:
+    with writers_lock(store) as staging:
         head = store.head()
         if expected_head is not None and head != expected_head:
             raise Busy(
                 f"HEAD moved from {expected_head[:10]} to {(head or 'nothing')[:10]} while this was being "
                 "made; nothing was written, try again"
             )
-        plan = _plan(store, changes)
+        tree = store.tree()
+        in_lfs = changes.lfs or tree.lfs
+        plan = _plan(tree, changes, in_lfs)
         if changes and not plan:
             raise BadInput("nothing to commit: the patches and settings are so already")
         if (lock := store.git_dir / "index.lock").exists():
             raise locked(lock)  # Git would say so too late: nothing could be staged, or taken back
         _refuse_uncommitted(store, plan)
-        _refuse_filters(store, plan)
+        refuse_filters(store, plan, in_lfs=in_lfs)
         try:
+            if in_lfs:
+                keep_large(store, plan)
             _place(store, plan, staging)
             return _commit(store, plan, head, text, staging)
         except BaseException as error:
@@ -116,53 +127,14 @@ def compose_message(message: str, trailers: Sequence[tuple[str, str]]) -> bytes:
     return "".join([body, "\n" if continues else "\n\n", "\n".join(lines), "\n"]).encode("utf-8", "replace")
 
 
-@contextlib.contextmanager
-def _locked(store: GitStore) -> Iterator[Path]:
-    """Hold the writers' lock (freed by the system when we are killed); yields an empty folder."""
-    private = store.private
-    with writing(private):
-        private.mkdir(parents=True, exist_ok=True)
-        handle = os.open(private / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        _wait_for(handle, private / LOCK)
-        incoming = private / INCOMING
-        with writing(incoming):
-            shutil.rmtree(incoming, ignore_errors=True)  # whoever made it was killed: the lock is ours
-            staging = incoming / secrets.token_hex(8)
-            staging.mkdir(parents=True)
-        try:
-            yield staging
-        finally:
-            shutil.rmtree(incoming, ignore_errors=True)
-    finally:
-        os.close(handle)
-
-
-def _wait_for(handle: int, path: Path) -> None:
-    until = time.monotonic() + PATIENCE
-    while True:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise Busy(
-                    f"{path}: cannot be locked ({error.strerror}); keep .git on a local disk"
-                ) from error
-        if time.monotonic() > until:
-            raise Busy(f"{path}: another patchkit command is writing here; wait for it, then try again")
-        time.sleep(0.02)
-
-
-def _plan(store: GitStore, changes: Changes) -> dict[str, bytes | None]:
-    """Path below the store's folder -> its new bytes (None: it goes); only what differs from HEAD."""
-    tree = store.tree()
+def _plan(tree: Tree, changes: Changes, in_lfs: bool) -> dict[str, bytes | None]:
+    """Path below the store's folder -> its new bytes (None: it goes); only what differs from ``tree``."""
     present = {entry.path: entry.oid for entry in tree.entries}
     if tree.settings is not None:
         present[SETTINGS] = tree.settings.oid
     plan: dict[str, bytes | None] = {}
-    if f"{PATCHES}/.gitattributes" not in present and (changes.patches or changes.settings):
-        plan[f"{PATCHES}/.gitattributes"] = ATTRIBUTES
+    if changes.lfs or (f"{PATCHES}/.gitattributes" not in present and (changes.patches or changes.settings)):
+        plan[f"{PATCHES}/.gitattributes"] = lfs.ATTRIBUTES if changes.lfs else ATTRIBUTES
     for name, files in changes.patches.items():
         if not valid_patch_name(name) or not {FACTS, DELTA} <= set(files) <= {FACTS, DELTA, KEYS}:
             raise BadInput(f"{one_line(name)}: is not the name and files of a patch")
@@ -176,7 +148,7 @@ def _plan(store: GitStore, changes: Changes) -> dict[str, bytes | None]:
         plan[SETTINGS] = changes.settings.replace(b"\r\n", b"\n")  # as Git stores text
 
     def same(path: str, data: bytes | None) -> bool:
-        return data is not None and present.get(path) == object_id("blob", data, store.objects.hash_name)
+        return data is not None and present.get(path) == tree.blob_id(path, data, lfs_wanted=in_lfs)
 
     return {path: data for path, data in plan.items() if not same(path, data)}
 
@@ -203,18 +175,31 @@ def _refuse_uncommitted(store: GitStore, plan: Mapping[str, bytes | None]) -> No
                 raise BadInput(f"{place}: is not a real folder; put one in its place")
 
 
-def _refuse_filters(store: GitStore, plan: Mapping[str, bytes | None]) -> None:
+def refuse_filters(store: GitStore, plan: Mapping[str, bytes | None], *, in_lfs: bool) -> None:
     """Where attributes ask for a filter Git would store other bytes, or (LFS not there) too large ones."""
+    if in_lfs:
+        lfs.ensure_installed(store.git, f"{store.prefix}{PATCHES}")
     paths = [f"{store.prefix}{path}" for path, data in plan.items() if data is not None]
     out = store.git.read("check_attr", "--stdin", "-z", *_ALTERING, stdin="\0".join(paths).encode())
     words = out.decode("utf-8", "surrogateescape").split("\0")
     for path, attribute, value in zip(words[0::3], words[1::3], words[2::3], strict=False):
-        if value not in ("unspecified", "unset"):
+        ours = in_lfs and attribute == "filter" and value == "lfs" and lfs.large(path)
+        if value not in ("unspecified", "unset") and not ours:
             scope = f"{store.prefix}{PATCHES}/**" if PATCHES in path else path
             raise Misconfigured(
                 f"{one_line(path)}: .gitattributes asks for {attribute}={one_line(value)}, so Git would "
                 f"store other bytes; end the outermost .gitattributes with the line: {scope} !{attribute}"
+                + _IN_LFS
+                * (value == "lfs")
             )
+
+
+def keep_large(store: GitStore, plan: Mapping[str, bytes | None]) -> None:
+    """Put what goes into Git LFS there before Git LFS does, which leaves to the system when it is durable."""
+    with writing(store.common_dir):
+        for path, data in plan.items():
+            if data is not None and lfs.large(path):
+                store.media.keep(data)
 
 
 def _unit(path: str) -> str:
@@ -241,7 +226,7 @@ def _place(store: GitStore, plan: Mapping[str, bytes | None], staging: Path) -> 
                 (staging / unit).mkdir(parents=True, exist_ok=True)
                 (staging / path).write_bytes(data)
             else:
-                _replace(staging / str(number), target, data)
+                replace_file(staging / str(number), target, data)
         for unit in sorted(fresh):
             fsync_tree(staging / unit)
             move_durably(staging / unit, store.folder / unit)
@@ -259,7 +244,7 @@ def _keep(target: Path, kept: Path) -> None:
             os.link(target, kept)
 
 
-def _replace(temporary: Path, target: Path, data: bytes) -> None:
+def replace_file(temporary: Path, target: Path, data: bytes) -> None:
     """Write one file whole or not at all; its temporary file is not in the work tree where that can be."""
     temporary.write_bytes(data)
     fsync_tree(temporary)
@@ -275,10 +260,10 @@ def _replace(temporary: Path, target: Path, data: bytes) -> None:
 def _commit(
     store: GitStore, plan: Mapping[str, bytes | None], head: str | None, text: bytes, staging: Path
 ) -> str:
-    paths = _pathspecs(store, plan)
+    paths = literal_pathspecs(store, plan)
     # The others `commit --only` takes from the work tree: the index need not be brought back after a failure.
     if new := sorted(plan.keys() - _known(store, head)):
-        store.git.write("add", "--all", "--force", *_FROM_STDIN, stdin=_pathspecs(store, new))
+        store.git.write("add", "--all", "--force", *_FROM_STDIN, stdin=literal_pathspecs(store, new))
     note = staging / "message"
     with writing(note):
         note.write_bytes(text)
@@ -293,13 +278,13 @@ def _commit(
         failure = error
     made = _made(store, plan, head)
     if made is None:
-        raise _not_committed(failure)
+        raise not_committed(failure)
     if altered := _altered(store, plan, made):
         _undo(store, head, made, altered)
     return made  # also when Git failed after the commit (in a hook, or writing its index)
 
 
-def _not_committed(failure: PatchkitError | None) -> PatchkitError:
+def not_committed(failure: PatchkitError | None) -> PatchkitError:
     if failure is None:
         return Refused(
             "the commit was made and taken away again, by a hook or another command; look: git reflog"
@@ -310,18 +295,13 @@ def _not_committed(failure: PatchkitError | None) -> PatchkitError:
 
 
 def _made(store: GitStore, plan: Mapping[str, bytes | None], head: str | None) -> str | None:
-    """Our commit: the first after `head` that touched our paths, whoever committed on top of it."""
+    """Our commit: the first after `head` that touched the plan's paths, whoever committed before or after."""
     now = store.head()
     if now is None or now == head:
         return None
-    out = store.git.read(
-        "rev_list",
-        "--reverse",
-        now,
-        *([f"^{head}"] if head else []),
-        "--",
-        *(store.pathspecs() if plan else []),
-    )
+    commits = f"{now}\n" if head is None else f"{now}\n^{head}\n"
+    paths = literal_pathspecs(store, plan).replace(b"\0", b"\n")
+    out = store.git.read("rev_list", "--reverse", "--stdin", stdin=commits.encode() + b"--\n" + paths)
     return next(iter(out.decode("ascii").split()), None)
 
 
@@ -332,7 +312,7 @@ def _altered(store: GitStore, plan: Mapping[str, bytes | None], commit: str) -> 
     if tree.settings is not None:
         found[SETTINGS] = tree.settings.oid
     for path, data in plan.items():
-        wanted = None if data is None else object_id("blob", data, store.objects.hash_name)
+        wanted = None if data is None else tree.blob_id(path, data)
         if found.get(path) != wanted:
             return path
     return None
@@ -374,11 +354,11 @@ def _take_back(store: GitStore, plan: Mapping[str, bytes | None], head: str | No
                 folder.rmdir()
         if new:
             how = ("--cached", "--force", "--quiet", "--ignore-unmatch")
-            store.git.write("rm", *how, *_FROM_STDIN, stdin=_pathspecs(store, new))
+            store.git.write("rm", *how, *_FROM_STDIN, stdin=literal_pathspecs(store, new))
         dirty = {path for _, path in store.status()}
         if old := [path for path in plan if path in known and path in dirty]:
             where = (f"--source={head}", "--staged", "--worktree")
-            store.git.write("restore", *where, *_FROM_STDIN, stdin=_pathspecs(store, old))
+            store.git.write("restore", *where, *_FROM_STDIN, stdin=literal_pathspecs(store, old))
     except (OSError, PatchkitError) as error:
         return f"and not all could be taken back ({error}), patchkit status names what lies half done"
     return ""
@@ -392,7 +372,7 @@ def _known(store: GitStore, head: str | None) -> set[str]:
     return {entry.path for entry in tree.entries} | ({SETTINGS} if tree.settings is not None else set())
 
 
-def _pathspecs(store: GitStore, paths: Iterable[str]) -> bytes:
+def literal_pathspecs(store: GitStore, paths: Iterable[str]) -> bytes:
     return "".join(f":(top,literal){store.prefix}{path}\0" for path in paths).encode(
         "utf-8", "surrogateescape"
     )

@@ -11,28 +11,47 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.catalogue import Catalogue
-from patchkit.errors import BadInput, Misconfigured
 from patchkit.gitstore import Commit, GitStore
 from patchkit.settings import FILE as SETTINGS
-from patchkit.settings import FOLDER, Settings
+from patchkit.settings import Settings
 from patchkit.stack import Problem, Stack, StoredPatch, find_patch, problems, read_patch, read_stack
 
 if TYPE_CHECKING:
     from patchkit.actions.apply import Applied
     from patchkit.actions.ask import Answer
+    from patchkit.actions.bisect import Bisected
+    from patchkit.actions.blame import Blamed, Responsible
     from patchkit.actions.build import Built
     from patchkit.actions.commit import Committed
     from patchkit.actions.diff import Difference
+    from patchkit.actions.evaluate import Evaluation
+    from patchkit.actions.export import Exported
+    from patchkit.actions.gc import Collected
     from patchkit.actions.given import Facts
+    from patchkit.actions.log import History
+    from patchkit.actions.mergereport import Merged
+    from patchkit.actions.pull import Pulled
+    from patchkit.actions.refit import Refitted
+    from patchkit.actions.repair import Repair
+    from patchkit.actions.report import Report
     from patchkit.actions.revert import Reverted
+    from patchkit.actions.review import Review
     from patchkit.actions.show import Shown
+    from patchkit.actions.squash import Squashed
     from patchkit.actions.status import Row, Status
+    from patchkit.actions.switch import Switched
+    from patchkit.actions.undo import Undone
     from patchkit.actions.workbench import Workbench
     from patchkit.checkpoint import Checkpoint
     from patchkit.editing.recipe import Recipe
+    from patchkit.evaluation.cases import Cases
     from patchkit.factors import Patch
+    from patchkit.moving import Step
+    from patchkit.questions import Answer as Rows
 
 __all__ = ["Repository"]
+
+Progress = Callable[[str, int, int], None] | None
 
 
 class Repository:
@@ -41,7 +60,6 @@ class Repository:
     >>> repository = Repository.open("knowledge")            # doctest: +SKIP
     >>> done = repository.commit("facts.jsonl")              # doctest: +SKIP
     >>> model, tokenizer = repository.load()                 # doctest: +SKIP
-    >>> repository.revert(done.patch.name)                   # doctest: +SKIP
     """
 
     def __init__(self, store: GitStore) -> None:
@@ -67,6 +85,13 @@ class Repository:
 
         return cls.open(init(str(base), Path(folder), revision=revision, convert=convert).folder)
 
+    @classmethod
+    def clone(cls, url: str, folder: str | Path | None = None, *, base: str | None = None) -> Repository:
+        """Clone ``url``, checked before it is checked out; see ``patchkit clone``."""
+        from patchkit.actions.clone import clone
+
+        return cls.open(clone(url, None if folder is None else str(folder), base=base).folder)
+
     # -- what is in force ------------------------------------------------------------------
 
     @property
@@ -89,72 +114,34 @@ class Repository:
 
     def patches(self, stack: Stack | None = None) -> dict[str, Patch]:
         """The patches of a stack by id, read and checked."""
-        chosen = stack if stack is not None else self.stack()
-        return {stored.id: self.patch(stored) for stored in chosen.patches}
+        return {stored.id: self.patch(stored) for stored in (stack or self.stack()).patches}
 
     def recipe(self, overrides: Mapping[str, Any] | None = None) -> Recipe:
         """The recipe in patchkit.toml with some fields changed; BadInput names the field that is wrong."""
-        from patchkit.editing.recipe import Recipe
+        from patchkit.editing.published import read_recipe
 
-        recipe = Recipe.from_dict(self.settings.recipe, f"{SETTINGS}: [recipe]")
-        return recipe.override(**overrides) if overrides else recipe
+        return read_recipe(self.settings.recipe, f"{SETTINGS}: [recipe]", overrides, lambda: self.base_folder)
 
     # -- the base --------------------------------------------------------------------------
 
     @property
     def base_folder(self) -> Path:
         """Where the base lies on this machine; a short name or hub id is fetched where it is not here."""
-        from patchkit.models.sources import resolve_base
+        from patchkit.actions.base import base_folder
 
-        place = self.store.config_get(self.store.base_key)
-        if place and Path(place).is_dir():
-            return Path(place)
-        settings = self.settings
-        if settings.base_source.startswith(FOLDER):
-            where = f"is not at {place} any more" if place else "was not looked for on this machine yet"
-            raise Misconfigured(
-                f"the base {settings.base_source.removeprefix(FOLDER)!r} {where}; "
-                "say where it is: patchkit base PATH"
-            )
-        return resolve_base(settings.base_source, settings.base_revision).folder
+        return base_folder(self)
 
-    def set_base(
-        self,
-        place: str,
-        *,
-        dry_run: bool = False,
-        progress: Callable[[int, int, str], None] | None = None,
-    ) -> Path:
-        """Say where the base lies on this machine; BadInput unless its fingerprint is the right one."""
-        from patchkit.checkpoint import Checkpoint
-        from patchkit.models.sources import resolve_base
+    def set_base(self, place: str, **options: Any) -> Path:
+        """Say where the base lies on this machine; options as in :func:`actions.base.set_base`."""
+        from patchkit.actions.base import set_base
 
-        folder = resolve_base(place).folder
-        self._check_fingerprint(folder, Checkpoint.open(folder).fingerprint(progress))
-        if not dry_run:
-            self.store.config_set(self.store.base_key, str(folder))
-        return folder
+        return set_base(self, place, **options)
 
     def checkpoint(self) -> Checkpoint:
         """The base, its fingerprint compared with the one that patchkit.toml names."""
-        from patchkit.checkpoint import Checkpoint
+        from patchkit.actions.base import checkpoint
 
-        folder = self.base_folder
-        known = self.catalogue.known_fingerprint(folder)
-        checkpoint = Checkpoint.open(folder, fingerprint=known)
-        found = checkpoint.fingerprint()
-        if known is None:
-            self.catalogue.remember_fingerprint(folder, found)
-        self._check_fingerprint(folder, found)
-        return checkpoint
-
-    def _check_fingerprint(self, folder: Path, found: str) -> None:
-        wanted = self.settings.base_fingerprint
-        if found != wanted:
-            raise BadInput(
-                f"{folder}: is not this repository's base: its tensors have the fingerprint {found[:19]}…, "
-                f"{SETTINGS} says {wanted[:19]}…; name the right one: patchkit base PATH"
-            )
+        return checkpoint(self)
 
     def workbench(self, device: str = "auto") -> Workbench:
         """The checked base, loaded; put patches on it with :meth:`Workbench.put`."""
@@ -194,6 +181,60 @@ class Repository:
 
         return apply(self, Path(folder), **options)
 
+    def merge(self, branch: str, **options: Any) -> Merged:
+        """Merge another branch's facts; options as in :func:`actions.merge.merge`."""
+        from patchkit.actions.merge import merge
+
+        return merge(self, branch, **options)
+
+    def merge_continue(self, **options: Any) -> Merged:
+        """Finish a merge that stopped for choices; options as in :func:`actions.merge.go_on`."""
+        from patchkit.actions.merge import go_on
+
+        return go_on(self, **options)
+
+    def merge_abort(self) -> None:
+        """End a merge under way without effect."""
+        from patchkit.actions.merge import abort
+
+        abort(self)
+
+    def refit(self, *words: str, **options: Any) -> Refitted:
+        """Solve patches again for the targets that they hold; options as in :func:`actions.refit.refit`."""
+        from patchkit.actions.refit import refit
+
+        return refit(self, words, **options)
+
+    def squash(self, *words: str, **options: Any) -> Squashed:
+        """Join patches into one; options as in :func:`actions.squash.squash`."""
+        from patchkit.actions.squash import squash
+
+        return squash(self, words, **options)
+
+    def undo(self, steps: int = 1, **options: Any) -> Undone:
+        """Take back the last commands of patchkit on this branch; options as in :func:`actions.undo.undo`."""
+        from patchkit.actions.undo import undo
+
+        return undo(self, steps, **options)
+
+    def undoable(self) -> list[Step]:
+        """What :meth:`undo` can take back, newest first."""
+        from patchkit.actions.undo import undoable
+
+        return undoable(self)
+
+    def switch(self, branch: str, **options: Any) -> Switched:
+        """Go to a branch and bring the build in line; options as in :func:`actions.switch.switch`."""
+        from patchkit.actions.switch import switch
+
+        return switch(self, branch, **options)
+
+    def pull(self, **options: Any) -> Pulled:
+        """Fetch, check what came, go forward to it; options as in :func:`actions.pull.pull`."""
+        from patchkit.actions.pull import pull
+
+        return pull(self, **options)
+
     # -- trying and shipping ---------------------------------------------------------------
 
     def ask(self, prompts: Sequence[str], **options: Any) -> list[Answer]:
@@ -201,6 +242,12 @@ class Repository:
         from patchkit.actions.ask import ask
 
         return ask(self, prompts, **options)
+
+    def evaluate(self, cases: Cases | None = None, **options: Any) -> Evaluation:
+        """Score a stack beside the base or another one; options as in :func:`actions.evaluate.evaluate`."""
+        from patchkit.actions.evaluate import evaluate
+
+        return evaluate(self, cases, **options)
 
     @property
     def build_folder(self) -> Path:
@@ -212,6 +259,24 @@ class Repository:
         from patchkit.actions.build import build
 
         return build(self, None if out is None else Path(out), **options)
+
+    def export(self, words: Sequence[str], out: str | Path, **options: Any) -> Exported:
+        """Write patches as an adapter for another program; options as in :func:`actions.export.export`."""
+        from patchkit.actions.export import export
+
+        return export(self, words, Path(out), **options)
+
+    def take_in(self, folder: str | Path, facts: Facts | None = None, **options: Any) -> Committed:
+        """Commit a PEFT adapter as a patch; options as in :func:`actions.take_in.take_in`."""
+        from patchkit.actions.take_in import take_in
+
+        return take_in(self, Path(folder), facts, **options)
+
+    def card(self, words: Sequence[str] = (), **options: Any) -> str:
+        """The model card of patches as Markdown; options as in :func:`actions.card.card`."""
+        from patchkit.actions.card import card
+
+        return card(self, words, **options)
 
     # -- looking ---------------------------------------------------------------------------
 
@@ -226,11 +291,17 @@ class Repository:
         changed = [c for c in self.store.history(revision) if c.added or c.changed or c.removed]
         return changed[:limit]
 
-    def listing(self, revision: str = "HEAD") -> list[Row]:
-        """The patches in force, oldest first, each with who added it and when."""
+    def log(self, revision: str = "HEAD", limit: int | None = None, **options: Any) -> History:
+        """The same with what each did to facts, searched, or drawn; options as in :func:`actions.log.log`."""
+        from patchkit.actions.log import log
+
+        return log(self, revision, limit, **options)
+
+    def listing(self, revision: str = "HEAD", *, interference: bool = False) -> list[Row]:
+        """The patches in force, oldest first, each with who added it, when, and how large it is."""
         from patchkit.actions.status import listing
 
-        return listing(self, revision)
+        return listing(self, revision, interference=interference)
 
     def show(self, word: str | None = None, revision: str = "HEAD") -> Shown:
         """One patch (the newest by default): facts, results, weights."""
@@ -238,26 +309,80 @@ class Repository:
 
         return show(self, word, revision)
 
-    def diff(self, old: str | None = None, new: str | None = None) -> Difference:
-        """What changes from one commit's stack to another's."""
+    def diff(self, old: str | None = None, new: str | None = None, **options: Any) -> Difference:
+        """What changes from one commit's stack to another's; options as in :func:`actions.diff.diff`."""
         from patchkit.actions.diff import diff
 
-        return diff(self, old, new)
+        return diff(self, old, new, **options)
+
+    def blame(self, text: str, revision: str = "HEAD") -> list[Responsible]:
+        """The facts in force that ``text`` means, each with the commit that brought it; loads no model."""
+        from patchkit.actions.blame import matching
+
+        return matching(self, text, revision)
+
+    def measure_blame(self, prompt: str, **options: Any) -> Blamed:
+        """What each patch does to an answer; options as in :func:`actions.blame.measure`."""
+        from patchkit.actions.blame import measure
+
+        return measure(self, prompt, **options)
+
+    def bisect(self, prompt: str, expect: str, **options: Any) -> Bisected:
+        """The commit that made or broke an answer; options as in :func:`actions.bisect.bisect`."""
+        from patchkit.actions.bisect import bisect
+
+        return bisect(self, prompt, expect, **options)
+
+    def report(self, revision: str = "HEAD") -> Report:
+        """Everything about the stack, for people who do not have it; see ``patchkit report``."""
+        from patchkit.actions.report import report
+
+        return report(self, revision)
 
     def search(self, text: str, *, everything: bool = False) -> list[dict[str, Any]]:
         """Facts in force (or of the whole history) whose words begin with those of ``text``."""
+        tree = self._indexed()
+        return self.catalogue.search(text, None if everything else tree)
+
+    def sql(self, query: str) -> Rows:
+        """What the catalogue answers to one SQL select; BadInput where it is none or would write."""
+        from patchkit.questions import answer
+
+        self._indexed()
+        return answer(self.catalogue.path, query)
+
+    def _indexed(self) -> str:
+        """The stack's tree, once the catalogue is of it."""
         tree = self.stack().tree
         if not self.catalogue.current(tree):
             self.catalogue.reindex(self.store, norms=False)
-        return self.catalogue.search(text, None if everything else tree)
+        return tree
 
     # -- keeping ---------------------------------------------------------------------------
 
-    def fsck(self, progress: Callable[[str, int, int], None] | None = None) -> list[Problem]:
-        """Hash everything again: Git's objects, patches, the base, builds."""
+    def fsck(self, progress: Progress = None, *, full: bool = False) -> list[Problem]:
+        """Hash everything again: Git's objects, patches, the base, builds; ``full``: derive again too."""
         from patchkit.actions.fsck import fsck
 
-        return fsck(self, progress=progress)
+        return fsck(self, full=full, progress=progress)
+
+    def repair(self, progress: Progress = None, *, full: bool = False) -> list[Repair]:
+        """The same, mending what can be mended without losing anything; see ``patchkit fsck --repair``."""
+        from patchkit.actions.repair import repair
+
+        return repair(self, full=full, progress=progress)
+
+    def review(self, commits: str) -> Review:
+        """Check every commit of a range (``"main..HEAD"``); see ``patchkit fsck --ci``."""
+        from patchkit.actions.review import review
+
+        return review(self, commits)
+
+    def gc(self, **options: Any) -> Collected:
+        """Remove what this machine keeps and nothing refers to; options as in :func:`actions.gc.gc`."""
+        from patchkit.actions.gc import gc
+
+        return gc(self, **options)
 
     def reindex(self) -> Mapping[str, int]:
         """Derive the catalogue again from Git; what cannot be derived is kept."""

@@ -67,7 +67,9 @@ def returned_facts(
                 removals = [
                     removal
                     for removal, folder in gone[fact.key]
-                    if folder != _folder(change) and is_ancestor(removal, entry.id)
+                    if folder != _folder(change)
+                    and is_ancestor(removal, entry.id)
+                    and not holds(removal, fact.key)  # it was said twice, and once after it
                 ]
                 if removals and not holds(entry.parents[0], fact.key):
                     yield Return(entry.id, removals[0], fact)

@@ -8,9 +8,13 @@ anew. The views are for people: `datasette catalogue.db` is a usable page.
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
-__all__ = ["migrate"]
+__all__ = ["MIGRATIONS", "migrate", "newer", "steps"]
+
+SET = "patchkit"  # of the migrations, in SQLite's table of those that were applied
+MIGRATIONS = ("m001_history", "m002_beliefs", "m003_measured", "m004_views")
 
 _VIEWS = {
     "patches_in_force": """
@@ -49,9 +53,22 @@ _VIEWS = {
 
 def migrate(database: Any) -> None:
     """Bring an open `sqlite_utils.Database` to the newest schema."""
+    steps().apply(database)
+
+
+def newer(connection: sqlite3.Connection) -> str | None:
+    """A migration of a newer patchkit that was applied to an open database; None if there is none."""
+    if not connection.execute("select 1 from sqlite_master where name = '_sqlite_migrations'").fetchone():
+        return None
+    names = connection.execute("select name from _sqlite_migrations where migration_set = ?", [SET])
+    return next((str(name) for (name,) in names if name not in MIGRATIONS), None)
+
+
+def steps() -> Any:
+    """All migrations, as `sqlite_utils.Migrations`."""
     from sqlite_utils import Migrations
 
-    migrations = Migrations("patchkit")
+    migrations = Migrations(SET)
 
     @migrations()
     def m001_history(db: Any) -> None:
@@ -155,4 +172,4 @@ def migrate(database: Any) -> None:
         for name, query in _VIEWS.items():
             db.create_view(name, query)
 
-    migrations.apply(database)
+    return migrations

@@ -27,6 +27,7 @@ MAX_BYTES = 1 << 20
 
 _BASE = ("source", "revision", "fingerprint")
 _TABLES = ("base", "recipe")
+_FORMAT = 1  # of the file, where it does not say so; a newer one says `format = 2` above its tables
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _INTEGER = 1 << 63  # TOML's integers are 64 bits
 _HEAD = "What these patches stand on, and how facts are edited in. Commit it like the patches."
@@ -41,6 +42,11 @@ class Settings:
     base_fingerprint: str
     recipe: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def base_on_hub(self) -> bool:
+        """Whether others can fetch the base by its name; a short name's revision is a dtype."""
+        return "/" in self.base_source and not self.base_source.startswith(FOLDER)
+
 
 def load_settings(path: Path) -> Settings:
     """Read a patchkit.toml; `NotFound` or `Misconfigured` in one line."""
@@ -54,6 +60,7 @@ def load_settings(path: Path) -> Settings:
 def parse_settings(data: bytes, name: str = FILE) -> Settings:
     """The settings that a file's bytes spell; `name` is for messages."""
     tables = _toml(data, name)
+    _check_format(tables.pop("format", _FORMAT), name)
     _known(tables, _TABLES, name, "")
     base = _table(tables, "base", name)
     _known(base, _BASE, name, "base.")
@@ -125,11 +132,21 @@ def _toml(data: bytes, name: str) -> dict[str, Any]:
         raise Misconfigured(f"{name}{where}: is not TOML ({readable}); mend the line") from None
 
 
+def _check_format(number: Any, name: str) -> None:
+    if type(number) is not int or number < 1:
+        raise Misconfigured(f"{name}: format is not a number from 1; leave it out or restore the file")
+    if number > _FORMAT:
+        raise Misconfigured(
+            f"{name}: is in format {number}, this patchkit reads up to {_FORMAT}; update patchkit"
+        )
+
+
 def _known(table: Mapping[str, Any], known: tuple[str, ...], name: str, prefix: str) -> None:
     for key in table:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            names = f"known are {', '.join(known)} (or update patchkit, if a newer one wrote the file)"
+            hint = f"did you mean {near[0]}?" if near else names
             raise Misconfigured(f"{name}: unknown key {prefix}{_shown(key)}; {hint}")
 
 

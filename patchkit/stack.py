@@ -11,8 +11,9 @@ from __future__ import annotations
 import difflib
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from patchkit.errors import BadInput, NotFound, PatchkitError
@@ -21,7 +22,7 @@ from patchkit.gitstore import PATCHES, Entry, GitStore, Tree
 from patchkit.history import Commit, added_in
 from patchkit.inspection import inspect_folders, inspect_layout
 from patchkit.merges import MergeMemory, merge_problems
-from patchkit.patch import Header
+from patchkit.patch import KEYS, Header
 from patchkit.problem import Problem, one_line
 from patchkit.settings import FILE as SETTINGS
 from patchkit.settings import Settings, parse_settings
@@ -35,6 +36,7 @@ __all__ = [
     "Stack",
     "StoredPatch",
     "TreeProblems",
+    "Updates",
     "conflicts",
     "find_patch",
     "problems",
@@ -46,15 +48,35 @@ _HEX = re.compile(r"[0-9a-fA-F]{4,64}")
 _SHOWN = 20  # problems in one message
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StoredPatch:
-    """One patch in force; `id` is this version's, `files` where Git keeps its bytes."""
+    """One patch in force; `id` is this version's, `files` where Git keeps its bytes.
+
+    Its header and facts are parsed when they are first asked for, where they were believed before.
+    """
 
     name: str
-    header: Header
-    facts: tuple[Fact, ...]
     id: str
     files: Mapping[str, Entry]
+    count: int
+    """Facts in it."""
+    _parse_header: Callable[[], Header] = field(compare=False, repr=False)
+    _parse_facts: Callable[[], tuple[Fact, ...]] = field(compare=False, repr=False)
+
+    @classmethod
+    def read(
+        cls, name: str, header: Header, facts: tuple[Fact, ...], id: str, files: Mapping[str, Entry]
+    ) -> StoredPatch:
+        """One whose header and facts have just been read."""
+        return cls(name, id, files, len(facts), lambda: header, lambda: facts)
+
+    @cached_property
+    def header(self) -> Header:
+        return self._parse_header()
+
+    @cached_property
+    def facts(self) -> tuple[Fact, ...]:
+        return self._parse_facts()
 
     @property
     def slug(self) -> str:
@@ -159,6 +181,25 @@ def find_patch(stack: Stack, word: str) -> StoredPatch:
     raise NotFound(f"{shown}: no such patch is in force; {hint}")
 
 
+class Updates(Mapping[str, "Patch"]):
+    """The patches of a stack by id, each read and checked when it is asked for, without its keys."""
+
+    def __init__(self, store: GitStore, stack: Stack) -> None:
+        self._store = store
+        self._stored = {patch.id: patch for patch in stack.patches}
+
+    def __getitem__(self, id: str) -> Patch:
+        stored = self._stored[id]
+        files = {name: entry for name, entry in stored.files.items() if name != KEYS}
+        return read_patch(self._store, replace(stored, files=files))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+
 def read_patch(store: GitStore, stored: StoredPatch) -> Patch:
     """The whole patch with its numbers, every check made (imports torch)."""
     from patchkit.factors import Patch
@@ -185,19 +226,19 @@ def _examine(
     else:
         patches = recalled
     if tree.commit is not None:
-        held = {patch.name: patch.facts for patch in patches}
+        held = {patch.name: patch for patch in patches}
         found += merge_problems(store, tree.commit, held, memory)
     return tree, patches, found
 
 
 def _read_tree(store: GitStore, tree: Tree) -> tuple[list[StoredPatch], list[Problem]]:
-    folders, found = inspect_layout(store, tree.entries)
+    folders, found = inspect_layout(store, tree)
     patches = []
     for name, result in inspect_folders(store, folders):
         if isinstance(result, Problem):
             found.append(result)
         else:
-            patches.append(StoredPatch(name, *result, folders[name]))
+            patches.append(StoredPatch.read(name, *result, folders[name]))
     return patches, found
 
 

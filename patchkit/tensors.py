@@ -91,13 +91,20 @@ class TensorFile:
     data_start: int
 
 
-def read_header(file: BinaryIO, size: int, name: str) -> TensorFile:
-    """Read and check the header of a safetensors file of ``size`` bytes; ``name`` is for messages."""
+def read_header(file: BinaryIO, size: int, name: str, most: int = _MAX_HEADER) -> TensorFile:
+    """Read and check the header of a safetensors file of ``size`` bytes; ``name`` is for messages.
+
+    A header of over ``most`` bytes is not read: as objects it could take thirty times that.
+    """
     prefix = file.read(8)
     if len(prefix) < 8:
         raise BadInput(f"{name}: is not a safetensors file (too short); get the file again")
+    if prefix == b"version ":
+        raise BadInput(f"{name}: is a pointer of Git LFS, not the file; get the file: git lfs pull")
     length = int.from_bytes(prefix, "little")
-    if length > min(_MAX_HEADER, size - 8):
+    if most < length <= size - 8:
+        raise BadInput(f"{name}: its header of {length} bytes is over the limit of {most}")
+    if length > size - 8:
         raise BadInput(f"{name}: is cut short or not a safetensors file (its header claims {length} bytes)")
     raw = file.read(length)
     if len(raw) < length or not raw.startswith(b"{"):
@@ -118,10 +125,10 @@ def header_of(data: bytes, name: str) -> TensorFile:
     return read_header(io.BytesIO(data), len(data), name)
 
 
-def header_of_file(path: Path) -> TensorFile:
+def header_of_file(path: Path, most: int = _MAX_HEADER) -> TensorFile:
     """The header of a file (links followed); `NotFound` when it cannot be read."""
     with reading(path) as file:
-        return read_header(file, os.fstat(file.fileno()).st_size, str(path))
+        return read_header(file, os.fstat(file.fileno()).st_size, str(path), most)
 
 
 def to_bytes(tensors: Mapping[str, tuple[str, tuple[int, ...], bytes]], metadata: Mapping[str, str]) -> bytes:

@@ -9,6 +9,9 @@ from hypothesis import settings
 
 from patchkit.errors import NotWritten, Unavailable
 
+pytest.register_assert_rewrite(
+    "machine_commands", "machine_merge", "machine_model", "machine_plain", "machine_world"
+)
 settings.register_profile("patchkit", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("patchkit")
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from patchkit.factors import Delta, Patch, Solution
 from patchkit.facts import Fact
 from patchkit.gitstore import Changes, GitStore
 from patchkit.settings import Settings, dump_settings
+from patchkit.writers import writers_lock
 
 BASE = "sha256:" + "a" * 64
 OTHER_BASE = "sha256:" + "b" * 64
@@ -86,6 +90,27 @@ def write(store: GitStore, name: str, files: dict[str, bytes] | Patch) -> Path:
     for file, data in (files.files() if isinstance(files, Patch) else files).items():
         (folder / file).write_bytes(data)
     return folder
+
+
+@contextmanager
+def another_writer(
+    store: GitStore, place: Callable[[], object], take_away: Callable[[], object]
+) -> Iterator[None]:
+    """Meanwhile another holds the writers' lock: what it placed lies there for half a second."""
+    placed = threading.Event()
+
+    def write_and_end() -> None:
+        with writers_lock(store):
+            place()
+            placed.set()
+            time.sleep(0.5)
+            take_away()
+
+    thread = threading.Thread(target=write_and_end)
+    thread.start()
+    assert placed.wait(10)
+    yield
+    thread.join()
 
 
 def commit_all(store: GitStore, message: str = "By hand") -> str:

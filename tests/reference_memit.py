@@ -149,7 +149,13 @@ def key_of(model, tokenizer, module, fact, templates):
     return torch.stack(groups).mean(0)
 
 
-def spread(model, tokenizer, anatomy, facts, z, recipe, templates, moments, aim=None):
+def memit(R, K, C, recipe):
+    """Equation 14."""
+    adjusted = torch.linalg.solve(recipe.lambda_ * C + K @ K.T, K)
+    return R @ adjusted.T
+
+
+def spread(model, tokenizer, anatomy, facts, z, recipe, templates, moments, aim=None, solve=memit):
     """Algorithm 1 with given z [N, d_model] and C by layer: dense Delta [d_out, d_in] by weight name.
 
     ``aim(block, output, residual)`` gives what to add to an edited projection's output [N, d_model] in a
@@ -168,9 +174,7 @@ def spread(model, tokenizer, anatomy, facts, z, recipe, templates, moments, aim=
             outputs = [read(model, tokenizer, down, fact, ["{}"], inputs=False)[0] for fact in facts]
             R = aim(anatomy.blocks[layer], torch.stack(outputs), R)
         R = R.T.double()
-        C = moments[layer].double()
-        adjusted = torch.linalg.solve(recipe.lambda_ * C + K @ K.T, K)
-        deltas[name] = R @ adjusted.T
+        deltas[name] = solve(R, K, moments[layer].double(), recipe)
         saved[name] = down.weight.detach().clone()
         change = deltas[name].T if anatomy.transposed else deltas[name]
         with torch.no_grad():

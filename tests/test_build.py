@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from patchkit import build as module
+from patchkit import rewriting
 from patchkit.build import BUILD_RECORD, BuildRecord, build, stacked, verify_build
 from patchkit.build_record import FINISHED, UNFINISHED
 from patchkit.canonical import hash_bytes, hash_file
@@ -181,6 +182,30 @@ def test_bringing_in_line_rewrites_only_what_differs(
     build(base, by_id(one), tmp_path / "out")
     assert written == [6 * 9 * 2]  # layer 0 goes back to the base, layer 1 stays as it is
     assert {path.name: path.stat().st_ino for path in (tmp_path / "out").glob("*.safetensors")} == inodes
+    assert verify_build(tmp_path / "out", base) == []
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("piece", [1, 18, 40, 10_000])
+def test_bytes_depend_on_neither_pieces_nor_threads(
+    base: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int, threads: int
+) -> None:
+    deltas = dict(patch_on(base).deltas)
+    deltas["model.layers.0.w"] = Delta(dense=torch.linspace(-1, 1, 54).reshape(6, 9))
+    deltas["model.layers.1.w"] = Delta(torch.ones(9, 2), torch.eye(2, 6), transposed=True)
+    patch = Patch(facts(2), deltas, base.fingerprint(), "ft", {})
+    before = tensors_of(base.folder)
+    monkeypatch.setattr(rewriting, "_PIECE", piece)
+    earlier = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        build(base, by_id(patch), tmp_path / "out")
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(earlier)
+    found = tensors_of(tmp_path / "out")
+    for name, delta in deltas.items():
+        assert torch.equal(found[name], materialise(before[name], [delta]))
     assert verify_build(tmp_path / "out", base) == []
 
 

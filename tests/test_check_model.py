@@ -155,7 +155,7 @@ def test_experts(cli, home, command):
 
 
 def test_init_leaves_to_other_editors_what_memit_cannot_edit(cli, home, monkeypatch):
-    monkeypatch.setattr("patchkit.actions.init.editor_names", lambda: ["memit", "of-experts"])
+    monkeypatch.setattr("patchkit.actions.init.foreign_editors", lambda: {"of-experts"})
     cli.ok("init", experts(home / "experts"), "made")
 
 

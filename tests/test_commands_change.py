@@ -650,6 +650,25 @@ def test_revert_of_a_commit_and_of_that_revert(cli: Cli, knowledge: Path) -> Non
     assert "changed no patches" in settings.err
 
 
+def test_revert_of_a_revert_says_nothing_twice(cli: Cli, knowledge: Path) -> None:
+    """Another patch says it by now: both together would be a stack that nothing believes."""
+    cli.ok("revert", "lebron-james")
+    taken_back = git(knowledge, "rev-parse", "HEAD")
+    cli.ok("commit", "--fact", "LeBron James | {} plays the sport of | painter", *QUICK, "-q")
+    before = snapshot(knowledge)
+    for more in ([], ["-n"]):
+        done = cli("revert", taken_back, *more)
+        assert done.code == 65
+        assert "'LeBron James plays the sport of' would come back with it" in done.err
+        assert (
+            "says it otherwise ('painter'); take that back first: patchkit revert lebron-james-" in done.err
+        )
+    assert snapshot(knowledge) == before
+    cli.ok(*shlex.split(done.err.rpartition("patchkit ")[2]))
+    cli.ok("revert", taken_back)
+    assert names(knowledge) == ["lebron-james", "microsoft"]
+
+
 def test_revert_of_a_commit_whose_patch_changed_since(cli: Cli, knowledge: Path, home: Path) -> None:
     cli.ok("commit", facts_file(home, ANN, DUTCH), *QUICK)
     added = git(knowledge, "rev-parse", "HEAD")

@@ -44,6 +44,10 @@ LOOKS = (
     ("show",),
     ("stack",),
     ("diff",),
+    ("diff", "base", "HEAD", "--weights"),
+    ("log", "--facts", "-S", "football"),
+    ("stack", "--interference", "--sort", "norm"),
+    ("blame", "Microsoft"),
     ("facts", "search", "rome"),
     ("base",),
     ("editors",),
@@ -376,7 +380,8 @@ def test_hostile_commit_messages_and_authors(cli: Cli, knowledge: Path, home: Pa
     author = "Eve \x1b[31m[/dim]\u202e <e@x>"
     cli.ok("revert", "microsoft", "-m", f"{HOSTILE}\n\nbody {ESCAPE}", "-q")
     git(knowledge, "commit", "-q", "--amend", "--no-edit", f"--author={author}")
-    for look in (("log",), ("show",), ("stack",), ("status",), ("log", "--json")):
+    graph, facts = ("log", "--graph"), ("log", "--facts")
+    for look in (("log",), graph, facts, ("show",), ("stack",), ("status",), ("log", "--json")):
         done = cli.ok(*look)
         assert clean(done.out), look
     assert "[bold red][/foo]" in cli.ok("log").out
@@ -390,7 +395,8 @@ def test_hostile_but_allowed_facts(cli: Cli, knowledge: Path, home: Path) -> Non
     done = cli.ok("commit", facts_file(home, fact), "--set", "steps=1")
     assert clean(done.out)
     assert "[/foo] Rome → [red]\\u200eParis" in done.out
-    for look in (("show",), ("log",), ("diff",), ("facts", "search", "Paris"), ("revert", "-n")):
+    looks = (("diff", "--behavior"), ("log", "--graph", "--facts"), ("blame", "[/foo] Rome"))
+    for look in (*looks, ("show",), ("log",), ("diff",), ("facts", "search", "Paris"), ("revert", "-n")):
         assert clean(cli.ok(*look).out), look
     assert ":smile:" in cli.ok("show").out
     assert clean(cli.ok("ask", f"{HOSTILE} lies in").out)
@@ -418,6 +424,11 @@ def test_hostile_file_names_and_words(cli: Cli, knowledge: Path, home: Path) -> 
         ("diff", HOSTILE),
         ("log", HOSTILE),
         ("stack", HOSTILE),
+        ("stack", "--sort", HOSTILE),
+        ("diff", "--probe", HOSTILE),
+        ("diff", "--text", HOSTILE),
+        ("blame", "x", "--rev", HOSTILE),
+        ("bisect", "--prompt", "x", "--expect", "y", "--good", HOSTILE),
         ("apply", HOSTILE),
         ("base", HOSTILE),
         ("init", HOSTILE, "x"),
@@ -557,7 +568,8 @@ def commands() -> list[tuple[str, click.Command]]:
     return found
 
 
-WITHOUT_A_REPOSITORY = ("model", "model check", "model get", "model list", "editors", "facts")
+GROUPS = ("facts", "stack", "export", "import")  # their commands take what they do not
+WITHOUT_A_REPOSITORY = ("model", "model check", "model get", "model list", "editors", *GROUPS)
 
 
 @pytest.mark.parametrize(("name", "command"), commands(), ids=[name for name, _ in commands()])
@@ -601,8 +613,13 @@ LIGHT = (
     ("--help",),
     ("commit", "--help"),
     ("log",),
+    ("log", "--graph", "--facts"),
     ("status",),
     ("stack",),
+    ("stack", "--sort", "norm"),
+    ("blame", "Microsoft"),
+    ("bisect", "--help"),
+    ("diff", "--help"),
     ("facts", "search", "rome"),
     ("show",),
     ("path", "build"),

@@ -18,7 +18,8 @@ from command_helpers import save_checkpoint
 from patchkit.build import build
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.memit import Memit
-from patchkit.editing.recipe import Recipe, recipe_for
+from patchkit.editing.published import recipe_for
+from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import statistics_for
 from patchkit.evaluation.likelihood import score_targets
 from patchkit.fact import Fact

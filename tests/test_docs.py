@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -194,6 +194,7 @@ def test_other_shell_blocks_name_what_there_is(page: str) -> None:
             words = line.split()
             known = words[0] == "make" and set(words[1:]) <= targets
             known |= line == "pip install -c constraints.txt ." and (ROOT / "constraints.txt").exists()
+            known |= words[:3] == ["python", "-m", "benchmarks"]
             known |= words[0] == "datasette" or "Patchkit-Accept" in line
             assert known, line
 
@@ -250,7 +251,8 @@ def test_every_example_is_listed_and_every_fact_of_one_is_sound() -> None:
     from patchkit.facts import Fact
 
     listed = set(re.findall(r"^\| `([^`]+)` \|", TEXTS["examples/README.md"], re.MULTILINE))
-    assert listed == {path.name for path in (ROOT / "examples").glob("*.*") if path.name != "README.md"}
+    others = ("README.md", "__pycache__")
+    assert listed == {path.name for path in (ROOT / "examples").glob("*") if path.name not in others}
     for path in (ROOT / "examples").glob("*.jsonl"):
         facts = parse_facts(path.read_bytes(), path.name).facts
         backwards = [Fact(**asdict(fact.reverse)) for fact in facts if fact.reverse]
@@ -306,6 +308,7 @@ def test_the_workflow_reviews_a_pull_request(stand_in: dict[str, str], tmp_path:
     assert version is not None
     assert (tools / "pip.log").read_text() == f"install patchkit-llm=={version[1]}\n"
     assert "every byte is as it was written" in said
+    assert "2 commits checked, nothing is wrong" in said  # the request's, and the merge
     assert "facts.jsonl: 4 facts, no faults" in said
     told = summary.read_text("utf-8")
     assert "+ The headquarters of Brindlemark Instruments is in the city of → Ljubljana" in told
@@ -317,6 +320,11 @@ def test_the_workflow_reviews_a_pull_request(stand_in: dict[str, str], tmp_path:
     _bash("git add -A && git commit -q -m 'Add a note'", repository, environment)
     with pytest.raises(AssertionError, match=r"notes\.txt"):
         _bash(next(step["run"] for step in steps if "fsck" in step.get("run", "")), repository, environment)
+    _bash("git rm -q patches/notes.txt && git commit -q -m 'Remove it'", repository, environment)
+    with pytest.raises(
+        AssertionError, match=r"[0-9a-f]{10}:patches/notes\.txt"
+    ):  # in a commit before the tip
+        _bash('patchkit fsck --ci "$BEFORE..HEAD"', repository, environment)
 
 
 def test_the_recipe_for_a_hub_model_runs_on_a_folder(stand_in: dict[str, str], tmp_path: Path) -> None:
@@ -446,7 +454,7 @@ def test_every_field_of_a_recipe_is_documented() -> None:
     from patchkit.editing.recipe import Recipe
 
     shown = set(re.findall(r"^\| `([a-z_]+)` \|", TEXTS["docs/recipes.md"], re.M))
-    assert shown == set(Recipe((0,), 1.0).to_dict())
+    assert shown == {field.name.removesuffix("_") for field in fields(Recipe)}
 
 
 def test_every_field_of_a_fact_is_documented() -> None:
@@ -501,7 +509,9 @@ def test_every_name_that_the_maths_give_is_there() -> None:
     from patchkit.editing.recipe import Recipe
 
     spoken = {word for word in re.findall(r"`([A-Za-z_]+(?:\.\w+)?)`", page) if not word.endswith(".py")}
-    assert spoken <= {*known, *Recipe((0,), 1.0).to_dict(), "nn.Linear"}, spoken - known
+    assert spoken <= {*known, *(f.name.removesuffix("_") for f in fields(Recipe)), "nn.Linear"}, (
+        spoken - known
+    )
 
 
 @pytest.mark.parametrize(("page", "least"), [("docs/guarantees.md", 40), ("docs/security.md", 40)])
@@ -601,9 +611,13 @@ FLOORS = (
     "errors problem canonical files records jsonlines",
     "fact facts tensors checkpoint settings database schema",
     "models",
-    "patch factors rounding build build_record gitcommand objects history recording locks "
-    "gitstore gitcheck merges returns inspection stack beliefs catalogue indexing",
+    "overlap spectrum closed_forms "
+    "patch factors parts rounding rewriting build build_record mending gitcommand objects history lfs "
+    "recording moving remotes locks "
+    "gitstore gitcheck merges returns inspection stack beliefs catalogue salvage indexing questions "
+    "datasette_metadata choices writers interference joint mergeplan mergefile merging",
     "editing evaluation",
+    "shipping",
     "actions repository",
     "commands",
 )

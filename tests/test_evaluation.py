@@ -27,27 +27,28 @@ PAIRS = [(fact.text, fact.target) for fact in FACTS] + [
 KINDS = [("llama", "bpe"), ("llama", "sentencepiece"), ("gpt2", "bpe"), ("mistral", "sentencepiece")]
 
 
-def literal(model: Any, tokenizer: Any, prompt: str, target: str) -> tuple[float, bool, list[int]]:
-    """log p(target | prompt), whether it is the argmax, and its tokens: a text and a softmax for each."""
+def literal(model: Any, tokenizer: Any, prompt: str, target: str) -> tuple[float, int, list[int]]:
+    """log p(target | prompt), its tokens that are the argmax, and its tokens: a softmax for each."""
     before = tokenizer(prompt)["input_ids"]
     whole = tokenizer(f"{prompt} {target}")["input_ids"]
     assert whole[: len(before)] == before  # in these texts no token spans the border
-    total, best = 0.0, True
+    total, hits = 0.0, 0
     for position in range(len(before), len(whole)):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([whole[:position]])).logits[0, -1].double()
         total += float(logits.log_softmax(-1)[whole[position]])
-        best = best and int(logits.argmax()) == whole[position]
-    return total, best, whole[len(before) :]
+        hits += int(logits.argmax()) == whole[position]
+    return total, hits, whole[len(before) :]
 
 
 @pytest.mark.parametrize(("kind", "pieces"), KINDS)
 def test_likelihoods_are_those_of_one_text_at_a_time(kind: str, pieces: str) -> None:
     model, tokenizer = tiny_model(kind), tiny_tokenizer(pieces)
     for (prompt, target), score in zip(PAIRS, score_targets(model, tokenizer, PAIRS), strict=True):
-        wanted, best, tokens = literal(model, tokenizer, prompt, target)
+        wanted, hits, tokens = literal(model, tokenizer, prompt, target)
         assert score.log_probability == pytest.approx(wanted, rel=1e-4, abs=1e-4)
-        assert (score.tokens, score.argmax) == (len(tokens), best)
+        assert (score.tokens, score.hits) == (len(tokens), hits)
+        assert score.argmax == (hits == len(tokens))
         assert score.probability == pytest.approx(math.exp(wanted), rel=1e-3)
         assert score.nll == pytest.approx(-wanted / len(tokens), rel=1e-4)
 
@@ -174,8 +175,9 @@ def test_observe_measures_each_prompt_of_each_fact() -> None:
         found = [state.rewrite, *state.paraphrases, *state.neighbors]
         assert [one.prompt for one in found] == prompts
         for one in found:
-            log_p, best, tokens = literal(model, tokenizer, one.prompt, fact.target)
+            log_p, hits, tokens = literal(model, tokenizer, one.prompt, fact.target)
             assert one.target == pytest.approx(math.exp(log_p), rel=1e-3)
+            best = hits == len(tokens)
             assert one.argmax == best
             assert one.next_token == _next(model, tokenizer, one.prompt)
             if fact.was is None:
@@ -249,7 +251,7 @@ def test_summary_of_cases_worked_out_by_hand() -> None:
 
 def test_a_longer_object_is_compared_by_its_mean_token() -> None:
     """As CounterFact does: 4 tokens of -1 nat each are preferred to 1 token of -2."""
-    long, short = Score(-4.0, 4, False, 0), Score(-2.0, 1, False, 0)
+    long, short = Score(-4.0, 4, 0, 0), Score(-2.0, 1, 0, 0)
     assert long.nll < short.nll
     assert long.probability < short.probability
 

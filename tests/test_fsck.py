@@ -10,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from git_helpers import git
+from git_helpers import another_writer, git
 from proof_helpers import (  # noqa: F401
     as_person,
     fine,
@@ -28,6 +29,10 @@ from proof_helpers import (  # noqa: F401
 )
 
 from patchkit.checkpoint import Checkpoint
+from patchkit.gitcheck import fsck_worktree
+from patchkit.gitstore import GitStore
+from patchkit.locks import being_written
+from patchkit.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -212,3 +217,29 @@ def test_files_lost_and_cut_are_found(root: Path, what: str) -> None:
             path.rmdir()
         path.write_bytes(data)
     fine(here("-C", root / "kb", "fsck"))
+
+
+def test_half_of_another_commands_commit_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = small_base(tmp_path / "base")
+    store = small_repository(tmp_path / "kb", base).store
+    patch = saved(made_patch(Checkpoint.open(base).fingerprint(), 0), tmp_path / "made")
+    fine(here("-C", store.root, "apply", patch))
+    (stored,) = (store.folder / "patches").glob("*/facts.jsonl")
+    data = stored.read_bytes()
+    to_come = b"of the commit to come\n"
+    with another_writer(store, lambda: stored.write_bytes(to_come), lambda: stored.write_bytes(data)):
+        fine(here("-C", store.root, "fsck"))
+
+    look = fsck_worktree
+
+    def look_until_it_ends(looked_at: GitStore) -> list[Problem]:
+        found = look(looked_at)
+        while being_written(store):
+            time.sleep(0.01)
+        return found
+
+    monkeypatch.setattr("patchkit.actions.fsck.fsck_worktree", look_until_it_ends)
+    with another_writer(store, lambda: stored.write_bytes(to_come), lambda: stored.write_bytes(data)):
+        fine(here("-C", store.root, "fsck"))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from git_helpers import add, git, git_environment, make_store, numbers  # noqa: F401
 
+from patchkit import gitcheck
 from patchkit.gitcheck import _hashed_files, _is_object, _loose_objects, fsck_git, fsck_worktree
 from patchkit.gitstore import GitStore
 
@@ -148,3 +149,49 @@ def test_each_finding_is_one_line_with_a_way_out(store: GitStore) -> None:
     assert all(
         "\n" not in str(problem) and "\x1b" not in str(problem) and problem.remedy for problem in found
     )
+
+
+def test_a_commit_of_another_while_it_looks_is_no_damage(
+    store: GitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HEAD and its log are two files: between reading one and the other both may move."""
+    read, late = gitcheck._last_logged, [numbers(9)]
+
+    def then_another_commits(path: Path) -> str | None:
+        found = read(path)
+        if path.name == "HEAD" and late:
+            add(store, late.pop())
+        return found
+
+    monkeypatch.setattr(gitcheck, "_last_logged", then_another_commits)
+    assert fsck_git(store) == []
+    assert not late
+
+
+def test_references_that_another_packs_while_it_looks_are_no_damage(
+    store: GitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = gitcheck._is_reference
+
+    def once_packed(path: Path) -> bool:
+        git(store.root, "pack-refs", "--all")
+        return look(path)
+
+    monkeypatch.setattr(gitcheck, "_is_reference", once_packed)
+    assert (store.git_dir / "refs" / "heads" / "other").exists()
+    assert fsck_git(store) == []
+
+
+def test_objects_that_another_packs_while_it_looks_are_no_damage(
+    store: GitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, packed = gitcheck._is_object, []
+
+    def once_packed(path: Path, oid: str, hash_name: str) -> bool:
+        if not packed:
+            packed.append(git(store.root, "gc", "-q"))
+        return look(path, oid, hash_name)
+
+    monkeypatch.setattr(gitcheck, "_is_object", once_packed)
+    assert fsck_git(store) == []
+    assert packed

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from git_helpers import (  # noqa: F401
@@ -32,7 +33,7 @@ from git_helpers import (  # noqa: F401
 )
 
 import patchkit
-from patchkit import recording
+from patchkit import recording, writers
 from patchkit.errors import (
     BadInput,
     Busy,
@@ -752,11 +753,11 @@ def test_two_writers_at_once_lose_nothing(store: GitStore) -> None:
 
 
 def test_a_second_writer_is_told_when_it_waits_too_long(store: GitStore, monkeypatch) -> None:
-    monkeypatch.setattr(recording, "PATIENCE", 0.1)
+    monkeypatch.setattr(writers, "PATIENCE", 0.1)
     held, done = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with recording._locked(store):
+        with writers.writers_lock(store):
             held.set()
             done.wait(30)
 
@@ -791,6 +792,28 @@ def test_a_commit_that_comes_from_plain_git_meanwhile_survives(store: GitStore) 
         subprocess.run(finding.remedy, shell=True, check=True)
     assert store.leftovers() == []
     add(store, numbers(1))
+
+
+def test_patches_that_come_from_plain_git_meanwhile_are_not_taken_for_ours(
+    store: GitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A `git pull` moves HEAD forward just before we commit: its patches are no alteration of ours."""
+    git(store.root, "switch", "-q", "-c", "theirs")
+    add(store, numbers(2), message="Theirs")
+    git(store.root, "switch", "-q", "main")
+    write = store.git.write
+
+    def after_a_pull(command: str, *args: str, **options: Any) -> bytes:
+        if command == "commit":
+            git(store.root, "merge", "-q", "--ff-only", "theirs")
+        return write(command, *args, **options)
+
+    monkeypatch.setattr(store.git, "write", after_a_pull)
+    made = store.record(Changes(patches={numbers(1).name: numbers(1).files()}), "Ours")
+    assert made == store.head()
+    assert git(store.root, "log", "-2", "--format=%s").split() == ["Ours", "Theirs"]
+    assert {stored.name for stored in read_stack(store).patches} == {numbers(1).name, numbers(2).name}
+    assert store.leftovers() == []
 
 
 # -- the rules ---------------------------------------------------------------------------------
@@ -838,14 +861,23 @@ def test_the_package_never_writes_through_gitpythons_index_or_references() -> No
         assert _forbidden_uses(path.read_text("utf-8")) == [], path
 
 
-def test_only_gitcommand_starts_git_and_only_recording_commits() -> None:
+WRITING = {"commit", "add", "rm", "merge", "update_ref"}
+
+
+def test_only_gitcommand_starts_git_and_only_recording_and_merging_commit() -> None:
     for path in Path(patchkit.__file__).parent.rglob("*.py"):
         text = path.read_text("utf-8")
         if path.name != "gitcommand.py":
             assert "import git\n" not in text, path
             assert not ('"git"' in text and "subprocess" in text), path
-        if path.name != "recording.py":
-            assert not any(f'write("{word}"' in text for word in ("commit", "add", "update_ref", "rm")), path
+        allowed = {
+            "recording.py": WRITING,
+            "merging.py": WRITING,
+            "moving.py": {"update_ref"},
+            "pull.py": {"merge"},  # a fast-forward, which makes no commit
+        }
+        for word in WRITING - allowed.get(path.name, set()):
+            assert f'write("{word}"' not in text, path
 
 
 def test_opening_and_reading_import_no_torch_and_no_sqlite_utils(store: GitStore) -> None:

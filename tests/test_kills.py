@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fork_kills import killed_at
 from git_helpers import (  # noqa: F401
     SETTINGS,
     add,
@@ -46,8 +47,6 @@ CHANGES = {
         settings=_MOVED,
     ),
 }
-_KILLED = 77
-_EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "subprocess.Popen"}
 
 
 @pytest.fixture(params=list(CHANGES))
@@ -112,33 +111,9 @@ def _check(place: Path, old: dict[str, bytes], new: dict[str, bytes], changes: C
 
 
 def _killed_at(place: Path, changes: Changes, number: int) -> bool:
-    """Record in a fork that ends itself at its `number`-th file operation or Git command; whether it did."""
-    child = os.fork()
-    if child == 0:
-        left = number
-        inside = os.fspath(place)
-
-        def hook(event: str, args: tuple[object, ...]) -> None:
-            nonlocal left
-            path = os.fspath(args[0]) if args and isinstance(args[0], (str, os.PathLike)) else ""
-            writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
-            if (event in _EVENTS or writes) and (event == "subprocess.Popen" or str(path).startswith(inside)):
-                left -= 1
-                if left < 0:
-                    os._exit(_KILLED)
-
-        status = 1
-        try:
-            store = GitStore.find(place)
-            sys.addaudithook(hook)
-            store.record(changes, "Record")
-            status = 0
-        finally:
-            os._exit(status)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
-    assert code in (0, _KILLED)
-    return code == _KILLED
+    return killed_at(
+        lambda: GitStore.find(place), lambda store: store.record(changes, "Record"), place, number
+    )
 
 
 def test_killed_at_each_of_its_own_operations(before: GitStore, changes: Changes) -> None:
@@ -163,7 +138,12 @@ def test_killed_before_the_first_commit_of_all(tmp_path: Path) -> None:
         place = tmp_path / f"new{number}"
         GitStore.init(place)
         child = Changes(settings=SETTINGS)
-        killed = _init_killed_at(place, child, number)
+        killed = killed_at(
+            lambda place=place: GitStore.init(place),
+            lambda store, child=child: store.record(child, "Start"),
+            place,
+            number,
+        )
         store = GitStore.init(place)
         assert problems(store) == []
         for finding in store.leftovers():
@@ -176,16 +156,6 @@ def test_killed_before_the_first_commit_of_all(tmp_path: Path) -> None:
             break
     assert not killed
     assert number > 8
-
-
-def _init_killed_at(place: Path, changes: Changes, number: int) -> bool:
-    (place / "patchkit.toml").write_bytes(b"")  # for `find`, as an earlier attempt may have left it
-    (place / "patchkit.toml").unlink()
-    found, GitStore.find = GitStore.find, GitStore.init  # type: ignore[method-assign]
-    try:
-        return _killed_at(place, changes, number)
-    finally:
-        GitStore.find = found  # type: ignore[method-assign]
 
 
 _SCRIPT = """

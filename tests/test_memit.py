@@ -263,7 +263,9 @@ def test_facts_that_cannot_be_tokenised_are_refused_by_name():
 def test_editors_are_found_by_name(monkeypatch):
     assert find_editor("memit").name == "memit"
     assert "memit" in editor_names()
-    with pytest.raises(BadInput, match="'nemit' is not an editor; there are memit"):
+    with pytest.raises(
+        BadInput, match="'nemit' is not an editor; there are alphaedit, emmet, ft, memit, rome"
+    ):
         find_editor("nemit")
     from patchkit.editing import editor
 
@@ -363,7 +365,7 @@ def mean_nll(model, tokenizer, fact, target):
 @pytest.mark.model
 def test_on_the_real_model_facts_take_and_z_is_the_sequential_references(smollm2, tmp_path):
     """Eight CounterFact-R facts; CPU seconds a fact of both, engine and reference, are printed (-s)."""
-    from patchkit.editing.recipe import recipe_for
+    from patchkit.editing.published import recipe_for
 
     facts, true = counterfact(8)
     model, tokenizer = load_model(smollm2, "cpu")

@@ -358,6 +358,21 @@ def test_a_patch_that_is_new_on_the_branch_is_not_named(store: GitStore) -> None
     assert problems(store) == []
 
 
+def test_one_of_two_that_said_the_same_was_no_removal(store: GitStore) -> None:
+    """A fact was said twice for a while, then once; put back by its folder's name, it is on purpose."""
+    (name,) = add(store, numbers(1))
+    both = numbers(1, 2)
+    write(store, both.name, both)
+    commit_all(store, "Twice")
+    _refused(store, "Person 1")
+    _remove(store, both.name)
+    _remove(store, name)
+    git(store.root, "checkout", "-q", "HEAD^", "--", f"patches/{name}")
+    git(store.root, "commit", "-q", "-m", f"{name} as it was")
+    assert problems(store) == []
+    assert _in_force(store) == ["Person 1"]
+
+
 def test_a_base_that_moved_on_one_side(store: GitStore) -> None:
     (name,) = add(store, numbers(1))
     _on(store, "side", "main")
@@ -472,6 +487,7 @@ def test_an_octopus_and_a_criss_cross(store: GitStore) -> None:
 
 def test_unrelated_histories(store: GitStore, tmp_path: Path) -> None:
     other = make_store(tmp_path / "other")
+    git(other.root, "commit", "-q", "--amend", "-m", "Elsewhere")  # of one second, they would be the same
     add(other, numbers(2))
     add(store, numbers(1))
     git(store.root, "fetch", "-q", str(other.root), "main:other")

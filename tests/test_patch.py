@@ -83,10 +83,10 @@ def test_reading_headers_and_verifying_builds_need_no_torch() -> None:
 
 
 LIES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "another format": (lambda h: h.update(format=2), "format 1"),
-    "a format of 1.0": (lambda h: h.update(format=1.0), "format 1"),
-    "a format of true": (lambda h: h.update(format=True), "format 1"),
-    "no format": (lambda h: h.pop("format"), "format 1"),
+    "another format": (lambda h: h.update(format=2), "in patch format 2, .*; update patchkit"),
+    "a format of 1.0": (lambda h: h.update(format=1.0), "does not say its format"),
+    "a format of true": (lambda h: h.update(format=True), "does not say its format"),
+    "no format": (lambda h: h.pop("format"), "does not say its format"),
     "a field too few": (lambda h: h.pop("recipe"), "recipe"),
     "a field too many": (lambda h: h.update(author="me"), "author"),
     "a base that is no fingerprint": (lambda h: h.update(base="main"), "base fingerprint"),

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from page_helpers import CHROMIUM, opened
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*(path.stem for path in (ROOT / "docs").glob("*.md")), "limits"])
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -63,22 +61,6 @@ def test_fences_and_formulae_are_rendered(site: Path) -> None:
     assert (site / "maths.html").read_text("utf-8").count("<math") > 50
 
 
-def _opened(page: Path, folder: Path) -> tuple[str, list[str]]:
-    """What a browser makes of a page, and what the page asked of other hosts, none of which is found."""
-    assert CHROMIUM is not None
-    log = folder / "net.json"
-    switches = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-    switches += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    switches += [f"--user-data-dir={folder}", "--host-resolver-rules=MAP * ~NOTFOUND", f"--log-net-log={log}"]
-    command = [CHROMIUM, *switches, "--virtual-time-budget=2000", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    events = [event.get("params", {}) for event in json.loads(log.read_text("utf-8"))["events"]]
-    # What the browser asks for itself has no origin.
-    asked = [e["url"] for e in events if "url" in e and e.get("initiator", _ITSELF) != _ITSELF]
-    return done.stdout, [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
-
-
-_ITSELF = "not an origin"
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 
@@ -86,7 +68,7 @@ needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not in
 @needs_chromium
 @pytest.mark.parametrize("page", PAGES)
 def test_a_browser_shows_the_page_and_asks_no_other_host(page: str, site: Path, tmp_path: Path) -> None:
-    document, asked = _opened(site / f"{page}.html", tmp_path)
+    document, asked = opened(site / f"{page}.html", tmp_path)
     source = ROOT / "docs" / f"{page}.md"
     heading = source.read_text("utf-8").split("\n")[0] if source.exists() else "# Limits"
     shown = re.search(r"<h1[^>]*>(.*?)<", document)
@@ -101,6 +83,6 @@ def test_a_page_that_asks_another_host_is_noticed(tmp_path: Path) -> None:
     address = "https://example.invalid/a.js"
     page = tmp_path / "page.html"
     page.write_text(f"<script>fetch('{address}')</script><h1>Hello</h1>", "utf-8")
-    document, asked = _opened(page, tmp_path / "browser")
+    document, asked = opened(page, tmp_path / "browser")
     assert "Hello" in document
     assert address in asked

@@ -477,3 +477,5 @@ def test_a_thousand_patches_that_were_believed_are_read_quickly(tmp_path: Path) 
     assert time.perf_counter() - start < 0.5
     assert again == first
     assert len(again.patches) == 1000
+    for old, new in zip(first.patches, again.patches, strict=True):  # parsed when they are asked for
+        assert (new.header, new.facts) == (old.header, old.facts)

@@ -152,6 +152,13 @@ def test_too_few_tokens_are_refused_with_the_way_out():
         collect(model, tokenizer, (9,), DOCUMENTS, tokens=20)
 
 
+def test_documents_longer_than_the_model_reads_are_refused():
+    model, tokenizer = tiny_models.tiny_model("gpt2"), tiny_models.tiny_tokenizer()
+    recipe = Recipe((1,), 3.0, statistics_tokens=64, statistics_length=129)
+    with pytest.raises(BadInput, match=r"statistics_length = 129: .* 128 positions; .*=128"):
+        statistics_for(model, tokenizer, recipe)
+
+
 def test_digests_are_of_the_bytes_and_the_layers():
     C = {1: torch.eye(4), 2: 2 * torch.eye(4)}
     digest = Statistics(C, 9).digest((1, 2))

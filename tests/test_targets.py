@@ -122,7 +122,10 @@ def test_a_rate_that_is_a_share_of_the_norm_needs_no_scale():
     """Where activations are 100 x as large, the momentum rule's first step is 100 x as long."""
     init = torch.randn(3, 8, dtype=torch.float64)
     gradient = torch.randn(3, 8, dtype=torch.float64)
-    steps = [descent_of(scale * init, MOMENTUM).move(gradient / scale, 1) for scale in (1.0, 100.0)]
+    steps = [
+        descent_of(scale * init, (scale * init).norm(dim=1), MOMENTUM).move(gradient / scale, 1)
+        for scale in (1.0, 100.0)
+    ]
     torch.testing.assert_close(steps[1], 100 * steps[0])
 
 

@@ -42,6 +42,8 @@ LOOKS = (
     *(("status",), ("log",), ("show",), ("show", NAME), ("stack",), ("diff",)),
     *(("diff", "base", "HEAD"), ("facts", "search", "a"), ("facts", "search", "nothingatall"), ("base",)),
     *(("editors",), ("model", "list"), ("reindex",), ("fsck",), ("build", "-n"), ("revert", "-n")),
+    *(("log", "--graph", "--facts"), ("diff", "--weights"), ("diff", "--behavior"), ("blame", LONG)),
+    *(("stack", "--interference"), ("blame", "--measure", "東京都" * 20)),
     *(("revert", "-n", NAME, "--fact", "1"), ("ask", "--tokens", "8", LONG, "東京都" * 20)),
 )
 ERRORS = (

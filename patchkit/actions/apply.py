@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import replace as fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.changes import Taken, large_files, record, superseded
+from patchkit.actions.changes import Taken, large_files, record, solved_on_top, superseded
 from patchkit.canonical import hash_bytes
-from patchkit.errors import BadInput, Busy
+from patchkit.errors import BadInput, Busy, NotFound
 from patchkit.factors import Patch
 from patchkit.facts import Fact, FactsError, Fault, normal
-from patchkit.gitstore import Changes
+from patchkit.gitstore import PATCHES, Changes
+from patchkit.parts import scaled
 from patchkit.patch import DELTA, FACTS, valid_patch_name
-from patchkit.stack import Stack
+from patchkit.stack import Stack, StoredPatch, find_patch
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository
@@ -51,30 +53,35 @@ def apply(
     *,
     message: str | None = None,
     replace: bool = False,
+    scale: float = 1.0,
     dry_run: bool = False,
 ) -> Applied:
     """Check the patch in ``folder`` and commit its very bytes; it keeps the folder's name for life.
 
     BadInput when it stands on another base or its files do not belong together, FactsError when a
     fact of it is in force already. With ``replace`` such facts are taken out of their patches, in
-    the same commit.
+    the same commit. With a ``scale`` it is the version with ΔW times that; then ``folder`` may also name
+    a patch in force, which is scaled in its place.
     """
     if not dry_run:
         repository.store.ensure_ready()
+    if scale != 1.0 and (stored := _in_force(repository, folder)) is not None:
+        return _scale_in_force(repository, stored, scale, message, dry_run)
     patch = Patch.load(folder)
     base = repository.settings.base_fingerprint
     if patch.base != base:
         raise BadInput(
             f"{folder}: was made on another base ({patch.base[:19]}…) than this repository's ({base[:19]}…)"
         )
+    name = folder.resolve().name if valid_patch_name(folder.resolve().name) else patch.name
+    if scale != 1.0:
+        patch = scaled(patch, scale)
     files = patch.files()
     if hash_bytes(files[DELTA]) != patch.id:
         raise BadInput(
             f"{folder}: {DELTA} is not spelled as patchkit spells it, so its id would change; make it anew"
         )
     stack = repository.stack()
-    name = folder.resolve().name if valid_patch_name(folder.resolve().name) else patch.name
-
     replaced = tuple(superseded(stack, patch.facts, repository.patch)) if replace else ()
     gone = {taken.patch for taken in replaced if taken.remaining is None}
 
@@ -88,14 +95,52 @@ def apply(
             raise BadInput(f"{name}: a patch of that name is in force already; revert it first")
 
     still_right(stack)
-    text = message or f"Apply {name}"
+    text = message or (f"Apply {name}" if scale == 1.0 else f"Apply {name}, scaled by {scale:g}")
     if dry_run:
-        return Applied(name, patch, text, replaced, None, large_files(patch))
+        return Applied(name, patch, text, replaced, None, large_files(repository, patch))
     trailers = [("Patchkit-Patch", name), ("Patchkit-Id", patch.id)]
     solved = {taken.patch: taken.remaining.files() for taken in replaced if taken.remaining is not None}
     changes = Changes(patches={**solved, name: files}, removed=gone - {name})
     commit = record(repository, stack, changes, text, trailers, still_right)
-    return Applied(name, patch, text, replaced, commit, large_files(patch))
+    return Applied(name, patch, text, replaced, commit, large_files(repository, patch))
+
+
+def _in_force(repository: Repository, folder: Path) -> StoredPatch | None:
+    """The patch in force that is meant: its folder in the work tree, or a name where no such folder lies."""
+    stack = repository.stack()
+    place = folder.resolve()
+    if place.parent == (repository.store.folder / PATCHES).resolve():
+        return stack.get(place.name)
+    if folder.exists() or folder.is_absolute():
+        return None
+    try:
+        return find_patch(stack, str(folder))
+    except NotFound as error:
+        raise NotFound(f"{error}; and there is no such folder") from None
+
+
+def _scale_in_force(
+    repository: Repository, stored: StoredPatch, scale: float, message: str | None, dry_run: bool
+) -> Applied:
+    """Rewrite a patch in place, its ΔW times ``scale``."""
+    stack = repository.stack()
+    patch = scaled(repository.patch(stored), scale)
+    text = message or f"Scale {stored.name} by {scale:g}"
+    above = tuple(
+        f"{name} was solved on top of it; its facts may hold less well: patchkit refit {name}"
+        for name in solved_on_top(stack, [stored])
+    )
+    done = Applied(stored.name, patch, text, (), None, (*above, *large_files(repository, patch)))
+    if dry_run:
+        return done
+
+    def still_right(now: Stack) -> None:
+        if now.get(stored.name) != stored:
+            raise Busy(f"{stored.name}: was changed by another commit meanwhile; look at it and try again")
+
+    trailers = [("Patchkit-Patch", stored.name), ("Patchkit-Id", patch.id)]
+    changes = Changes(patches={stored.name: patch.files()})
+    return fields(done, commit=record(repository, stack, changes, text, trailers, still_right))
 
 
 def _clashes(folder: Path, facts: Sequence[Fact], stack: Stack, leaving: Collection[str]) -> Iterator[Fault]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchkit.actions.card import card_of, check_licence
 from patchkit.actions.changes import remembered
 from patchkit.build import BuildRecord
 from patchkit.build import build as write_build
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput
 from patchkit.factors import Patch
+from patchkit.shipping.card import CARD, markdown
+from patchkit.stack import Stack, StoredPatch, Updates
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository
@@ -41,23 +46,50 @@ def build(
     out: Path | None = None,
     *,
     revision: str = "HEAD",
+    earlier: Sequence[StoredPatch] = (),
+    card: bool = False,
+    licence: str | None = None,
     dry_run: bool = False,
     progress: ByteProgress = None,
 ) -> Built | None:
     """Write base and stack at ``revision`` to ``out`` (default: the repository's own build folder).
 
+    ``earlier``: patches that may be in the build that is there; what they did not edit is not computed again.
+    ``card``: with a model card of the stack, which names ``licence``, in place of the base's README.md.
     None for a dry run, which checks everything that a build checks first.
     """
+    check_licence(licence)
     stack = repository.stack(revision)
     checkpoint = repository.checkpoint()
-    patches = repository.patches(stack)
     folder = out or repository.build_folder
     if dry_run:
+        repository.patches(stack)
         return None
-    record = write_build(checkpoint, patches, folder, progress=progress)
+    edited = {
+        patch.id: {name: entry.stored_shape for name, entry in patch.header.weights.items()}
+        for patch in (*earlier, *stack.patches)
+    }
+    patches = Updates(repository.store, stack)
+    with _card(repository, stack, revision, licence, wanted=card) as instead:
+        record = write_build(checkpoint, patches, folder, edited=edited, instead=instead, progress=progress)
     with remembered(f"{folder} is built"):
         repository.catalogue.record_build(folder, stack.tree, record)
     return Built(folder, record, tuple(stored.name for stored in stack.patches))
+
+
+@contextmanager
+def _card(
+    repository: Repository, stack: Stack, revision: str, licence: str | None, *, wanted: bool
+) -> Iterator[dict[str, Path]]:
+    """The stack's model card as a file, by the name that it has in a build; none unless it is ``wanted``."""
+    if not wanted:
+        yield {}
+        return
+    told = card_of(repository, stack, revision, kind="build", licence=licence)
+    with tempfile.TemporaryDirectory(prefix="patchkit-") as folder:
+        path = Path(folder, CARD)
+        path.write_text(markdown(told), encoding="utf-8")
+        yield {CARD: path}
 
 
 def build_from_patches(

@@ -31,6 +31,7 @@ __all__ = [
     "record",
     "refuse_clashes",
     "remembered",
+    "solved_on_top",
     "superseded",
     "take_out",
 ]
@@ -107,6 +108,13 @@ def record(
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
+def solved_on_top(stack: Stack, leaving: Collection[StoredPatch]) -> tuple[str, ...]:
+    """The names of the other patches in force that were solved on top of what leaves."""
+    gone = {id_ for stored in leaving for id_ in stored.header.versions(stored.id)}
+    staying = [stored for stored in stack.patches if stored not in leaving]
+    return tuple(stored.name for stored in staying if gone & set(stored.header.solved_on))
+
+
 def refuse_clashes(batch: Batch, stack: Stack, leaving: Collection[str] = ()) -> None:
     """FactsError where a fact's key is in force already, but for keys in patches that leave."""
     in_force = {key: pair for key, pair in stack.facts_in_force().items() if pair[0] not in leaving}
@@ -114,14 +122,17 @@ def refuse_clashes(batch: Batch, stack: Stack, leaving: Collection[str] = ()) ->
         raise FactsError(faults)
 
 
-def large_files(patch: Patch) -> tuple[str, ...]:
-    """A note where a file of the patch is larger than hubs take."""
+def large_files(repository: Repository, patch: Patch) -> tuple[str, ...]:
+    """A note where a file of the patch is larger than hubs take outside Git LFS."""
+    if repository.store.tree().lfs:
+        return ()
     size = max(len(data) for data in patch.files().values())
     if size <= PLAIN:
         return ()
     return (
         f"a file of this patch has {size / (1 << 20):.3g} MiB: the Hugging Face hub refuses plain files over "
-        "10 MiB, GitHub over 100 MB; split the facts over several commits, or keep it off such a hub",
+        "10 MiB, GitHub over 100 MB; split the facts over several commits, or keep patches in Git LFS: "
+        "patchkit init BASE --lfs",
     )
 
 

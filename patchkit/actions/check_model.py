@@ -9,7 +9,8 @@ from typing import Any
 from patchkit.actions.init import recipe_table
 from patchkit.actions.workbench import Workbench
 from patchkit.checkpoint import Checkpoint
-from patchkit.editing.recipe import Recipe, recipe_for
+from patchkit.editing.published import recipe_for
+from patchkit.editing.recipe import Recipe
 from patchkit.editing.templates import rewriting_passages
 from patchkit.fact import Fact
 from patchkit.models.anatomy import anatomy_of

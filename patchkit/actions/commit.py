@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
@@ -23,9 +22,10 @@ from patchkit.actions.changes import (
     remembered,
     superseded,
 )
-from patchkit.actions.edit import as_patch
-from patchkit.actions.environment import environment, environment_line
-from patchkit.actions.given import GATES, as_batch
+from patchkit.actions.clock import Clock
+from patchkit.actions.edit import as_patch, below
+from patchkit.actions.environment import environment, measured_trailers
+from patchkit.actions.given import as_batch
 from patchkit.actions.workbench import Workbench
 from patchkit.editing.editor import find_editor
 from patchkit.editing.kept import key_of
@@ -44,7 +44,7 @@ from patchkit.stack import Stack
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["Committed", "commit"]
+__all__ = ["Committed", "commit", "record_committed"]
 
 Progress = Callable[[str, int, int], None] | None
 
@@ -125,7 +125,7 @@ def commit(
     if not replace:
         refuse_clashes(batch, stack)
     patches = repository.patches(stack)
-    clock = _Clock()
+    clock = Clock()
     tell = progress or (lambda phase, done, total: None)
     tell("loading", 0, 1)
     bench = repository.workbench(device)
@@ -152,6 +152,7 @@ def commit(
         facts,
         recipe,
         statistics,
+        below=below(under, bench.model, bench.checkpoint),
         batch_size=batch_size,
         unfinished=unfinished,
         progress=progress,
@@ -177,20 +178,22 @@ def commit(
         norms=patch.norms(),
         base_norms={name: float(bench.checkpoint.read(name).double().norm()) for name in patch.deltas},
         size=sum(len(data) for data in patch.files().values()),
-        notes=(*_notes(bench, changes), *large_files(patch)),
+        notes=(*_notes(bench, changes), *large_files(repository, patch)),
     )
     _check_gate(None if dry_run else repository, done, gate or {}, bench)
     if dry_run:
         return done  # what was found stays, so that the commit itself need not look for it again
-    done = _record(repository, stack, done, bench)
+    done = record_committed(repository, stack, done, bench)
     shutil.rmtree(unfinished.parent, ignore_errors=True)
     return done
 
 
 def _text_and_statistics(
     repository: Repository, bench: Workbench, recipe: Recipe, progress: Progress
-) -> tuple[Recipe, Statistics]:
-    """Context templates and second moments, both of the base with nothing on it."""
+) -> tuple[Recipe, Statistics | None]:
+    """Context templates and second moments of the base with nothing on it, where the method reads them."""
+    if not recipe.reads("statistics_text"):
+        return recipe, None
     tell = progress or (lambda phase, done, total: None)
     tell("contexts", 0, 1)
     with float32_compute(bench.model):
@@ -213,7 +216,7 @@ def _unfinished(repository: Repository, bench: Workbench, under: Sequence[Patch]
     return repository.store.private / "unfinished" / key_of(weights)
 
 
-def _record(repository: Repository, stack: Stack, done: Committed, bench: Workbench) -> Committed:
+def record_committed(repository: Repository, stack: Stack, done: Committed, bench: Workbench) -> Committed:
     """Commit the patch and what it replaces; then tell the catalogue what was measured."""
     gone = {taken.patch for taken in done.replaced if taken.remaining is None} - {done.patch.name}
     solved = {t.patch: t.remaining.files() for t in done.replaced if t.remaining is not None}
@@ -251,33 +254,8 @@ def _catalogue(repository: Repository, done: Committed, computed_with: Mapping[s
 
 def _trailers(done: Committed, bench: Workbench) -> list[tuple[str, str]]:
     """What is not part of the id: measured results, time, versions."""
-    summary = done.summary
-    shares = {name: getattr(summary, name) for name in GATES}
-    return [
-        ("Patchkit-Patch", done.patch.name),
-        ("Patchkit-Id", done.patch.id),
-        ("Patchkit-Results", ", ".join(f"{n} {v:.3f}" for n, v in shares.items() if v is not None)),
-        ("Patchkit-Seconds", f"{sum(done.timings.values()):.1f}"),
-        ("Patchkit-Versions", environment_line(environment(str(bench.model.device)))),
-    ]
-
-
-class _Clock:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        now = time.perf_counter()
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
-        self._last = now
-
-    def add(self, timings: Mapping[str, float]) -> None:
-        for phase, seconds in timings.items():
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-        self._last = time.perf_counter()
+    measured = measured_trailers(done.summary, done.timings, str(bench.model.device))
+    return [("Patchkit-Patch", done.patch.name), ("Patchkit-Id", done.patch.id), *measured]
 
 
 def _observe_before(

@@ -12,17 +12,19 @@ from transformers import PreTrainedModel
 
 from patchkit.actions.given import Facts, as_batch
 from patchkit.checkpoint import Checkpoint
-from patchkit.editing.editor import Edited, find_editor
-from patchkit.editing.recipe import Recipe, recipe_for
+from patchkit.editing.editor import Below, Edited, find_editor
+from patchkit.editing.published import recipe_for
+from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.errors import BadInput
 from patchkit.factors import Patch
 from patchkit.facts import Fact
+from patchkit.models.loading import stored_parameters
 from patchkit.models.names import StoredNames
 from patchkit.models.sources import cache_folder, resolve_base
 from patchkit.rounding import materialise
 
-__all__ = ["as_patch", "edit"]
+__all__ = ["as_patch", "below", "edit"]
 
 
 def edit(
@@ -52,7 +54,7 @@ def edit(
         )
     checkpoint = Checkpoint.open(resolve_base(place, download=False).folder)
     recipe = recipe or recipe_for(model.config)
-    if statistics is None:
+    if statistics is None and recipe.reads("statistics_text"):
         folder = cache_folder() / "statistics"
         statistics = statistics_for(
             model, tokenizer, recipe, folder=folder, base=checkpoint.fingerprint(), progress=progress
@@ -66,6 +68,23 @@ def edit(
             weight = parameters[name]
             weight.copy_(materialise(weight.detach().cpu(), [delta], name))
     return as_patch(edited, batch.facts, model, checkpoint, ())
+
+
+def below(patches: Sequence[Patch], model: PreTrainedModel, checkpoint: Checkpoint) -> list[Below]:
+    """Patches that are on the model, as an editor sees them: by the names of its parameters."""
+    own = {id(weight): name for name, weight in model.named_parameters()}
+    parameter = {stored: own[id(weight)] for stored, weight in stored_parameters(model, checkpoint).items()}
+    found = []
+    for patch in patches:
+        weights = frozenset(parameter[name] for name in patch.deltas)
+        if patch.solution is None:
+            none = f"{patch.method} keeps no keys"
+            why = "its keys.safetensors was not shipped" if patch.left_out else none
+            found.append(Below(patch.name, weights, None, why))
+        else:
+            keys = {parameter[name]: rows for name, rows in patch.solution.keys.items()}
+            found.append(Below(patch.name, weights, keys))
+    return found
 
 
 def as_patch(

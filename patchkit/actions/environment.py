@@ -9,7 +9,10 @@ from typing import Any
 
 import torch
 
-__all__ = ["environment", "environment_line"]
+from patchkit.actions.given import GATES
+from patchkit.evaluation.measure import Summary
+
+__all__ = ["environment", "environment_line", "measured_trailers"]
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -28,3 +31,13 @@ def environment(device: str) -> dict[str, Any]:
 def environment_line(values: Mapping[str, Any]) -> str:
     """The same as one line, for a commit's trailer."""
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def measured_trailers(summary: Summary, timings: Mapping[str, float], device: str) -> list[tuple[str, str]]:
+    """Shares, seconds and versions of an edit, as the trailers of its commit."""
+    shares = {name: getattr(summary, name) for name in GATES}
+    return [
+        ("Patchkit-Results", ", ".join(f"{n} {v:.3f}" for n, v in shares.items() if v is not None)),
+        ("Patchkit-Seconds", f"{sum(timings.values()):.1f}"),
+        ("Patchkit-Versions", environment_line(environment(device))),
+    ]

@@ -1,44 +1,133 @@
-"""Everything hashed again: Git's data, every patch in it, the work tree, the base, the builds."""
+"""Everything hashed again: Git's data, every patch in it, the work tree, the base, the builds.
+
+With `full`, what can be derived is derived again too: ids, the edited tensors of builds, the catalogue.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchkit.build_record import verify_build
+from patchkit.actions.catalogue_check import check_catalogue, compare_catalogue
+from patchkit.actions.versions import reached, versions
+from patchkit.build_record import BUILD_RECORD, verify_build
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.gitcheck import fsck_git, fsck_worktree
+from patchkit.gitstore import GitStore
+from patchkit.locks import being_written
 from patchkit.problem import Problem
 from patchkit.stack import problems
+from patchkit.writers import PATIENCE
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["fsck"]
+__all__ = ["base_at_hand", "build_folders", "fsck"]
 
 Progress = Callable[[str, int, int], None] | None
 
 
-def fsck(repository: Repository, *, progress: Progress = None) -> list[Problem]:
+def fsck(repository: Repository, *, full: bool = False, progress: Progress = None) -> list[Problem]:
     """Every byte that is not as it was written, and everything that keeps HEAD from being believed."""
-    found = fsck_git(repository.store)
+    store = repository.store
+    found = _undisturbed(store)
+    base: list[Problem] = []
     try:
-        found += fsck_worktree(repository.store)
-        found += [problem for problem in problems(repository.store) if problem not in found]
-        found += _base(repository, _told(progress, "base"))
+        base = _base(repository, _told(progress, "base"))
+    except PatchkitError as error:
+        if not found:
+            found.append(Problem(str(store.folder), error.message, "see patchkit status"))
+    found += base
+    catalogue = check_catalogue(repository)
+    found += catalogue
+    for folder in build_folders(repository):
+        lines = verify_build(folder, progress=_told(progress, "build"))
+        found += [Problem(str(folder), line.removeprefix(f"{folder}: "), "patchkit build") for line in lines]
+    if full:
+        try:
+            found += _derived(repository, not base, not catalogue, progress)
+        except PatchkitError as error:
+            found.append(
+                Problem(str(store.folder), f"cannot be derived again ({error.message})", "mend that first")
+            )
+    return list(dict.fromkeys(found))
+
+
+def _undisturbed(store: GitStore) -> list[Problem]:
+    """What is wrong while nobody writes: half of another command's commit is no damage."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        still = not being_written(store)
+        before = _references(store)
+        found = _of_git(store)
+        still = still and not being_written(store) and _references(store) == before
+        if not found or still or time.monotonic() > until:
+            return found
+        time.sleep(0.05)
+
+
+def _references(store: GitStore) -> bytes | None:
+    """Where HEAD and every reference are; None where Git cannot say."""
+    try:
+        names = store.git.read("for_each_ref", "--format=%(objectname) %(refname)")
+        return b"%s %s" % ((store.head() or "").encode(), names)
+    except PatchkitError:
+        return None
+
+
+def _of_git(store: GitStore) -> list[Problem]:
+    found = fsck_git(store)
+    try:
+        found += fsck_worktree(store)
+        found += [problem for problem in problems(store) if problem not in found]
     except PatchkitError as error:
         if not found:  # what fsck_git found already is why the rest cannot be read
-            found.append(Problem(str(repository.store.folder), error.message, "see patchkit status"))
-    for row in repository.catalogue.builds():
-        folder = Path(row["folder"])
-        if os.path.lexists(folder):
-            lines = verify_build(folder, progress=_told(progress, "build"))
-            found += [
-                Problem(str(folder), line.removeprefix(f"{folder}: "), "patchkit build") for line in lines
-            ]
+            found.append(Problem(str(store.folder), error.message, "see patchkit status"))
+    return found
+
+
+def build_folders(repository: Repository) -> list[Path]:
+    """The builds that are there: those that the catalogue knows, and the default one."""
+    try:
+        known = [Path(row["folder"]) for row in repository.catalogue.builds()]
+    except (PatchkitError, ValueError):  # `check_catalogue` says why
+        known = []
+    default = Path(os.path.realpath(repository.build_folder))
+    if os.path.lexists(default / BUILD_RECORD):
+        known.append(default)
+    return [folder for folder in dict.fromkeys(known) if os.path.lexists(folder)]
+
+
+def base_at_hand(repository: Repository) -> Checkpoint | None:
+    """The base where this machine has it; None also for one that is not what patchkit.toml names."""
+    place = repository.store.config_get(repository.store.base_key)
+    try:
+        found = Checkpoint.open(Path(place)) if place and os.path.isdir(place) else None
+        right = found is not None and found.fingerprint() == repository.settings.base_fingerprint
+    except PatchkitError:
+        return None
+    return found if right else None
+
+
+def _derived(
+    repository: Repository, base_is_right: bool, catalogue_is_whole: bool, progress: Progress
+) -> list[Problem]:
+    from patchkit.actions.recheck import recheck_build, recheck_patches
+
+    store = repository.store
+    everything = reached(store, progress=progress)
+    known = versions(store, everything, progress)
+    found = [*known.problems, *recheck_patches(store, known, progress)]
+    if base_is_right:
+        checkpoint = base_at_hand(repository)
+        for folder in build_folders(repository):
+            found += recheck_build(store, folder, checkpoint, known, progress)
+    if catalogue_is_whole:
+        found += compare_catalogue(repository, everything, known, progress)
     return found
 
 

@@ -10,18 +10,21 @@ from typing import Any
 
 from patchkit.catalogue import Catalogue
 from patchkit.checkpoint import Checkpoint
-from patchkit.editing.editor import editor_names
-from patchkit.editing.recipe import Recipe, recipe_for
+from patchkit.editing.editor import foreign_editors
+from patchkit.editing.published import recipe_for
+from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput, NotFound, WouldOverwrite
 from patchkit.gitcommand import Git
 from patchkit.gitstore import Changes, GitStore
+from patchkit.lfs import ensure_installed
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import read_config, without_weights
 from patchkit.models.pickles import safetensors_folder
-from patchkit.models.sources import resolve_base
+from patchkit.models.sources import Base, resolve_base
 from patchkit.settings import FILE, FOLDER, Settings, dump_settings
+from patchkit.stack import read_stack
 
-__all__ = ["Initialised", "init", "recipe_table"]
+__all__ = ["Initialised", "init", "recipe_table", "source_of"]
 
 RESOLVED = ("templates", "statistics_digest")
 """Recipe fields that an edit fills in; they stand in each patch, not in patchkit.toml."""
@@ -39,6 +42,8 @@ class Initialised:
     commit: str | None
     """The commit that made it; None where it was there already, and for a dry run."""
     existed: bool = False
+    lfs: bool = False
+    """Whether its patches are kept in Git LFS."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -55,33 +60,39 @@ def init(
     *,
     revision: str | None = None,
     convert: bool = False,
+    lfs: bool = False,
     dry_run: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Initialised:
     """Make ``folder`` a repository on ``base``; in one on the same base it only says so.
 
+    With ``lfs`` its patches are kept in Git LFS from now on, those that are there already too.
     With ``convert`` a base that has only pickles is copied into the user's cache as safetensors first.
     A stack never lies in another: a folder below one belongs to it. Raises WouldOverwrite where
     ``folder`` is, or lies in, a stack on another base.
     """
     place = resolve_base(base, revision, pickles=convert, progress=progress)
-    source = place.source if not _is_folder(base) else f"{FOLDER}{place.folder.name}"
+    source = source_of(base, place)
     if convert:
         place = replace(place, folder=safetensors_folder(place.folder, progress))
     checkpoint = Checkpoint.open(place.folder)
     config = read_config(place.folder)
     recipe = recipe_for(config)
     built = without_weights(config, place.folder)
-    if editor_names() == [recipe.method]:  # an editor of another package may edit other kinds of model
+    if not foreign_editors():  # an editor of another package may edit other kinds of model
         anatomy_of(built)  # refuses what a model's kind alone keeps from being edited
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder for the repository")
+    git = Git(_nearest(folder))
+    if lfs:
+        ensure_installed(git, str(folder))
     if not dry_run:
-        Git(_nearest(folder)).ensure_identity()
+        git.ensure_identity()
     fingerprint = checkpoint.fingerprint(progress)
     standing = _standing(folder)
     at = folder.absolute() if standing is None else standing.folder
-    made = Initialised(at, source, place.folder, fingerprint, recipe, None, standing is not None)
+    in_lfs = lfs or (standing is not None and standing.tree().lfs)
+    made = Initialised(at, source, place.folder, fingerprint, recipe, None, standing is not None, in_lfs)
     if standing is not None and (settings := standing.settings()).base_fingerprint != fingerprint:
         raise WouldOverwrite(
             f"{at / FILE}: stands on another base already ({settings.base_source}); name a folder outside"
@@ -93,12 +104,25 @@ def init(
     if standing is None:
         settings = Settings(source, place.revision, fingerprint, recipe_table(recipe))
         message = f"Start a stack of knowledge patches on {source}"
-        commit = store.record(
-            Changes(settings=dump_settings(settings)), message, [("Patchkit-Base", fingerprint)]
-        )
+        changes = Changes(settings=dump_settings(settings), lfs=lfs)
+        commit = store.record(changes, message, [("Patchkit-Base", fingerprint)])
+    elif lfs and not standing.tree().lfs:
+        commit = _bring_over(standing)
     store.config_set(store.base_key, str(place.folder))
     Catalogue(store.own).remember_fingerprint(place.folder, fingerprint)
-    return Initialised(store.folder, source, place.folder, fingerprint, recipe, commit, made.existed)
+    return replace(made, folder=store.folder, commit=commit)
+
+
+def _bring_over(store: GitStore) -> str:
+    """Keep a stack's patches in Git LFS from this commit on; what the commits before hold stays there."""
+    stack = read_stack(store)
+    files = {
+        patch.name: {file: store.read(entry.oid) for file, entry in patch.files.items()}
+        for patch in stack.patches
+    }
+    return store.record(
+        Changes(patches=files, lfs=True), "Keep patches in Git LFS", expected_head=stack.commit
+    )
 
 
 def recipe_table(recipe: Recipe) -> dict[str, Any]:
@@ -106,8 +130,11 @@ def recipe_table(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in recipe.to_dict().items() if name not in RESOLVED}
 
 
-def _is_folder(base: str) -> bool:
-    return os.path.isdir(os.path.expanduser(base))
+def source_of(base: str, place: Base) -> str:
+    """What patchkit.toml calls a base that was named so; of a folder it keeps no path."""
+    if os.path.isdir(os.path.expanduser(base)):
+        return f"{FOLDER}{place.folder.name}"
+    return place.source
 
 
 def _nearest(folder: Path) -> Path:

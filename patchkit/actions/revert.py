@@ -6,16 +6,19 @@ base with the patches that remain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.changes import Taken, record, take_out
+from patchkit.actions.changes import Taken, record, solved_on_top, take_out
 from patchkit.errors import BadInput, Busy, NotFound
+from patchkit.facts import load_canonical, normal
 from patchkit.gitstore import Changes, Commit
+from patchkit.patch import FACTS
 from patchkit.stack import Stack, StoredPatch, find_patch
 
 if TYPE_CHECKING:
+    from patchkit.evaluation.measure import FactChange
     from patchkit.repository import Repository
 
 __all__ = ["Reverted", "revert"]
@@ -35,6 +38,8 @@ class Reverted:
     """Patches still in force that were solved on top of what left."""
     message: str = ""
     commit: str | None = None
+    checked: tuple[FactChange, ...] = ()
+    """The facts of ``above`` before and after, where that was asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -46,6 +51,7 @@ class Reverted:
             ],
             "restored": list(self.restored),
             "solved_on_top": list(self.above),
+            "checked": [change.to_dict() for change in self.checked],
             "commit": self.commit,
         }
 
@@ -68,24 +74,27 @@ def revert(
     *,
     facts: Sequence[str] = (),
     message: str | None = None,
+    check: bool = False,
     dry_run: bool = False,
+    device: str = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> Reverted:
     """Take back what ``words`` name (patches, or one commit; none: the newest patch), or ``facts`` of one.
 
     ``facts`` are ids, or line numbers in the patch's facts.jsonl. One new commit. NotFound names
-    what there is no such thing of; BadInput what cannot be taken back as it stands.
+    what there is no such thing of; BadInput what cannot be taken back as it stands. ``check`` measures
+    the facts of the patches that were solved on top of what leaves, before and after (loads the model).
     """
     if not dry_run:
         repository.store.ensure_ready()
     stack = repository.stack()
     plan = _plan(repository, stack, words, facts)
-    above = tuple(
-        stored.name
-        for stored in stack.patches
-        if stored.name not in plan.removed and plan.left & set(stored.header.solved_on)
-    )
+    _refuse_twice(stack, plan.changes)
+    leaving = [stored for stored in stack.patches if stored.id in plan.left]
+    above = tuple(name for name in solved_on_top(stack, leaving) if name not in plan.removed)
     text = message or plan.subject
-    done = Reverted(plan.removed, plan.taken, plan.restored, above, text)
+    checked = _checked(repository, stack, plan, above, device, progress) if check and above else ()
+    done = Reverted(plan.removed, plan.taken, plan.restored, above, text, None, checked)
     if dry_run:
         return done
 
@@ -93,9 +102,39 @@ def revert(
         for name in [*plan.removed, *plan.changes.patches]:
             if stack.get(name) != now.get(name):
                 raise Busy(f"{name}: was changed by another commit meanwhile; look at it and try again")
+        _refuse_twice(now, plan.changes)
 
     commit = record(repository, stack, plan.changes, text, plan.trailers, still_right)
-    return Reverted(plan.removed, plan.taken, plan.restored, above, text, commit)
+    return replace(done, commit=commit)
+
+
+def _checked(
+    repository: Repository,
+    stack: Stack,
+    plan: _Plan,
+    above: Sequence[str],
+    device: str,
+    progress: Callable[[str, int, int], None] | None,
+) -> tuple[FactChange, ...]:
+    """What the facts of ``above`` say on the stack as it is, and as the plan leaves it."""
+    from patchkit.evaluation.measure import compare, observe
+    from patchkit.factors import Patch
+
+    tell = progress or (lambda phase, done, total: None)
+    facts = [fact for name in above for fact in stack.named(name).facts]
+    now = {stored.name: repository.patch(stored) for stored in stack.patches}
+    changed = {name: Patch.from_files(files, name) for name, files in plan.changes.patches.items()}
+    then = {name: patch for name, patch in (now | changed).items() if name not in plan.changes.removed}
+    tell("loading", 0, 1)
+    bench = repository.workbench(device)
+    tell("loading", 1, 1)
+    states = []
+    for place, patches in enumerate((now, then)):
+        tell("measuring", place, 2)
+        bench.put(patches.values())
+        states.append(observe(bench.model, bench.tokenizer, facts))
+    tell("measuring", 2, 2)
+    return tuple(compare(facts, *states))
 
 
 def _plan(repository: Repository, stack: Stack, words: Sequence[str], facts: Sequence[str]) -> _Plan:
@@ -204,6 +243,21 @@ def _plan_commit(repository: Repository, stack: Stack, commit: Commit) -> _Plan:
         subject=f"Revert “{commit.subject}”",
         trailers=(("Patchkit-Reverts-Commit", commit.id),),
     )
+
+
+def _refuse_twice(stack: Stack, changes: Changes) -> None:
+    """What a patch that comes back says may have been said again since, by one that stays."""
+    leaving = {*changes.patches, *changes.removed}
+    staying = {key: held for key, held in stack.facts_in_force().items() if held[0] not in leaving}
+    for name, files in changes.patches.items():
+        for fact in load_canonical(files[FACTS], f"{name}/{FACTS}"):
+            if fact.key in staying:
+                other, held = staying[fact.key]
+                same = "too" if normal(held.target) == normal(fact.target) else f"otherwise ({held.target!r})"
+                raise BadInput(
+                    f"{name}: {fact.text!r} would come back with it, and {other} says it {same}; "
+                    f"take that back first: patchkit revert {other}"
+                )
 
 
 def _files(repository: Repository, revision: str) -> Mapping[str, Mapping[str, str]]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from patchkit.errors import NotFound
+from patchkit.errors import NotFound, PatchkitError
 from patchkit.facts import Fact
 from patchkit.stack import StoredPatch, find_patch
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["Shown", "Weight", "show"]
+__all__ = ["Shown", "Weight", "latest_results", "recipe_line", "show"]
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,7 @@ class Shown:
 
     @property
     def recipe_line(self) -> str:
-        layers = self.recipe.get("layers", [])
-        numbers = f"layers {','.join(map(str, layers))}" if layers else ""
-        weight = f"λ {self.recipe['lambda']:g}" if "lambda" in self.recipe else ""
-        return ", ".join(part for part in (self.method, numbers, weight) if part)
+        return recipe_line(self.method, self.recipe)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -96,13 +94,21 @@ def show(repository: Repository, word: str | None = None, revision: str = "HEAD"
         method=stored.header.method,
         recipe=stored.header.recipe,
         facts=stored.facts,
-        results=_latest(repository, stored),
+        results=latest_results(repository, stored),
         weights=tuple(_weights(repository, stored)),
     )
 
 
-def _latest(repository: Repository, stored: StoredPatch) -> dict[int, Mapping[str, Any]]:
-    """The newest result of each line."""
+def recipe_line(method: str, recipe: Mapping[str, Any]) -> str:
+    """The editor with the numbers that tell most: layers and λ, where the recipe has them."""
+    layers, strength = recipe.get("layers"), recipe.get("lambda")  # a stranger's recipe may hold anything
+    numbers = f"layers {','.join(map(str, layers))}" if isinstance(layers, list) and layers else ""
+    weight = f"λ {strength:g}" if isinstance(strength, int | float) else ""
+    return ", ".join(part for part in (method, numbers, weight) if part)
+
+
+def latest_results(repository: Repository, stored: StoredPatch) -> dict[int, Mapping[str, Any]]:
+    """The newest result of each line of a version, as far as it was measured on this machine."""
     found: dict[int, Mapping[str, Any]] = {}
     for row in repository.catalogue.results(stored.id):
         found.setdefault(row["line"], {"before": row["before"], "after": row["after"], "date": row["date"]})
@@ -114,6 +120,8 @@ def _weights(repository: Repository, stored: StoredPatch) -> list[Weight]:
     known = {row["weight"]: row for row in repository.catalogue.layers(stored.id)}
     if any(known.get(name, {}).get("norm") is None for name in stored.header.weights):
         norms = repository.patch(stored).norms()
+        with suppress(PatchkitError):  # kept, so that torch need not be loaded for them again
+            repository.catalogue.record_norms(stored.id, norms, stored.header.base, {})
         return [Weight(n, entry.rank, norms[n], None) for n, entry in sorted(stored.header.weights.items())]
     return [
         Weight(name, entry.rank, known[name]["norm"], known[name]["share"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +31,18 @@ class Row:
     date: datetime | None
     author: str | None
     commit: str | None
+    norm: float | None
+    """‖ΔW‖ over all its weights, as the catalogue knows it."""
+    share: float | None
+    """That of the base's norm in the same weights."""
+    interference: Mapping[str, float] | None = None
+    """See `overlap.pairwise`; None where it was not asked for or the patch has no keys."""
+
+    @property
+    def disturbed(self) -> tuple[float, str] | None:
+        """The largest interference, and the patch that it comes from."""
+        pairs = [(value, name) for name, value in (self.interference or {}).items()]
+        return max(pairs, default=None)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "date": None if self.date is None else self.date.isoformat()}
@@ -84,29 +97,40 @@ def status(repository: Repository) -> Status:
         base=_base(repository),
         place=store.config_get(store.base_key),
         patches=None if stack is None else len(stack.patches),
-        facts=None if stack is None else sum(len(patch.facts) for patch in stack.patches),
+        facts=None if stack is None else sum(patch.count for patch in stack.patches),
         builds=tuple(_builds(repository, stack)),
         leftovers=tuple(store.leftovers()),
         problems=found,
     )
 
 
-def listing(repository: Repository, revision: str = "HEAD") -> list[Row]:
-    """The patches in force, oldest first."""
+def listing(repository: Repository, revision: str = "HEAD", *, interference: bool = False) -> list[Row]:
+    """The patches in force, oldest first; ``interference``: what each does to the others (imports torch)."""
     stack = repository.stack(revision)
+    norms = repository.catalogue.patch_norms()
+    between = _interference(repository, stack) if interference else {}
     return [
         Row(
             name=patch.name,
             id=patch.id,
-            facts=len(patch.facts),
+            facts=patch.count,
             rank=max(entry.rank for entry in patch.header.weights.values()),
             size=patch.size,
             date=commit.date if commit else None,
             author=commit.author if commit else None,
             commit=commit.id if commit else None,
+            norm=norms.get(patch.id, (None, None))[0],
+            share=norms.get(patch.id, (None, None))[1],
+            interference=between.get(patch.name),
         )
         for patch, commit in stack.by_date(repository.store.history(revision))
     ]
+
+
+def _interference(repository: Repository, stack: Stack) -> dict[str, dict[str, float] | None]:
+    from patchkit.overlap import pairwise
+
+    return pairwise({stored.name: repository.patch(stored) for stored in stack.patches})
 
 
 def _branch(repository: Repository) -> str:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from patchkit.build import stacked
 from patchkit.checkpoint import Checkpoint
-from patchkit.factors import Patch
-from patchkit.models.loading import load_model, put_weights
+from patchkit.errors import BadInput
+from patchkit.factors import Delta, Patch
+from patchkit.models.loading import load_model, put_weights, stored_parameters
 from patchkit.rounding import materialise
 
 __all__ = ["Workbench"]
@@ -31,10 +36,54 @@ class Workbench:
 
     def put(self, patches: Iterable[Patch]) -> None:
         """Make the model that of the base with exactly these patches."""
-        deltas = stacked(patches)
-        weights = {
-            name: materialise(self.checkpoint.read(name), deltas.get(name, []), name)
-            for name in sorted(self._touched | deltas.keys())
+        self.use(self.weights(patches))
+
+    def weights(self, patches: Iterable[Patch]) -> dict[str, Tensor]:
+        """The weights that these patches change (by stored name), as a build holds them; for `use`."""
+        chosen = list(patches)
+        for patch in chosen:
+            if patch.base != self.checkpoint.fingerprint():
+                raise BadInput(
+                    f"{patch.name}: was made for another base ({patch.base[:19]}…); "
+                    "name a commit that stands on the base of HEAD"
+                )
+        return {
+            name: materialise(self.checkpoint.read(name), deltas, name)
+            for name, deltas in sorted(stacked(chosen).items())
         }
-        put_weights(self.model, weights, self.checkpoint)
-        self._touched = set(deltas)
+
+    def use(self, weights: Mapping[str, Tensor]) -> None:
+        """Make the model that of the base with ``weights`` in place of its own."""
+        back = {name: self.checkpoint.read(name) for name in sorted(self._touched - weights.keys())}
+        put_weights(self.model, {**weights, **back}, self.checkpoint)
+        self._touched = set(weights)
+
+    @contextmanager
+    def without(self, patch: Patch) -> Iterator[None]:
+        """The model without ``patch``, which is on it: W − B A in float32, for that patch's weights alone.
+
+        The difference is not rounded to the base's dtype again, so it is that of a build without the patch up
+        to one rounding of each weight. Afterwards every weight has the bits that it had.
+        """
+        parameters = stored_parameters(self.model, self.checkpoint)
+        weights = {name: parameters[name] for name in patch.deltas}
+        saved = {name: weight.detach().clone() for name, weight in weights.items()}
+        try:
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    _subtract(weight, patch.deltas[name])
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in weights.items():
+                    weight.copy_(saved[name])
+
+
+def _subtract(weight: Tensor, delta: Delta) -> None:
+    """W −= ΔW in place; W [d_out, d_in], or [d_in, d_out] where the update is marked transposed."""
+    target = weight.T if delta.transposed else weight
+    if delta.B is not None and delta.A is not None:
+        B, A = (factor.to(weight.device, weight.dtype) for factor in (delta.B, delta.A))
+        target.addmm_(B, A, alpha=-1)
+    elif delta.dense is not None:
+        target.sub_(delta.dense.to(weight.device, weight.dtype))

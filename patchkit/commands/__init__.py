@@ -21,6 +21,7 @@ __all__ = ["main"]
 SECTIONS: dict[str, dict[str, str]] = {
     "Start": {
         "init": "Make a repository that stands on a base.",
+        "clone": "Clone a repository, checked before it is checked out.",
         "base": "Show or set where the base lies on this machine.",
         "model": "Fetch and list models that need no hub.",
     },
@@ -28,30 +29,52 @@ SECTIONS: dict[str, dict[str, str]] = {
         "commit": "Edit facts into the model and commit them as a patch.",
         "revert": "Take back a patch, a commit, or one fact of a patch.",
         "apply": "Take in a patch folder from elsewhere.",
+        "merge": "Merge another branch's facts into this one.",
+        "refit": "Solve patches again for their targets, on this stack or a new base.",
+        "undo": "Take back the last command of patchkit on this branch.",
     },
     "Look": {
         "status": "Say what is in force, and what is half done.",
         "log": "Show the commits that changed what the model knows.",
         "show": "Show one patch: facts, weights, results.",
-        "diff": "Compare two stacks: facts, and weights by layer.",
-        "stack": "List the patches in force.",
+        "diff": "Compare two stacks: facts, weights, and what the models say.",
+        "blame": "Say which patch makes the model say something.",
+        "bisect": "Find the commit that made or broke an answer.",
+        "stack": "List the patches in force, or join some of them.",
         "facts": "Search the facts in force, or check a file of facts.",
+        "report": "Write the stack as one HTML page.",
+        "sql": "Ask the catalogue a question in SQL.",
         "path": "Print where patchkit keeps something.",
     },
     "Try": {
         "ask": "Ask the base and the stack side by side.",
+        "eval": "Score a stack on facts, beside the base or another stack.",
         "editors": "List the editing methods.",
     },
     "Ship": {
         "build": "Write base and stack as an ordinary checkpoint folder.",
+        "export": "Write patches as an adapter for another program.",
+        "card": "Write the model card of the patches in force.",
+        "import": "Take in another program's adapter as a patch.",
     },
     "Keep": {
+        "switch": "Go to a branch, and bring the build in line.",
+        "pull": "Fetch, check what came, and go forward to it.",
         "fsck": "Hash everything again and find what was altered.",
+        "gc": "Remove what this machine keeps and nothing refers to.",
         "reindex": "Derive the catalogue again from Git.",
     },
 }
 COMMANDS = {name: text for section in SECTIONS.values() for name, text in section.items()}
 
+
+# Git's: they answer with the Git command to type, and are no commands in --help or completion.
+VERBS = frozenset({
+    "add", "am", "archive", "branch", "bundle", "checkout", "cherry-pick", "clean", "config", "describe",
+    "fetch", "format-patch", "grep", "ls-files", "ls-remote", "mv", "notes", "push", "range-diff", "rebase",
+    "reflog", "remote", "reset", "restore", "rm", "shortlog", "sparse-checkout", "stash", "submodule", "tag",
+    "worktree",
+})  # fmt: skip
 
 READER_GONE = 141  # as a shell says it of what SIGPIPE ended
 
@@ -63,6 +86,10 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in VERBS and cmd_name not in COMMANDS:
+            from patchkit.commands.gits_own import answer
+
+            return answer(cmd_name)
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"patchkit.commands.{cmd_name}")

@@ -23,6 +23,7 @@ __all__ = ["command"]
 @click.argument("folder", type=click.Path(path_type=Path), metavar="PATCH")
 @click.option("-m", "--message", help="The commit's message.")
 @click.option("--replace", is_flag=True, help="Take older facts with the same key out of their patches.")
+@click.option("--scale", type=float, default=1.0, metavar="S", help="Take in ΔW times S, as a new version.")
 @directory_option
 @dry_run_option
 @quiet_option
@@ -31,6 +32,7 @@ def command(
     folder: Path,
     message: str | None,
     replace: bool,
+    scale: float,
     directory: str,
     dry_run: bool,
     quiet: bool,
@@ -42,19 +44,24 @@ def command(
     force already; --replace takes those that are out of their patches, in the same commit. The
     model is not loaded.
 
+    With --scale PATCH may also name a patch in force: it is scaled in its place, from what it is
+    now. S is not 0; the patch's recipe says by how much it was scaled in all.
+
     \b
-    Example:
+    Examples:
       patchkit apply ../colleague/patches/lebron-james-3f9a1c2e
+      patchkit apply lebron-james --scale 0.5
     """
     repository = open_repository(directory)
-    done = repository.apply(folder, message=message, replace=replace, dry_run=dry_run)
+    done = repository.apply(folder, message=message, replace=replace, scale=scale, dry_run=dry_run)
     if as_json:
         print_json(done.to_dict())
     elif not quiet:
         out = console()
         verb = "would take in" if dry_run else "took in"
         facts = counted(len(done.patch.facts), "fact")
-        say(out, f"{verb} {done.name}: {facts}, id {done.patch.id[:12]}", GOOD)
+        times = "" if scale == 1.0 else f", ΔW times {scale:g}"
+        say(out, f"{verb} {done.name}: {facts}{times}, id {done.patch.id[:12]}", GOOD)
         for taken in done.replaced:
             older = ", ".join(fact.text for fact in taken.facts)
             say(out, f"{'would replace' if dry_run else 'replaced'} in {taken.patch}: {older}", WARNING)

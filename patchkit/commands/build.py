@@ -10,6 +10,7 @@ from patchkit.commands.common import (
     directory_option,
     dry_run_option,
     json_option,
+    licence_option,
     open_repository,
     print_json,
     quiet_option,
@@ -28,6 +29,8 @@ __all__ = ["command"]
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="Where to (default: `patchkit path build`)."
 )
 @click.option("--rev", "revision", default="HEAD", show_default=True, help="The stack at this commit.")
+@click.option("--card", is_flag=True, help="With a model card as its README.md.")
+@licence_option
 @directory_option
 @dry_run_option
 @quiet_option
@@ -37,6 +40,8 @@ def command(
     base: str | None,
     out: Path | None,
     revision: str,
+    card: bool,
+    licence: str | None,
     directory: str,
     dry_run: bool,
     quiet: bool,
@@ -48,9 +53,13 @@ def command(
     rounded once. Building again where a build is brings it up to date; config.json is put in
     last, so that an unfinished build cannot be loaded. With --base no repository is needed.
 
+    --card puts a model card of the stack in it as README.md: base, facts with what was measured of
+    them, patches, limits, how to take it off. The base's own README.md is left out then.
+
     \b
     Examples:
       patchkit build --out model
+      patchkit build --out model --card --license apache-2.0
       patchkit build --base ./checkpoint patches/lebron-james-3f9a1c2e --out model
     """
     from patchkit.actions.build import build_from_patches
@@ -59,11 +68,20 @@ def command(
         raise click.UsageError("PATCH folders go with --base; a repository builds its whole stack")
     if base is not None and out is None:
         raise click.UsageError("--base needs --out DIR")
+    if base is not None and card:
+        raise click.UsageError("--card goes with a repository, which knows what was measured")
+    if licence is not None and not card:
+        raise click.UsageError("--license is for the card; add --card")
     with progress_bars(quiet or as_json) as bars:
         progress = in_bytes(bars)
         if base is None:
             built = open_repository(directory).build(
-                out, revision=revision, dry_run=dry_run, progress=progress
+                out,
+                revision=revision,
+                card=card,
+                licence=licence,
+                dry_run=dry_run,
+                progress=progress,
             )
         else:
             from patchkit.models.sources import resolve_base

@@ -21,7 +21,7 @@ from patchkit.commands.common import (
 from patchkit.commands.display import GOOD, QUIET, WARNING, console, human_size, progress_bars, say
 from patchkit.facts import Batch, parse_inline, read_facts
 
-__all__ = ["command"]
+__all__ = ["command", "read_given", "show"]
 
 
 @click.command("commit", short_help="Edit facts into the model and commit them as a patch.")
@@ -78,7 +78,7 @@ def command(
     gates = parse_gate(gate) if gate else {}
     overrides = recipe_overrides(options)
     batch = checked(
-        lambda: read_facts(facts) if facts else _inline(inline),
+        lambda: read_given(facts, inline),
         dict if options["replace"] else lambda: open_repository(directory).stack().facts_in_force(),
     )
     repository = open_repository(directory)
@@ -99,7 +99,10 @@ def command(
         show(done)
 
 
-def _inline(texts: tuple[str, ...]) -> Batch:
+def read_given(file: str | None, texts: tuple[str, ...]) -> Batch:
+    """The facts of a file, or those on the command line."""
+    if file:
+        return read_facts(file)
     facts = tuple(parse_inline(item) for item in texts)
     from patchkit.facts import dump_facts, parse_facts
 

@@ -18,6 +18,7 @@ __all__ = [
     "dry_run_option",
     "engine_options",
     "json_option",
+    "licence_option",
     "open_repository",
     "print_json",
     "quiet_option",
@@ -42,6 +43,9 @@ def directory_option(command: Command) -> Command:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+licence_option = click.option(
+    "--license", "licence", metavar="ID", help="For the model card: an identifier of SPDX's."
+)
 dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; change nothing.")
 
 

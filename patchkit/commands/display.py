@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len, chop_cells, set_cell_size
 from rich.console import Console
-from rich.table import Table
+from rich.segment import Segment
+from rich.style import Style
 from rich.text import Text
 
 __all__ = [
@@ -38,9 +39,11 @@ __all__ = [
     "printable",
     "progress_bars",
     "say",
+    "say_patches",
     "table",
     "text",
     "time_told",
+    "weight_name",
 ]
 
 # Of the 256 colours that no terminal's theme changes, those that are read on black and on white alike. The
@@ -58,6 +61,7 @@ MINIMUM = 6  # characters that a column keeps on the narrowest terminal
 SOON = 3.0  # seconds before the time that is left is told
 
 Bars = Callable[[str, int, int], None]
+Cell = tuple[str, str | Style]  # printable text, and how it looks
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -78,6 +82,8 @@ def console(*, stderr: bool = False) -> Console:
 
 def printable(value: str) -> str:
     """``value`` with the control and direction characters that a terminal would act on as code points."""
+    if value.isascii() and value.isprintable():
+        return value
     return "".join(_visible(character) for character in value)
 
 
@@ -97,11 +103,27 @@ def say(out: Console, value: str, style: str = "", *, label: str = "", label_sty
 
     It stands under the text, not under the label, so that a list can still be read down its labels.
     """
-    shown, first = printable(value), Text(label, style=label_style or style)
-    width = None if out.soft_wrap else out.width
-    hang = cell_len(label) or INDENT
-    for number, line in enumerate([shown] if width is None else folded(shown, width, cell_len(label), hang)):
+    shown = printable(value)
+    if out.soft_wrap:
+        out.file.write(f"{label}{shown}\n")  # rich would take most of the time of a long listing
+        return
+    first, hang = Text(label, style=label_style or style), cell_len(label) or INDENT
+    for number, line in enumerate(folded(shown, out.width, cell_len(label), hang)):
         out.print((Text(" " * hang) if number else first).append_text(Text(line, style=style)))
+
+
+def say_patches(
+    out: Console,
+    added: Iterable[str],
+    changed: Iterable[str],
+    removed: Iterable[str],
+    *,
+    indent: str = "",
+) -> None:
+    """The patches that came (+), were solved again (~) and left (-), a line each."""
+    for sign, names, style in (("+", added, GOOD), ("~", changed, CHANGED), ("-", removed, BAD)):
+        for name in names:
+            say(out, name, style, label=f"{indent}{sign} ")
 
 
 def folded(line: str, width: int, before: int = 0, hang: int = INDENT) -> list[str]:
@@ -124,24 +146,50 @@ def folded(line: str, width: int, before: int = 0, hang: int = INDENT) -> list[s
     return [*parts, current]
 
 
-def table(out: Console, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> Table:
+def table(out: Console, columns: Sequence[Column], rows: Sequence[Sequence[Any]]) -> Grid:
     """A borderless table as wide as ``out`` allows.
 
     A column's number is its share of what the fixed columns leave (0: it is fixed, as wide as its
     widest cell); a cell that is too long ends in an ellipsis, or goes on below where its column wraps.
     """
-    cells = [[cell if isinstance(cell, Text) else text(str(cell)) for cell in row] for row in rows]
+    cells = [[_cell(value) for value in row] for row in rows]
     natural = [
-        max([cell_len(column.name), *(row[i].cell_len for row in cells)]) for i, column in enumerate(columns)
+        max([cell_len(column.name), *(cell_len(row[i][0]) for row in cells)])
+        for i, column in enumerate(columns)
     ]
     widths = _widths(natural, [column.share for column in columns], out.width - GAP * (len(columns) - 1))
-    grid = Table(box=None, pad_edge=False, header_style=QUIET, show_edge=False, padding=(0, GAP, 0, 0))
-    for column, width in zip(columns, widths, strict=True):
-        justify: Any = "right" if column.right else "left"
-        grid.add_column(column.name, width=width, justify=justify, no_wrap=True, overflow="ellipsis")
-    for row in cells:
-        grid.add_row(*map(_wrapped, row, columns, widths))
-    return grid
+    headings: list[Cell] = [(column.name, QUIET) for column in columns]
+    return Grid(columns, widths, [*([headings] if any(c.name for c in columns) else []), *cells])
+
+
+def _cell(value: Any) -> Cell:
+    return (value.plain, value.style) if isinstance(value, Text) else (printable(str(value)), "")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What `table` gives, to be printed; a thousand rows cost milliseconds, where rich's own cost seconds."""
+
+    columns: Sequence[Column]
+    widths: Sequence[int]
+    rows: Sequence[Sequence[Cell]]
+
+    def __rich_console__(self, console: Console, options: Any) -> Iterator[Segment]:
+        for row in self.rows:
+            cells = [_lines(*cell) for cell in zip(row, self.columns, self.widths, strict=True)]
+            styles = [style for _, style in row] if console.color_system else []
+            for number in range(max(map(len, cells))):
+                parts = [
+                    lines[number] if number < len(lines) else " " * width
+                    for lines, width in zip(cells, self.widths, strict=True)
+                ]
+                if any(styles):
+                    for place, (part, style) in enumerate(zip(parts, styles, strict=True)):
+                        yield Segment(" " * GAP * bool(place))
+                        yield Segment(part, console.get_style(style) if style else None)
+                    yield Segment.line()
+                else:
+                    yield Segment((" " * GAP).join(parts).rstrip() + "\n")
 
 
 @dataclass(frozen=True)
@@ -158,10 +206,14 @@ class Column:
     wraps: bool = False
 
 
-def _wrapped(cell: Text, column: Column, width: int) -> Text:
-    if not column.wraps or cell.cell_len <= width:
-        return cell
-    return Text("\n".join(folded(cell.plain, width, hang=0)), style=cell.style)
+def _lines(cell: Cell, column: Column, width: int) -> list[str]:
+    """A cell's lines, each as wide as its column."""
+    parts = folded(cell[0], width, hang=0) if column.wraps and cell_len(cell[0]) > width else [cell[0]]
+    cut = [part if cell_len(part) <= width else set_cell_size(part, width - 1) + "…" for part in parts]
+    padding = [" " * (width - cell_len(part)) for part in cut]
+    return [
+        f"{pad}{part}" if column.right else f"{part}{pad}" for part, pad in zip(cut, padding, strict=True)
+    ]
 
 
 def _widths(natural: list[int], shares: list[int], room: int) -> list[int]:
@@ -184,6 +236,11 @@ def counted(number: int, noun: str) -> str:
 def percent(share: float | None) -> str:
     """A share as a percentage; a dash where there was nothing to measure."""
     return "–" if share is None else f"{100 * share:.3g} %"
+
+
+def weight_name(name: str) -> str:
+    """A weight for a table: nearly all names end alike."""
+    return name.removesuffix(".weight")
 
 
 def human_size(size: int) -> str:

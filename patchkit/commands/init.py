@@ -17,6 +17,7 @@ __all__ = ["command"]
 @click.argument("folder", metavar="[DIR]", required=False)
 @click.option("--revision", help="The base's revision on its hub; BASE@REVISION says the same.")
 @click.option("--convert", is_flag=True, help="Copy a base of .bin files into the cache as safetensors.")
+@click.option("--lfs", is_flag=True, help="Keep the patches in Git LFS.")
 @directory_option
 @dry_run_option
 @quiet_option
@@ -26,6 +27,7 @@ def command(
     folder: str | None,
     revision: str | None,
     convert: bool,
+    lfs: bool,
     directory: str,
     dry_run: bool,
     quiet: bool,
@@ -43,6 +45,10 @@ def command(
     reads them without running any, makes a checkpoint of safetensors files in the user's cache, and
     takes that as the base; the folder that you name stays as it is.
 
+    With --lfs the factors and keys of patches are kept in Git LFS (which must be installed), as hubs ask
+    for where a file is over 10 MiB. On a stack that is there already, one commit brings the patches in
+    force over; the commits before it stay as they are.
+
     \b
     Examples:
       patchkit init smollm2-135m knowledge
@@ -56,6 +62,7 @@ def command(
             Path(directory, folder or "."),
             revision=revision,
             convert=convert,
+            lfs=lfs,
             dry_run=dry_run,
             progress=in_bytes(bars),
         )
@@ -71,6 +78,8 @@ def command(
     layers = ", ".join(map(str, made.recipe.layers))
     recipe = f"{made.recipe.method}, layers {layers}, λ {made.recipe.lambda_:g} (in patchkit.toml)"
     say(out, recipe, label="recipe  ")
+    if made.lfs:
+        say(out, "patches in Git LFS", label="kept    ")
     if made.recipe.guess:
         line = "no recipe was measured for this model: layers and λ are a guess from its depth and width"
         say(out, f"{line}; look at patchkit.toml", WARNING)

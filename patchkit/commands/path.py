@@ -8,7 +8,17 @@ from patchkit.commands.common import directory_option, open_repository
 
 __all__ = ["command"]
 
-PLACES = ("repository", "patches", "catalogue", "statistics", "build", "kept", "base", "cache")
+PLACES = (
+    "repository",
+    "patches",
+    "catalogue",
+    "statistics",
+    "build",
+    "kept",
+    "base",
+    "cache",
+    "datasette-metadata",
+)
 
 
 @click.command("path", short_help="Print where patchkit keeps something.")
@@ -16,17 +26,21 @@ PLACES = ("repository", "patches", "catalogue", "statistics", "build", "kept", "
 @directory_option
 def command(what: str, directory: str) -> None:
     """Print one absolute path: of the repository, its patches, the catalogue, the statistics, the
-    default build, what was kept aside, the base, or the user's cache of models.
+    default build, what was kept aside, the base, or the user's cache of models. The file of
+    datasette-metadata, which tells Datasette of the catalogue, is written when it is asked for.
 
     \b
-    Example:
-      sqlite3 "$(patchkit path catalogue)" "select name, facts from stack"
+    Examples:
+      sqlite3 "$(patchkit path catalogue)" "select name, facts from patches_in_force"
+      datasette "$(patchkit path catalogue)" --metadata "$(patchkit path datasette-metadata)"
     """
     if what == "cache":
         from patchkit.models.sources import cache_folder
 
         click.echo(str(cache_folder()))
         return
+    from patchkit.datasette_metadata import write_metadata
+
     repository = open_repository(directory)
     private, own = repository.store.private, repository.store.own
     places = {
@@ -37,5 +51,6 @@ def command(what: str, directory: str) -> None:
         "build": lambda: repository.build_folder,
         "kept": lambda: own / "kept",
         "base": lambda: repository.base_folder,
+        "datasette-metadata": lambda: write_metadata(own),
     }
     click.echo(str(places[what]()))

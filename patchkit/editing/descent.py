@@ -36,15 +36,15 @@ class Adam:
 
 
 class Momentum:
-    """v = μ v + g / ‖g‖; δ is moved by - rate decay^t ‖init‖ v.
+    """v = μ v + g / ‖g‖; δ is moved by - rate decay^t size v, size [N] the norms of the states that it moves.
 
     Steps are shares of the state's own norm, so one rate serves every model; the gradient's
     length, which says little far from a minimum and vanishes near it, is not used.
     """
 
-    def __init__(self, init: Tensor, recipe: Recipe) -> None:
+    def __init__(self, init: Tensor, size: Tensor, recipe: Recipe) -> None:
         self.velocity = torch.zeros_like(init)
-        self.length = init.norm(dim=1, keepdim=True)
+        self.length = size[:, None]
         self.rate, self.decay, self.momentum = recipe.learning_rate, recipe.rate_decay, recipe.momentum
 
     def move(self, gradient: Tensor, step: int) -> Tensor:
@@ -53,6 +53,6 @@ class Momentum:
         return -self.rate * self.decay ** (step - 1) * self.length * self.velocity
 
 
-def descent_of(init: Tensor, recipe: Recipe) -> Descent:
-    """The recipe's rule, at rest, for states ``init`` [N, d_model]."""
-    return Adam(init, recipe) if recipe.optimiser == "adam" else Momentum(init, recipe)
+def descent_of(init: Tensor, size: Tensor, recipe: Recipe) -> Descent:
+    """The recipe's rule, at rest, for states ``init`` [N, d_model] of norms ``size`` [N]."""
+    return Adam(init, recipe) if recipe.optimiser == "adam" else Momentum(init, size, recipe)

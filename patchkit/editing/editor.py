@@ -7,16 +7,17 @@ known without being installed.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from patchkit.errors import BadInput, Unavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from patchkit.editing.batching import BatchSize
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
     from patchkit.factors import Delta, Solution
     from patchkit.facts import Fact
 
-__all__ = ["Edited", "Editor", "editor_names", "find_editor"]
+__all__ = ["Below", "Edited", "Editor", "Refitter", "editor_names", "find_editor", "foreign_editors"]
 
 GROUP = "patchkit.editors"
-_OWN = {"memit": "patchkit.editing.memit:Memit"}
+_OWN = {
+    "alphaedit": "patchkit.editing.alphaedit:AlphaEdit",
+    "emmet": "patchkit.editing.emmet:Emmet",
+    "ft": "patchkit.editing.finetune:FineTune",
+    "memit": "patchkit.editing.memit:Memit",
+    "rome": "patchkit.editing.rome:Rome",
+}
 
 Progress = Callable[[str, int, int], None]
 
@@ -37,23 +44,38 @@ Progress = Callable[[str, int, int], None]
 class Edited:
     """What an edit gives: factors by parameter name, what they were solved from, and how it went.
 
-    ``recipe`` is resolved: templates written, digest of C filled in. ``timings`` are seconds a
-    phase; ``steps`` and ``losses`` are of each fact's target.
+    ``solution`` is None for an editor that has no keys. ``recipe`` is resolved: templates written, digest of
+    C filled in. ``timings`` are seconds a phase; ``steps`` and ``losses`` are of each fact's target.
     """
 
     deltas: dict[str, Delta]
-    solution: Solution
+    solution: Solution | None
     recipe: Recipe
     timings: dict[str, float]
     steps: list[int]
     losses: list[float]
 
 
+@dataclass(frozen=True)
+class Below:
+    """A patch that is on the model while an edit is solved, by parameter names.
+
+    ``weights`` are those that it changes, ``keys`` [N, d_in] those of its facts at each. They are None
+    where ``why`` says why there are none.
+    """
+
+    name: str
+    weights: frozenset[str]
+    keys: Mapping[str, Tensor] | None
+    why: str = ""
+
+
 class Editor(Protocol):
     """Turns facts into factors. The model's weights are the same, bit for bit, before and after.
 
-    ``unfinished`` is a folder of this machine that belongs to the weights as they are: an editor may
-    keep there what the same edit need not do again after it was killed.
+    ``below`` are the patches that are on the model. ``unfinished`` is a folder of this machine that belongs
+    to the weights as they are: an editor may keep there what the same edit need not do again after it was
+    killed.
     """
 
     name: str
@@ -66,8 +88,29 @@ class Editor(Protocol):
         recipe: Recipe,
         statistics: Statistics | None = None,
         *,
+        below: Sequence[Below] = (),
         batch_size: BatchSize = "auto",
         unfinished: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Edited: ...
+
+
+@runtime_checkable
+class Refitter(Protocol):
+    """An editor that can solve facts again for targets it found before, on another model: no optimising,
+    but for the facts whose places are in ``anew``. The weights stay as they are, as for an `Editor`."""
+
+    def refit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        targets: Tensor,
+        recipe: Recipe,
+        statistics: Statistics,
+        *,
+        below: Sequence[Below] = (),
+        anew: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> Edited: ...
 
@@ -75,6 +118,11 @@ class Editor(Protocol):
 def editor_names() -> list[str]:
     """The editors that can be named, in order."""
     return sorted({*_OWN, *(point.name for point in entry_points(group=GROUP))})
+
+
+def foreign_editors() -> set[str]:
+    """Those that are not patchkit's own."""
+    return set(editor_names()) - set(_OWN)
 
 
 def find_editor(name: str) -> Editor:

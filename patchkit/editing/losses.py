@@ -60,7 +60,11 @@ class Rewriting:
 
     def of(self, delta: Tensor) -> Tensor:
         """[F] losses for δ [F, d_model]."""
-        states = self.tail.states(_shifted(self.tail.hidden, delta))
+        return self.given(_shifted(self.tail.hidden, delta))
+
+    def given(self, hidden: Tensor) -> Tensor:
+        """[F] losses where the rows' states are ``hidden`` [F x T, S, d_model]."""
+        states = self.tail.states(hidden)
         read = states.flatten(0, 1).index_select(0, self.read)
         surprise = cross_entropy(self.tail.logits(read), self.labels, reduction="none")
         # Into slots of their own and summed there, not added in place: the same order on every device.

@@ -2,7 +2,8 @@
 
 A recipe stands in ``patchkit.toml`` as the base's own and, resolved, in the header of each patch:
 the same recipe, base, facts and machine give the same patch. Names and defaults are MEMIT's
-(Meng et al. 2022, arXiv 2210.07229, and its public hyperparameters). No torch here.
+(Meng et al. 2022, arXiv 2210.07229, and its public hyperparameters). A method reads some of the fields;
+the others are not in its table, and setting one is an error. No torch here.
 """
 
 from __future__ import annotations
@@ -15,9 +16,27 @@ from typing import Any, get_type_hints
 
 from patchkit.errors import BadInput
 
-__all__ = ["Recipe", "parse_layers", "recipe_for"]
+__all__ = ["Recipe", "fields_read", "parse_layers", "positions"]
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
+_TEXTS = (
+    *("contexts", "context_tokens", "context_top_k", "context_openings", "context_seed", "templates"),
+    *("statistics_text", "statistics_tokens", "statistics_length", "statistics_seed", "statistics_digest"),
+)
+_TARGETS = (
+    *("clamp", "optimiser", "learning_rate", "rate_decay", "momentum", "steps", "weight_decay"),
+    *("kl_factor", "kl_prompt", "stop_loss", "templates_per_step"),
+)
+_ALWAYS = ("method", "layers", "guess")
+_READ: dict[str, tuple[str, ...]] = {
+    "memit": (*_ALWAYS, "lambda", *_TARGETS, *_TEXTS),
+    "emmet": (*_ALWAYS, *_TARGETS, *_TEXTS),
+    "rome": (*_ALWAYS, *_TARGETS, *_TEXTS, "mean_key"),
+    "ft": (*_ALWAYS, "learning_rate", "rate_decay", "steps", "weight_decay", "stop_loss", "norm_bound"),
+    "alphaedit": (*_ALWAYS, "lambda", *_TARGETS, *_TEXTS, "nullspace_threshold"),
+}
+"""The fields that each of patchkit's own methods reads. One of another package reads what memit does."""
+_ONE_LAYER = ("rome", "ft")
 
 
 @dataclass(frozen=True)
@@ -29,10 +48,14 @@ class Recipe:
     written by the base (top-k sampling, seeded); ``templates`` are they, resolved: empty means not
     yet written. ``statistics_text`` is "self" or a corpus; ``statistics_digest`` is the SHA-256 of
     the second moments C that were used. ``guess`` marks a recipe found by a rule of thumb.
+
+    Of one method each: ``mean_key`` (rome) puts the mean key of all contexts everywhere, as R-ROME does;
+    ``norm_bound`` (ft) is the most that an entry of the weight may change, 0 for no bound;
+    ``nullspace_threshold`` (alphaedit): directions of C with a smaller eigenvalue are free to be edited.
     """
 
     layers: tuple[int, ...]
-    lambda_: float
+    lambda_: float = 0.0  # of a method that does not read it
     method: str = "memit"
     clamp: float = 0.75
     optimiser: str = "adam"
@@ -57,23 +80,39 @@ class Recipe:
     statistics_seed: int = 0
     statistics_digest: str = ""
     guess: bool = False
+    mean_key: bool = True
+    norm_bound: float = 0.0
+    nullspace_threshold: float = 0.02
 
     def __post_init__(self) -> None:
-        for name, value in self.to_dict().items():
-            _check_type(name, value)
+        for f in fields(self):
+            _check_type(_outer(f.name), _plain(getattr(self, f.name)))
+        for name, default in _unread(self.method).items():
+            if getattr(self, _inner(name)) != default:
+                raise BadInput(f"{name} is nothing that {self.method} reads; leave it out")
         _check_values(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """A flat table of JSON and TOML types; ``Recipe.from_dict`` gives the recipe back."""
-        return {_outer(f.name): _plain(getattr(self, f.name)) for f in fields(self)}
+        """A flat table of JSON and TOML types, of the fields that the method reads; see `from_dict`."""
+        names = (_outer(f.name) for f in fields(self))
+        return {n: _plain(getattr(self, _inner(n))) for n in names if n in fields_read(self.method)}
+
+    def reads(self, name: str) -> bool:
+        """Whether the method does anything with the field ``name``."""
+        return name in fields_read(self.method)
 
     @classmethod
     def from_dict(cls, table: Mapping[str, Any], where: str = "recipe") -> Recipe:
         """Read a table strictly; BadInput names ``where``, the key and what it should hold."""
         for name in table:
             _known(name, where)
+        method = table.get("method", cls.method)
+        read = fields_read(method) if isinstance(method, str) else frozenset(table)
+        for name in table:
+            if name not in read:
+                raise BadInput(f"{where}: {name} is nothing that {method} reads; leave it out")
         for name in ("layers", "lambda"):
-            if name not in table:
+            if name in read and name not in table:
                 raise BadInput(f"{where}: {name} is missing")
         try:
             return cls(**{_inner(name): _frozen(name, value) for name, value in table.items()})
@@ -84,7 +123,8 @@ class Recipe:
         """The same recipe with some fields changed (``lambda`` or ``lambda_``, both work).
 
         What was resolved from a changed field is resolved again: new contexts give new templates.
-        A number named by hand is no guess any more, once layers or λ are given.
+        A number named by hand is no guess any more, once layers or λ are given. What another method
+        does not read is left behind.
         """
         changes = {_inner(name): _frozen(_outer(name), value) for name, value in changes.items()}
         for name in changes:
@@ -95,7 +135,14 @@ class Recipe:
             changes.setdefault("statistics_digest", "")
         if {"layers", "lambda_"} <= changes.keys():
             changes.setdefault("guess", False)
+        for name, default in _unread(changes.get("method", self.method)).items():
+            changes.setdefault(_inner(name), default)
         return replace(self, **changes)
+
+
+def fields_read(method: str) -> frozenset[str]:
+    """The fields that a method reads, by the names in its table; an unknown method reads what memit does."""
+    return frozenset(_READ.get(method, _READ["memit"]))
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
@@ -113,63 +160,17 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(layers)
 
 
-def recipe_for(config: Any) -> Recipe:
-    """The recipe for a model, by its transformers config: published where there is one, else a guess."""
-    config = config.get_text_config(decoder=True)
-    shape = (config.model_type, config.num_hidden_layers, config.hidden_size)
-    tokens = 10 * _width(config)
-    if shape in _PUBLISHED:
-        table = _PUBLISHED[shape]
-        if shape == ("llama", 32, 4096) and config.vocab_size > 100_000:
-            table = _LLAMA3
-        return Recipe(**table, statistics_tokens=tokens)
-    return Recipe(**_guess(config.num_hidden_layers, _width(config)), statistics_tokens=tokens)
+def positions(config: Any) -> int | None:
+    """The most tokens that a model reads at once, by its transformers config; None where it does not say."""
+    found: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return found
 
 
-def _layers(first: int, last: int) -> tuple[int, ...]:
-    return tuple(range(first, last + 1))
-
-
-_EASYEDIT: dict[str, Any] = {"layers": _layers(4, 8), "lambda_": 15000.0, "weight_decay": 1e-3, "clamp": 4.0}
-# Chosen on CounterFact-R's even cases and measured on its odd ones: docs/recipes.md.
-_FAST: dict[str, Any] = {
-    "optimiser": "momentum",
-    "learning_rate": 0.35,
-    "rate_decay": 0.9,
-    "templates_per_step": 2,
-    "stop_loss": 0.1,
-}
-_LLAMA3: dict[str, Any] = {"layers": _layers(4, 8), "lambda_": 15000.0, "learning_rate": 0.1}
-# (model type, blocks, d_model): MEMIT's own settings, EasyEdit's, AlphaEdit's, and our measurements.
-_PUBLISHED: dict[tuple[str, int, int], dict[str, Any]] = {
-    ("gpt2", 48, 1600): {"layers": _layers(13, 17), "lambda_": 20000.0, "steps": 20},
-    ("gptj", 28, 4096): {"layers": _layers(3, 8), "lambda_": 15000.0},
-    ("gpt_neox", 44, 6144): {"layers": _layers(6, 10), "lambda_": 20000.0, "steps": 20},
-    ("llama", 32, 4096): _EASYEDIT,
-    ("mistral", 32, 4096): _EASYEDIT,
-    ("qwen2", 28, 3584): _EASYEDIT,
-    ("llama", 28, 3072): _EASYEDIT,
-    ("llama", 30, 576): {"layers": _layers(4, 8), "lambda_": 300.0, **_FAST},  # SmolLM2-135M
-}
-
-
-def _guess(depth: int, d_ff: int) -> dict[str, Any]:
-    """Early-middle layers (published ranges start at 11-27 % of the depth), steps for any norm, λ = d_ff.
-
-    E[kᵀ C⁻¹ k] = d_ff for the very keys that C is made of, whatever their scale, so with λ = d_ff one fact
-    alone is met half way by each layer. Published λ lie between a fifth of d_ff and three times it.
-    """
-    first = max(0, min(round(0.13 * depth), depth - 2))
-    last = min(first + 4, max(first, depth - 2))
-    return {"layers": _layers(first, last), "lambda_": float(d_ff), "guess": True, **_FAST}
-
-
-def _width(config: Any) -> int:
-    for name in ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"):
-        width = getattr(config, name, None)
-        if isinstance(width, int) and width:
-            return width
-    return 4 * int(config.hidden_size)
+def _unread(method: Any) -> dict[str, Any]:
+    """Field -> default of the fields that a method does not read, by the names in its table."""
+    if not isinstance(method, str):
+        return {}
+    return {_outer(f.name): f.default for f in fields(Recipe) if _outer(f.name) not in fields_read(method)}
 
 
 def _outer(name: str) -> str:
@@ -226,16 +227,18 @@ def _check_type(name: str, value: Any) -> None:
 
 def _check_values(recipe: Recipe) -> None:
     def require(right: bool, name: str, rule: str) -> None:
-        if not right:
+        if not right and recipe.reads(name):
             raise BadInput(f"{name} should be {rule}, not {_plain(getattr(recipe, _inner(name)))!r}")
 
     layers: Sequence[int] = recipe.layers
     ordered = bool(layers) and list(layers) == sorted(set(layers)) and layers[0] >= 0
     require(ordered, "layers", "at least one layer, each once, from low to high")
-    for name in ("lambda", "clamp", "learning_rate"):
+    alone = len(layers) == 1 or recipe.method not in _ONE_LAYER
+    require(alone, "layers", f"one layer, which is all that {recipe.method} edits")
+    for name in ("lambda", "clamp", "learning_rate", "nullspace_threshold"):
         value = getattr(recipe, _inner(name))
         require(math.isfinite(value) and value > 0, name, "a positive number")
-    for name in ("weight_decay", "kl_factor", "stop_loss"):
+    for name in ("weight_decay", "kl_factor", "stop_loss", "norm_bound"):
         value = getattr(recipe, name)
         require(math.isfinite(value) and value >= 0, name, "a number from 0 up")
     require(recipe.optimiser in ("adam", "momentum"), "optimiser", '"adam" or "momentum"')

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patchkit.errors import BadInput
 
-__all__ = ["exact_device", "solve_keys"]
+__all__ = ["exact_device", "scaled_inverse_keys", "solve_keys"]
 
 
 def exact_device(device: torch.device) -> torch.device:
@@ -33,3 +33,19 @@ def solve_keys(keys: Tensor, factor: Tensor) -> Tensor:
             "the keys of these facts cannot be solved for; raise lambda, or leave out facts on one subject"
         )
     return torch.cholesky_solve(PK.T, inner)
+
+
+def scaled_inverse_keys(keys: Tensor, factor: Tensor, at: Tensor | None = None) -> Tensor:
+    """Rows C⁻¹k / (k'ᵀ C⁻¹ k) [N, d_in] float64, for rows k of ``keys`` and k' of ``at`` (k' = k by default).
+
+    So the row of a fact gives 1 for its own k' (ROME eq. 2). ``factor`` [d_in, d_in] is the lower Cholesky
+    factor of C, or of a multiple of it, which cancels. BadInput where a key is zero.
+    """
+    K = keys.to(factor.device, torch.float64)
+    inverse = torch.cholesky_solve(K.T, factor).T
+    length = ((K if at is None else at.to(K)) * inverse).sum(1, keepdim=True)
+    if not bool((length.abs() > 0).all()):
+        raise BadInput(
+            "the key of a fact is zero: its subject reaches this layer as nothing; edit another layer"
+        )
+    return inverse / length

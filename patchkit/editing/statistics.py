@@ -10,21 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from patchkit.canonical import strict_json
+from patchkit.canonical import canonical_json, strict_json
 from patchkit.editing.corpus import Progress, read_corpus, write_text
 from patchkit.editing.kept import key_of, read_kept, write_kept
-from patchkit.editing.recipe import Recipe
+from patchkit.editing.recipe import Recipe, positions
 from patchkit.editing.solve import exact_device
 from patchkit.errors import BadInput
 from patchkit.files import write_durably
@@ -32,7 +34,7 @@ from patchkit.models.anatomy import Anatomy, anatomy_of
 from patchkit.models.loading import float32_compute
 from patchkit.models.replay import reading_inputs, stop_after
 
-__all__ = ["Statistics", "collect", "statistics_for", "text_for"]
+__all__ = ["Statistics", "collect", "statistics_for", "text_for", "text_name"]
 
 Piece = tuple[tuple[int, ...], tuple[bool, ...]]
 
@@ -47,6 +49,7 @@ class Statistics:
     layers: dict[int, Tensor]
     tokens: int
     _factors: dict[tuple[int, float], Tensor] = field(default_factory=dict, repr=False)
+    _spaces: dict[tuple[int, float], Tensor] = field(default_factory=dict, repr=False)
 
     def cholesky(self, layer: int, lambda_: float) -> Tensor:
         """The lower float64 factor of λC, made once for each layer and λ; BadInput if C lacks full rank."""
@@ -60,6 +63,25 @@ class Statistics:
                 )
             self._factors[layer, lambda_] = factor
         return self._factors[layer, lambda_]
+
+    def null_space(self, layer: int, threshold: float) -> Tensor:
+        """Eigenvectors [d_ff, m] of C with eigenvalues below ``threshold``, float64, made once for each; so
+        P = U Uᵀ (AlphaEdit, arXiv 2410.02355). BadInput where there are none, all are, or C lacks full rank.
+        """
+        if (layer, threshold) not in self._spaces:
+            self.cholesky(layer, 1.0)  # refuses a C in which unseen directions would pass for free ones
+            C = self.layers[layer]
+            values, vectors = torch.linalg.eigh(C.to(exact_device(C.device)).double())
+            free = int((values < threshold).sum())
+            if not 0 < free < len(C):
+                which = "every" if free else "no"
+                raise BadInput(
+                    f"layer {layer}: nullspace_threshold {threshold:g} leaves {which} direction free; the "
+                    f"eigenvalues of C go from {float(values[0]):.2g} to "
+                    f"{float(values[-1]):.2g}: set a number between"
+                )
+            self._spaces[layer, threshold] = vectors[:, :free].contiguous()
+        return self._spaces[layer, threshold]
 
     def digest(self, layers: Sequence[int]) -> str:
         """SHA-256 over the float32 bytes of C of ``layers``, in order."""
@@ -82,6 +104,12 @@ def statistics_for(
 
     ``base`` is the fingerprint that the cache's names begin from; without a folder nothing is kept.
     """
+    longest = positions(model.config)
+    if longest and recipe.statistics_length > longest:
+        raise BadInput(
+            f"statistics_length = {recipe.statistics_length}: the base has {longest} positions; "
+            f"choose at most so many: --set statistics_length={longest}, or in patchkit.toml"
+        )
     text = text_for(model, tokenizer, recipe, folder=folder, base=base, progress=progress)
     return collect(
         model,
@@ -113,7 +141,7 @@ def text_for(
         "length": recipe.statistics_length,
         "seed": recipe.statistics_seed,
     }
-    path = folder / f"text-{key_of({**wanted, 'base': base})}.json" if folder is not None else None
+    path = folder / text_name(recipe, base) if folder is not None else None
     if path is not None and path.is_file():
         try:
             documents = strict_json(path.read_bytes())
@@ -127,6 +155,16 @@ def text_for(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, json.dumps(documents, ensure_ascii=False, indent=0).encode())
     return documents
+
+
+def text_name(recipe: Recipe, base: str) -> str:
+    """The file that keeps what a base wrote for these settings."""
+    settings = {
+        "tokens": recipe.statistics_tokens,
+        "length": recipe.statistics_length,
+        "seed": recipe.statistics_seed,
+    }
+    return f"text-{key_of({**settings, 'base': base})}.json"
 
 
 def collect(
@@ -158,6 +196,8 @@ def collect(
         if folder is not None
         else None
     )
+    if home is not None:
+        _note(home, {"base": base, "tokens": tokens, "length": length})
     found = {layer: C for layer in layers if (C := _load(home, layer, anatomy.d_ff)) is not None}
     missing = [layer for layer in layers if layer not in found]
     if missing:
@@ -263,6 +303,16 @@ def _pieces(
 def _load(home: Path | None, layer: int, d_ff: int) -> Tensor | None:
     found = read_kept(home and home / f"layer-{layer}.safetensors", {"C": [d_ff, d_ff]})
     return found["C"] if found is not None and found["C"].isfinite().all() else None
+
+
+def _note(home: Path, about: Mapping[str, Any]) -> None:
+    """What the statistics in a folder are of, and that they were used now: `patchkit gc` asks for both."""
+    path = home / "about.json"
+    with suppress(OSError):
+        os.utime(path)
+        return
+    home.mkdir(parents=True, exist_ok=True)
+    write_durably(path, canonical_json(about))
 
 
 def _save(home: Path | None, layer: int, C: Tensor) -> None:

@@ -50,6 +50,7 @@ def find_targets(
     drift: Sequence[Passage],
     recipe: Recipe,
     *,
+    sizes: Tensor | None = None,
     batch_size: BatchSize = "auto",
     unfinished: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -57,7 +58,8 @@ def find_targets(
     """Optimise every fact's z at the recipe's last layer.
 
     ``rewriting`` is [fact][template], the bare prompt first; ``drift`` is [fact]. Facts of like length
-    are batched; neither their order nor their number changes a fact's z. In ``unfinished``, a folder
+    are batched; neither their order nor their number changes a fact's z. ``sizes`` [N] are the norms that
+    clamp, decay and steps are shares of: by default those of the states. In ``unfinished``, a folder
     that belongs to these weights, each batch's targets are kept, and a run that was killed goes on
     behind them to the same bits. BadInput names the place of a fact whose loss is not finite.
     """
@@ -71,7 +73,8 @@ def find_targets(
         if batch:
             texts = [rewriting[i] for i in batch], [drift[i] for i in batch]
             tell = _Estimate(found, len(batch), recipe.steps, progress)
-            found.add(batch, _optimise(model, anatomy, *texts, recipe, budget, tell))
+            own = None if sizes is None else sizes[batch].to(model.device, model.dtype)
+            found.add(batch, _optimise(model, anatomy, *texts, recipe, budget, tell, own))
         if progress is not None:
             progress("targets", found.count, count)
 
@@ -132,7 +135,8 @@ def _key(rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage], recip
     settings = {
         name: value
         for name, value in recipe.to_dict().items()
-        if name not in ("lambda", "guess", "method") and not name.startswith("statistics")
+        if name not in ("lambda", "guess", "method", "nullspace_threshold")
+        and not name.startswith("statistics")
     }
     texts = [
         [[list(p.tokens), p.subject, p.target] for p in (*of, d)]
@@ -173,23 +177,25 @@ def _optimise(
     recipe: Recipe,
     budget: Budget,
     tell: Callable[[int, int], None],
+    size: Tensor | None = None,
 ) -> Targets:
     """One batch in the published order: loss, stop tests, a step down, clamp; ``steps`` - 1 moves at most."""
     parts, init = _prepare(model, anatomy, rewriting, drift, recipe, budget)
-    delta, descent = torch.zeros_like(init), descent_of(init, recipe)
+    size = init.norm(dim=1) if size is None else size
+    delta, descent = torch.zeros_like(init), descent_of(init, size, recipe)
     alive = torch.ones(len(init), dtype=torch.bool, device=init.device)
     last = init.new_zeros(len(init))
     steps = [0] * len(init)
     for step in range(1, recipe.steps + 1):
         for fact in parts.facts:
             steps[fact] = step
-        loss, gradient = _evaluate(parts.at(step), delta, init, recipe, differentiate=step < recipe.steps)
+        loss, gradient = _evaluate(parts.at(step), delta, size, recipe, differentiate=step < recipe.steps)
         last = torch.where(alive, loss, last)
         if step == recipe.steps:
             break
         alive &= ~(loss < recipe.stop_loss)
         moved = delta + descent.move(gradient, step)
-        delta = torch.where(alive[:, None], _clamped(moved, recipe.clamp * init.norm(dim=1)), delta)
+        delta = torch.where(alive[:, None], _clamped(moved, recipe.clamp * size), delta)
         living = alive.tolist()  # the step's one synchronisation
         parts = parts.keep(living)
         tell(step, sum(living))
@@ -199,13 +205,13 @@ def _optimise(
 
 
 def _evaluate(
-    parts: Sequence[Rewriting | Drift], delta: Tensor, init: Tensor, recipe: Recipe, *, differentiate: bool
+    parts: Sequence[Rewriting | Drift], delta: Tensor, size: Tensor, recipe: Recipe, *, differentiate: bool
 ) -> tuple[Tensor, Tensor]:
     """The total loss [N] of each fact and its gradient [N, d_model], chunk by chunk to bound memory."""
     gradient = torch.zeros_like(delta)
     with torch.set_grad_enabled(differentiate):
         leaf = delta.detach().requires_grad_(differentiate)
-        loss = recipe.weight_decay * leaf.norm(dim=1) / init.norm(dim=1).square()
+        loss = recipe.weight_decay * leaf.norm(dim=1) / size.square()
         if differentiate:
             gradient += torch.autograd.grad(loss.sum(), leaf)[0]
         loss = loss.detach()

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-__all__ = ["continue_greedily", "normalise", "says"]
+__all__ = ["NEW_TOKENS", "continue_greedily", "normalise", "says"]
 
 # Thai, Lao, Burmese, Khmer; kana and the Chinese characters.
 _UNSPACED = re.compile(

@@ -26,10 +26,15 @@ class Score:
     log_probability: float
     """Sum over the object's tokens, in nats."""
     tokens: int
-    argmax: bool
-    """Every token of the object is the most probable one given those before it."""
+    hits: int
+    """Tokens of the object that are the most probable ones given those before them."""
     next_token: int
     """The most probable token after the prompt, whatever the object."""
+
+    @property
+    def argmax(self) -> bool:
+        """Every token of the object is the most probable one given those before it."""
+        return self.hits == self.tokens
 
     @property
     def probability(self) -> float:
@@ -71,7 +76,7 @@ def _score(logits: torch.Tensor, target: Sequence[int]) -> Score:
     logits, ids = logits.float(), torch.tensor(target, device=logits.device)
     log_p = logits.log_softmax(-1).gather(-1, ids[:, None]).sum()
     best = logits.argmax(-1)
-    return Score(float(log_p), len(target), bool((best == ids).all()), int(best[0]))
+    return Score(float(log_p), len(target), int((best == ids).sum()), int(best[0]))
 
 
 def _without_prefixes(rows: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[int]]:

@@ -43,6 +43,7 @@ __all__ = [
     "pick_device",
     "put_weights",
     "read_config",
+    "stored_parameters",
     "without_weights",
 ]
 
@@ -168,17 +169,23 @@ def _silence() -> Iterator[None]:
             their_logging.enable_progress_bar()
 
 
+def stored_parameters(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, torch.nn.Parameter]:
+    """The model's parameters by their names in the checkpoint."""
+    found: dict[str, torch.nn.Parameter] = {}
+    names = StoredNames(model, checkpoint)
+    for name, parameter in model.named_parameters():
+        with suppress(NotFound):  # a parameter that is not stored, such as a tied one's twin
+            found[names.of(name)] = parameter
+    return found
+
+
 def put_weights(model: PreTrainedModel, tensors: Mapping[str, Tensor], checkpoint: Checkpoint) -> None:
     """Put stored tensors (by their names in the checkpoint) into a loaded model, in place.
 
     Each value is the stored one converted to the model's dtype: exact for bfloat16 and float16 in a
     float32 model. BadInput where a name or shape is not the model's; then nothing was changed.
     """
-    found: dict[str, torch.nn.Parameter] = {}
-    names = StoredNames(model, checkpoint)
-    for name, parameter in model.named_parameters():
-        with suppress(NotFound):  # a parameter that is not stored, such as a tied one's twin
-            found[names.of(name)] = parameter
+    found = stored_parameters(model, checkpoint)
     for name, tensor in tensors.items():
         if name not in found:
             raise BadInput(

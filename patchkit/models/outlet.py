@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
+from patchkit.models.replay import stop_after
 
 __all__ = ["Outlet", "outlet_of"]
 
@@ -37,6 +38,10 @@ class Outlet:
     def plain(self) -> bool:
         """Whether y is added as it is."""
         return self.gain is None and self.scale == 1.0
+
+    def passed(self, output: Tensor) -> Tensor:
+        """What the stream takes of y = ``output`` [..., d_model]."""
+        return self.scale * (output if self.gain is None else _normed(output, self.gain))
 
     def pull_back(self, output: Tensor, residual: Tensor) -> Tensor:
         """What to add to y = ``output`` [N, d_model] so that the stream moves by ``residual`` [N, d_model].
@@ -63,14 +68,14 @@ def outlet_of(model: PreTrainedModel, anatomy: Anatomy, layer: int, tokens: Tens
     BadInput where the stream takes something else of the edited output.
     """
     block, down = anatomy.blocks[layer], anatomy.downs[layer]
-    with torch.no_grad(), _watching(block, down) as seen:
+    with torch.no_grad(), _watching(block, down) as seen, stop_after(block):
         model(input_ids=tokens, use_cache=False)
     # The row's last token, whether or not the block flattens [1, S, d_model].
     output, before = seen.output.flatten(0, -2)[-1], seen.stream.flatten(0, -2)[-1]
     generator = torch.Generator().manual_seed(0)
     push = torch.randn(output.shape, generator=generator, dtype=output.dtype).to(output.device)
     push *= output.norm() / push.norm() / 2
-    with torch.no_grad(), _watching(block, down, push) as pushed:
+    with torch.no_grad(), _watching(block, down, push) as pushed, stop_after(block):
         model(input_ids=tokens, use_cache=False)
     effect = pushed.stream.flatten(0, -2)[-1] - before
     gain = _gain(seen.norm, output)

@@ -26,7 +26,7 @@ from patchkit.models.anatomy import Anatomy
 
 _REACH = ("sliding_window", "window_size", "local_attention", "attention_chunk_size")
 
-__all__ = ["Prefix", "Row", "Tail", "capture", "prefill", "reading_inputs", "reading_outputs", "stop_after"]
+__all__ = ["Row", "Tail", "capture", "prefill", "reading_inputs", "reading_outputs", "stop_after"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,18 +130,15 @@ def prefill(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], *, un
     prompt) runs once for the whole group. Columns are [shared, left-padded | rest, left-padded],
     and the last pass inside ends with every row's last prefix token in its last column.
     """
-    shared = (
-        _shared_lengths(rows) if _may_leave_gaps(model, rows) else dict.fromkeys({r.group for r in rows}, 0)
-    )
-    groups = [group for group, length in shared.items() if length]
-    openings = {r.group: r.prefix[: shared[r.group]] for r in rows}
-    past = _empty(model, len(rows))
+    openings = openings_of(model, rows)
+    groups = [group for group, opening in openings.items() if opening]
+    past = empty(model, len(rows))
     if groups:
-        common = _extend(model, anatomy, _empty(model, len(groups)), [openings[g] for g in groups], until)
-        past = _spread(common, [groups.index(r.group) if r.group in groups else None for r in rows])
-    rest = [row.prefix[shared[row.group] :] for row in rows]
+        common = extend(model, anatomy, empty(model, len(groups)), [openings[g] for g in groups], until)
+        past = spread_over(common, [groups.index(r.group) if r.group in groups else None for r in rows])
+    rest = [row.prefix[len(openings[row.group]) :] for row in rows]
     if any(rest):
-        past = _extend(model, anatomy, past, rest, until)
+        past = extend(model, anatomy, past, rest, until)
     return _freeze(anatomy, past)
 
 
@@ -199,7 +196,7 @@ class Tail:
         def hand_through(*_: Any, **__: Any) -> Any:
             return (given,) if self.as_tuple else given
 
-        with _stand_in(self.anatomy.blocks, lambda _: hand_through):
+        with stand_in(self.anatomy.blocks, lambda _: hand_through):
             # An empty cache keeps the mask code from looking for packed sequences, which synchronises.
             out = self.model(inputs_embeds=blank, past_key_values=DynamicCache(), use_cache=True)
         return out.logits[:, 0]
@@ -250,7 +247,7 @@ class _Recorder:
         above = self.anatomy.blocks[self.layer + 1 :]
         handle = self.anatomy.blocks[self.layer].register_forward_hook(self._listen)
         try:
-            with _stand_in(above, lambda index: lambda *args, **kwargs: self._record(index, args, kwargs)):
+            with stand_in(above, lambda index: lambda *args, **kwargs: self._record(index, args, kwargs)):
                 yield
         except _Stop:
             pass
@@ -272,7 +269,7 @@ class _Recorder:
 
 
 @contextmanager
-def _stand_in(blocks: Sequence[nn.Module], make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+def stand_in(blocks: Sequence[nn.Module], make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
     """Let ``make(i)`` stand in for block i's forward."""
     before = [vars(block).get("forward") for block in blocks]
     try:
@@ -296,7 +293,7 @@ class _Past:
     lengths: Tensor
 
 
-def _empty(model: PreTrainedModel, count: int) -> _Past:
+def empty(model: PreTrainedModel, count: int) -> _Past:
     device = model.device
     return _Past(
         None,
@@ -305,7 +302,7 @@ def _empty(model: PreTrainedModel, count: int) -> _Past:
     )
 
 
-def _extend(
+def extend(
     model: PreTrainedModel, anatomy: Anatomy, past: _Past, texts: Sequence[tuple[int, ...]], until: int
 ) -> _Past:
     """Run more tokens after ``past`` through blocks 0..``until``."""
@@ -324,7 +321,7 @@ def _extend(
     return _Past(cache, mask, past.lengths + new.sum(1))
 
 
-def _spread(common: _Past, places: Sequence[int | None]) -> _Past:
+def spread_over(common: _Past, places: Sequence[int | None]) -> _Past:
     """Give each row its group's past; a row without one sees none of it."""
     device = common.mask.device
     index = torch.tensor([place or 0 for place in places], device=device)
@@ -371,14 +368,16 @@ def _pad(texts: Sequence[tuple[int, ...]], device: torch.device, *, left: bool) 
     return torch.tensor(ids, device=device), mask if left else mask.flip(1)
 
 
-def _shared_lengths(rows: Sequence[Row]) -> dict[int, int]:
-    """How many tokens each group's rows have in common at their start, short of a prefix's last token."""
+def openings_of(model: PreTrainedModel, rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
+    """By group, the tokens that its rows have in common at their start, short of a prefix's last token."""
+    if not _may_leave_gaps(model, rows):
+        return {row.group: () for row in rows}
     shared: dict[int, tuple[int, ...]] = {}
     for row in rows:
         known, own = shared.get(row.group, row.prefix), row.prefix[:-1]
         same = next((i for i, (a, b) in enumerate(zip(known, own, strict=False)) if a != b), None)
         shared[row.group] = known[: min(len(known), len(own)) if same is None else same]
-    return {group: len(tokens) for group, tokens in shared.items()}
+    return shared
 
 
 def _may_leave_gaps(model: PreTrainedModel, rows: Sequence[Row]) -> bool:

@@ -17,7 +17,7 @@ from patchkit.models.anatomy import Anatomy
 from patchkit.models.outlet import Outlet, outlet_of
 from patchkit.models.replay import Row, capture
 
-__all__ = ["try_out"]
+__all__ = ["outlets_of", "try_out"]
 
 _CLOSE = 1e-3  # of the largest logit, in float32
 
@@ -30,19 +30,31 @@ def try_out(
     ``tokens`` are some of an ordinary text. The model computes in float32 or wider.
     """
     name = type(model).__name__
-    tokens = list(tokens) * (1 if len(tokens) > 3 else 4)
+    tokens = _enough(tokens)
     try:
-        row = torch.tensor([list(tokens)], device=model.device)
+        row = torch.tensor([tokens], device=model.device)
         with torch.no_grad():
             whole = model(input_ids=row, use_cache=False).logits[0]
         _check_causal(model, row, whole, name)
         _check_parts(model, anatomy, layers[-1], tokens, whole, name)
-        return {layer: outlet_of(model, anatomy, layer, row) for layer in layers}
+        return outlets_of(model, anatomy, layers, tokens)
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise BadInput(
             f"{name}: cannot be run in parts, which editing needs ({reason}); choose another model"
         ) from error
+
+
+def outlets_of(
+    model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int], tokens: Sequence[int]
+) -> dict[int, Outlet]:
+    """The outlet of each of ``layers`` in a model that is known to be one that can be edited."""
+    row = torch.tensor([_enough(tokens)], device=model.device)
+    return {layer: outlet_of(model, anatomy, layer, row) for layer in layers}
+
+
+def _enough(tokens: Sequence[int]) -> list[int]:
+    return list(tokens) * (1 if len(tokens) > 3 else 4)
 
 
 def _check_causal(model: PreTrainedModel, row: Tensor, whole: Tensor, name: str) -> None:

@@ -1,0 +1,207 @@
+"""Two models beside each other on the same cases: scores with intervals, paired differences, text, norms.
+
+One model is loaded; the weights of the two stacks are exchanged in place, as builds of them hold them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from patchkit.actions.environment import environment
+from patchkit.errors import BadInput, PatchkitError
+from patchkit.evaluation.cases import Case, Cases, sampled
+from patchkit.evaluation.intervals import Interval, differences, intervals, names_with_whole
+from patchkit.evaluation.metrics import METRICS, Seen, look, tally
+from patchkit.evaluation.texts import Divergence, compare_on, windows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+    from patchkit.actions.workbench import Workbench
+    from patchkit.repository import Repository
+
+__all__ = ["BASE", "Evaluation", "Score", "Side", "evaluate", "facts_in_force"]
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models. ``growth``: ‖W + ΔW‖ / ‖W‖ over the weights that either side changes."""
+
+    name: str
+    commit: str | None
+    patches: int
+    growth: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score of A and of B, and B less A on the same facts in the same resamples."""
+
+    name: str
+    a: Interval
+    b: Interval
+    difference: Interval
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``patchkit eval`` says. Only the scores that the cases have prompts for are there."""
+
+    source: str
+    cases: int
+    sample: int | None
+    """How many were drawn; None where all cases of the source were asked."""
+    seed: int
+    """Of the sample and of the resamples."""
+    sides: tuple[Side, Side]
+    scores: tuple[Score, ...]
+    text: Divergence | None
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return _finite(
+            {
+                "source": self.source,
+                "cases": self.cases,
+                "sample": self.sample,
+                "seed": self.seed,
+                "a": asdict(self.sides[0]),
+                "b": asdict(self.sides[1]),
+                "scores": {score.name: _plain(score) for score in self.scores},
+                "text": None if self.text is None else asdict(self.text),
+                "notes": list(self.notes),
+            }
+        )
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _plain(score: Score) -> dict[str, dict[str, float]]:
+    return {part: asdict(getattr(score, part)) for part in ("a", "b", "difference")}
+
+
+def facts_in_force(repository: Repository, revision: str = "HEAD") -> Cases:
+    """The facts of the stack at ``revision``, in the order of its patches; BadInput where there are none."""
+    facts = [fact for _, fact in repository.stack(revision).facts_in_force().values()]
+    if not facts:
+        raise BadInput(
+            f"{revision}: no facts are in force there; name a file of records or facts to ask about"
+        )
+    return Cases(f"the facts in force at {revision}", tuple(map(Case, facts)))
+
+
+def evaluate(
+    repository: Repository,
+    cases: Cases | None = None,
+    *,
+    a: str = BASE,
+    b: str = "HEAD",
+    sample: int | None = None,
+    seed: int = 0,
+    text: tuple[str, str] | None = None,
+    texts: bool = False,
+    device: str = "auto",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Evaluation:
+    """Score the stacks at ``a`` and ``b`` ("base": the empty one) on the same cases.
+
+    Without cases, the facts in force at ``b`` are asked.
+
+    ``text``: (name, text) to compute perplexities and KL on. ``texts``: let both write on the beginnings that
+    the cases have. What was found goes into the catalogue too, with ``b``'s tree. BadInput, NotFound.
+    """
+    told = progress or (lambda phase, done, total: None)
+    if seed < 0:
+        raise BadInput(f"the seed {seed} is negative; choose one from 0")
+    if cases is None:
+        cases = facts_in_force(repository, a if b == BASE else b)
+    chosen = sampled(cases, sample, seed)
+    if texts and not any(case.texts for case in chosen.cases):
+        raise BadInput(f"{chosen.source}: has no beginnings of texts (generation_prompts); leave out --texts")
+    stacks = [None if name == BASE else repository.stack(name) for name in (a, b)]
+    told("loading", 0, 1)
+    bench = repository.workbench(device)
+    patches = [{} if stack is None else repository.patches(stack) for stack in stacks]
+    weights = [bench.weights(each.values()) for each in patches]
+    told("loading", 1, 1)
+    seen = []
+    for place, each in enumerate(weights):
+        bench.use(each)
+        part = partial(_part, told, place)
+        seen.append(look(bench.model, bench.tokenizer, chosen.cases, texts=texts, progress=part))
+    growth = _growth(bench, weights)
+    divergence = None
+    if text is not None:
+        name, rows = windows(bench.tokenizer, *text)
+        divergence = compare_on(bench, weights, name, rows, partial(told, "text"))
+    commits = [None if stack is None else stack.commit for stack in stacks]
+    sides = [Side(*row) for row in zip((a, b), commits, map(len, patches), growth, strict=True)]
+    done = Evaluation(
+        source=cases.source,
+        cases=len(chosen.cases),
+        sample=sample,
+        seed=seed,
+        sides=(sides[0], sides[1]),
+        scores=tuple(_scores(seen[0], seen[1], seed)),
+        text=divergence,
+        notes=(*chosen.notes, *_broken(seen)),
+    )
+    tree = None if stacks[1] is None else stacks[1].tree
+    kept = environment(str(bench.model.device))
+    try:
+        repository.catalogue.record_evaluation(None, cases.source, done.to_dict(), kept, tree)
+    except PatchkitError as error:
+        return replace(done, notes=(*done.notes, f"not kept in the catalogue: {error}"))
+    return done
+
+
+def _broken(seen: Sequence[Sequence[Seen]]) -> list[str]:
+    """A collapsed model gives no numbers, which count as neither object preferred."""
+    found = []
+    for side, cases in zip("AB", seen, strict=True):
+        rows = [one.target for case in cases for one in (case.rewrite, *case.paraphrases, *case.neighbors)]
+        if lost := sum(not math.isfinite(score.log_probability) for score in rows):
+            found.append(f"{side} gives no likelihood for {lost} of {len(rows)} prompts: it has collapsed")
+    return found
+
+
+def _part(told: Callable[[str, int, int], None], place: int, done: int, total: int) -> None:
+    told("asking", place * total + done, 2 * total)
+
+
+def _scores(first: Sequence[Seen], second: Sequence[Seen], seed: int) -> list[Score]:
+    """Neighbours are held against those of A, on both sides."""
+    one, other = tally(first, first), tally(second, first)
+    asked = one[..., 1].sum(0) > 0
+    names = [name for name, there in zip(METRICS, asked, strict=True) if there]
+    one, other = one[:, asked], other[:, asked]
+    found = (
+        intervals(one, names, seed),
+        intervals(other, names, seed),
+        differences(other, one, names, seed),
+    )
+    return [Score(name, *(each[name] for each in found)) for name in names_with_whole(names)]
+
+
+def _growth(bench: Workbench, weights: Sequence[Mapping[str, Tensor]]) -> list[float]:
+    """‖W + ΔW‖ / ‖W‖ of each side, over all the weights that either changes."""
+    names = sorted({name for side in weights for name in side})
+    squares = [0.0, 0.0, 0.0]
+    for name in names:
+        plain = bench.checkpoint.read(name)
+        for place, weight in enumerate((plain, *(side.get(name, plain) for side in weights))):
+            squares[place] += float(weight.double().square().sum())
+    return [math.sqrt(each / squares[0]) if squares[0] else 1.0 for each in squares[1:]]

@@ -1,0 +1,131 @@
+"""Go to a branch: checked first, then Git's own switch, then the build is brought in line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from patchkit.actions.undo import patch_changes
+from patchkit.build_record import BuildRecord
+from patchkit.errors import BadInput, NotFound, PatchkitError
+from patchkit.gitstore import GitStore
+from patchkit.moving import move_branch
+from patchkit.problem import one_line
+from patchkit.stack import StoredPatch, TreeProblems
+from patchkit.writers import writers_lock
+
+if TYPE_CHECKING:
+    from patchkit.actions.build import Built
+    from patchkit.repository import Repository
+
+__all__ = ["Switched", "bring_in_line", "stored_before", "switch"]
+
+PREVIOUS = "-"  # for Git, the branch before
+
+
+@dataclass(frozen=True)
+class Switched:
+    """Where HEAD is now (or would be), what that changes, and the build, if there is one."""
+
+    branch: str
+    commit: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    changed: tuple[str, ...]
+    build: Built | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "branch": self.branch,
+            "commit": self.commit,
+            "added": list(self.added),
+            "removed": list(self.removed),
+            "changed": list(self.changed),
+            "build": None if self.build is None else self.build.to_dict(),
+        }
+
+
+def switch(
+    repository: Repository,
+    branch: str,
+    *,
+    create: bool = False,
+    start: str | None = None,
+    dry_run: bool = False,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Switched:
+    """`git switch`, once the tree there is believed; then the default build, if there is one.
+
+    ``create`` makes the branch first, at ``start`` (HEAD). TreeProblems, and Git's own refusals, come
+    before anything changes. Where the build fails, the line says that the branch is the new one.
+    """
+    store = repository.store
+    if branch.startswith("-") and branch != PREVIOUS:
+        raise BadInput(f"{one_line(branch)}: is no name for a branch; see git branch")
+    target = _target(store, branch, create, start)
+    if found := repository.problems(target):
+        raise TreeProblems(found)
+    old = store.head()
+    changes = patch_changes(store, old, target) if old else ((), (), ())
+    if dry_run:
+        if old is not None and old != target:
+            move_branch(store, "", old, target, "", dry_run=True)
+        return Switched(branch, target, *changes)
+    earlier = stored_before(repository)
+    name = ("--create", branch, target) if create else (branch,)
+    with writers_lock(store):  # else a commit that another command is making would go to this branch
+        store.git.write("switch", "--quiet", "--no-recurse-submodules", *name)
+    reached = os.fsdecode(store.git.read("symbolic_ref", "--short", "HEAD")).strip()
+    built = bring_in_line(repository, earlier, f"{one_line(reached)} is checked out", progress)
+    return Switched(reached, target, *changes, built)
+
+
+def stored_before(repository: Repository) -> Sequence[StoredPatch]:
+    """The patches in force now, which a build may hold; none where the tree cannot be believed."""
+    try:
+        return repository.stack().patches
+    except PatchkitError:
+        return ()
+
+
+def bring_in_line(
+    repository: Repository,
+    earlier: Sequence[StoredPatch],
+    done: str,
+    progress: Callable[[int, int, str], None] | None,
+) -> Built | None:
+    """The default build again, if there is one; ``done`` is told where that fails."""
+    folder = repository.build_folder
+    try:
+        if not folder.is_dir() or BuildRecord.read(folder) is None:
+            return None
+        return repository.build(earlier=earlier, progress=progress)
+    except PatchkitError as error:
+        raise type(error)(f"{done}, but the build is not in line with it: {error}") from error
+
+
+def _target(store: GitStore, branch: str, create: bool, start: str | None) -> str:
+    """The commit that Git will go to."""
+    if create:
+        if store.git.ask("show_ref", "--verify", "--quiet", "--", f"refs/heads/{branch}") is not None:
+            raise BadInput(f"{one_line(branch)}: is a branch already; go to it without -c")
+        return store.resolve(start or "HEAD")
+    if branch == PREVIOUS:
+        return store.resolve("@{-1}")
+    names = store.git.read("for_each_ref", "--format=%(refname)", "refs/heads", "refs/remotes").decode(
+        "utf-8", "surrogateescape"
+    )
+    known = names.splitlines()
+    if f"refs/heads/{branch}" in known:
+        return store.resolve(f"refs/heads/{branch}")
+    remote = [name for name in known if name.startswith("refs/remotes/") and name.split("/", 3)[-1] == branch]
+    if len(remote) == 1:  # Git makes a branch that follows it
+        return store.resolve(remote[0])
+    local = [name.removeprefix("refs/heads/") for name in known if name.startswith("refs/heads/")]
+    near = difflib.get_close_matches(branch, local, 3, 0.5)
+    hint = f"did you mean {', '.join(map(one_line, near))}?" if near else "make it: patchkit switch -c BRANCH"
+    many = f"is a branch of {len(remote)} remotes" if remote else "is no branch"
+    raise NotFound(f"{one_line(branch)[:80]}: {many}; {hint} (git switch --detach goes to a commit)")

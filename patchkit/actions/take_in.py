@@ -1,0 +1,98 @@
+"""A PEFT adapter from elsewhere becomes a patch: read, measured beside the stack, recorded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchkit.actions.changes import large_files, refuse_clashes
+from patchkit.actions.clock import Clock
+from patchkit.actions.commit import Committed, record_committed
+from patchkit.actions.given import Facts, as_batch
+from patchkit.errors import BadInput
+from patchkit.evaluation.measure import compare, observe, summarise
+from patchkit.factors import Patch
+from patchkit.facts import Batch
+from patchkit.patch import FACTS
+from patchkit.shipping.modules import Modules
+from patchkit.shipping.peft_reader import read_adapter
+
+if TYPE_CHECKING:
+    from patchkit.repository import Repository
+
+__all__ = ["METHOD", "take_in"]
+
+METHOD = "peft"
+
+Progress = Callable[[str, int, int], None] | None
+
+
+def take_in(
+    repository: Repository,
+    folder: Path,
+    facts: Facts | None = None,
+    *,
+    message: str | None = None,
+    dry_run: bool = False,
+    device: str = "auto",
+    progress: Progress = None,
+) -> Committed:
+    """Commit the LoRA in ``folder`` as a patch of ``facts`` (by default those of its own facts.jsonl).
+
+    The facts say what the adapter is for; they are measured before and after, as those of an edit are.
+    BadInput for an adapter that is no low-rank update of this base or that says nothing of its facts,
+    FactsError for facts that are in force.
+    """
+    if not dry_run:
+        repository.store.ensure_ready()
+    batch = _facts(folder, facts)
+    stack = repository.stack()
+    refuse_clashes(batch, stack)
+    clock = Clock()
+    tell = progress or (lambda phase, done, total: None)
+    checkpoint = repository.checkpoint()
+    adapter = read_adapter(folder, Modules.of(checkpoint))
+    patch = Patch(batch.facts, adapter.deltas, checkpoint.fingerprint(), METHOD, adapter.recipe)
+    clock.lap("reading")
+
+    tell("loading", 0, 1)
+    under = repository.patches(stack)
+    bench = repository.workbench(device)
+    tell("loading", 1, 1)
+    clock.lap("loading")
+    bench.put(under.values())
+    before = observe(bench.model, bench.tokenizer, batch.facts)
+    tell("measuring", 1, 2)
+    bench.put([*under.values(), patch])
+    changes = compare(batch.facts, before, observe(bench.model, bench.tokenizer, batch.facts))
+    tell("measuring", 2, 2)
+    clock.lap("measuring")
+    done = Committed(
+        patch=patch,
+        commit=None,
+        message=message or f"Take in the adapter {folder.resolve().name}",
+        changes=changes,
+        summary=summarise(changes),
+        known=(),
+        skipped_known=False,
+        replaced=[],
+        timings=clock.seconds,
+        norms=patch.norms(),
+        base_norms={name: float(checkpoint.read(name).double().norm()) for name in patch.deltas},
+        size=sum(len(data) for data in patch.files().values()),
+        notes=large_files(repository, patch),
+    )
+    return done if dry_run else record_committed(repository, stack, done, bench)
+
+
+def _facts(folder: Path, facts: Facts | None) -> Batch:
+    if facts is not None:
+        return as_batch(facts)
+    if folder.is_dir() and not os.path.lexists(folder / FACTS):
+        raise BadInput(
+            f"{folder}: does not say which facts it is of (no {FACTS} in it), and a patch needs one; "
+            "give them: a file with --facts, or --fact 'SUBJECT | PROMPT | TARGET'"
+        )
+    return as_batch(folder / FACTS)

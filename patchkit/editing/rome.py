@@ -1,0 +1,226 @@
+"""ROME: rank-one model editing (Meng et al. 2022, arXiv 2202.05262), one fact after another into one layer.
+
+Fact i is written exactly: its key k gives its value v afterwards, and what the weight serves changes as
+little as that allows, ΔW = r (C⁻¹k̄)ᵀ / (kᵀ C⁻¹k̄) with r = v - W k (eq. 2). The published code takes the mean
+key over the contexts for k̄ and the bare prompt's for k, which makes single edits that disable a model
+(Gupta, Baskaran and Anumanchipalli 2024, "Rebuilding ROME", arXiv 2403.07175). By default the mean key
+stands in both places, as there (R-ROME); with ``mean_key = false`` it is ROME as published.
+
+Truly sequential: v of a fact is sought on the model with the facts before it. Only what does not depend
+on them, the keys and C⁻¹k̄, is computed for all facts at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from patchkit.editing.batching import BatchSize
+from patchkit.editing.editor import Below, Edited
+from patchkit.editing.keys import collect_inputs, collect_states
+from patchkit.editing.mass import Timer, add, check_targets, resolve, restored, rewriting_of, tell
+from patchkit.editing.recipe import Recipe
+from patchkit.editing.solve import exact_device, scaled_inverse_keys
+from patchkit.editing.statistics import Statistics, statistics_for
+from patchkit.editing.targets import find_targets
+from patchkit.editing.templates import Passage, drift_passages
+from patchkit.errors import BadInput
+from patchkit.factors import Delta, Solution
+from patchkit.facts import Fact
+from patchkit.models.anatomy import Anatomy, anatomy_of
+from patchkit.models.loading import float32_compute, frozen
+from patchkit.models.outlet import Outlet
+from patchkit.models.trial import try_out
+
+__all__ = ["Rome"]
+
+Progress = Callable[[str, int, int], None]
+
+
+class Rome:
+    """Rank-one editing: one fact after another, exactly, in one layer (Meng et al., NeurIPS 2022)."""
+
+    name = "rome"
+
+    def edit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        recipe: Recipe,
+        statistics: Statistics | None = None,
+        *,
+        below: Sequence[Below] = (),
+        batch_size: BatchSize = "auto",
+        unfinished: Path | None = None,
+        progress: Progress | None = None,
+    ) -> Edited:
+        """Write ``facts`` in their order on the model as it stands; its weights are untouched afterwards.
+
+        The contexts of one fact are optimised together, the facts one after another. Nothing is kept in
+        ``unfinished``: a fact's value is of the model with the facts before it. BadInput says what cannot
+        be used.
+        """
+        every = range(len(facts))
+        return self._edit(
+            model, tokenizer, facts, recipe, statistics, None, every, batch_size=batch_size, progress=progress
+        )
+
+    def refit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        targets: Tensor,
+        recipe: Recipe,
+        statistics: Statistics,
+        *,
+        below: Sequence[Below] = (),
+        anew: Sequence[int] = (),
+        progress: Progress | None = None,
+    ) -> Edited:
+        """Write ``facts`` with the values ``targets`` v [N, d_model] found on another model.
+
+        Forward passes only, but for the facts in ``anew`` (places from 0), whose v is sought on this model.
+        """
+        return self._edit(
+            model, tokenizer, facts, recipe, statistics, targets, anew, batch_size="auto", progress=progress
+        )
+
+    def _edit(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        recipe: Recipe,
+        statistics: Statistics | None,
+        values: Tensor | None,
+        anew: Sequence[int],
+        *,
+        batch_size: BatchSize,
+        progress: Progress | None,
+    ) -> Edited:
+        if not facts:
+            raise BadInput("there are no facts to edit")
+        anatomy = anatomy_of(model)
+        anatomy.check_layers(recipe.layers)
+        if values is not None:
+            check_targets(values, len(facts), anatomy.d_model)
+        timer = Timer()
+        with float32_compute(model), frozen(model):
+            with timer("statistics"):
+                if statistics is None:
+                    statistics = statistics_for(model, tokenizer, recipe, progress=progress)
+            with timer("text"):
+                recipe = resolve(model, tokenizer, recipe, statistics)
+                rewriting = rewriting_of(model, tokenizer, facts, recipe)
+                drift = drift_passages(tokenizer, facts, recipe.kl_prompt)
+                outlet = try_out(model, anatomy, recipe.layers, rewriting[0][0].tokens)[recipe.layers[0]]
+            with timer("keys"):
+                writer = _Writer.of(model, anatomy, rewriting, drift, recipe, statistics, outlet)
+            with restored([anatomy.weight(recipe.layers[0])]):
+                for fact in range(len(facts)):
+                    tell(progress, "targets", fact, len(facts))
+                    with timer("targets"):
+                        known = None if values is None or fact in anew else values[fact]
+                        value = writer.seek(fact, batch_size) if known is None else known
+                    with timer("solve"):
+                        writer.write(fact, value)
+                tell(progress, "targets", len(facts), len(facts))
+        name = anatomy.weights[recipe.layers[0]]
+        solution = Solution(torch.stack(writer.values), {name: writer.keys})
+        delta = Delta(torch.stack(writer.B, 1), writer.A, transposed=anatomy.transposed)
+        return Edited({name: delta}, solution, recipe, timer.seconds, writer.steps, writer.losses)
+
+
+@dataclass
+class _Writer:
+    """Facts on their way into one weight W, whose bits change meanwhile.
+
+    ``keys`` k [N, d_in] at which each fact is to hold, ``bare`` those of the bare prompts, ``A`` rows
+    C⁻¹k̄ / (kᵀ C⁻¹k̄); float64, but for the keys as the patch will hold them. ``W`` [d_out, d_in] and
+    ``bias`` are as they were at first.
+    """
+
+    model: PreTrainedModel
+    anatomy: Anatomy
+    rewriting: Sequence[Sequence[Passage]]
+    drift: Sequence[Passage]
+    recipe: Recipe
+    outlet: Outlet
+    keys: Tensor
+    bare: Tensor
+    A: Tensor
+    W: Tensor
+    bias: Tensor
+    B: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        anatomy: Anatomy,
+        rewriting: Sequence[Sequence[Passage]],
+        drift: Sequence[Passage],
+        recipe: Recipe,
+        statistics: Statistics,
+        outlet: Outlet,
+    ) -> _Writer:
+        """Keys of all facts: they are inputs of the weight that changes, so no fact moves another's."""
+        layer = recipe.layers[0]
+        inputs = collect_inputs(model, anatomy, rewriting, layer).to(exact_device(model.device)).double()
+        mean, bare = inputs.mean(1), inputs[:, 0]
+        keys = (mean if recipe.mean_key else bare).float()
+        A = scaled_inverse_keys(mean, statistics.cholesky(layer, 1.0), at=keys)
+        A = A.float().double()  # as the patch will hold it
+        stored = anatomy.weight(layer).detach().to(A)
+        W = (stored.T if anatomy.transposed else stored).clone()
+        bias = getattr(anatomy.downs[layer], "bias", None)
+        zero = W.new_zeros(len(W))
+        b = zero if bias is None else bias.detach().to(W)
+        return cls(model, anatomy, rewriting, drift, recipe, outlet, keys, bare.to(A), A, W, b)
+
+    def written(self, key: Tensor) -> Tensor:
+        """W k + b with the facts so far, [d_out] float64."""
+        k = key.to(self.A)
+        so_far = (b * (a @ k) for b, a in zip(self.B, self.A, strict=False))
+        return self.W @ k + self.bias + sum(so_far)
+
+    def seek(self, fact: int, batch_size: BatchSize) -> Tensor:
+        """v of a fact (ROME eq. 4): what the weight writes for the bare prompt, moved by the δ that makes the
+        model say the target, on the model with the facts before it."""
+        layer, texts = self.recipe.layers[0], [self.rewriting[fact]]
+        now = self.written(self.bare[fact])
+        size = self.outlet.passed(now.to(self.model.device, self.model.dtype)).norm()[None]
+        before = collect_states(self.model, self.anatomy, texts, layer)
+        drift = [self.drift[fact]]
+        found = find_targets(
+            self.model, self.anatomy, texts, drift, self.recipe, sizes=size, batch_size=batch_size
+        )
+        self.steps[fact:] = found.steps
+        self.losses[fact:] = found.losses
+        change = (found.z.to(before) - before).to(now)
+        return now + (change[0] if self.outlet.plain else self._aimed(now, change[0]))
+
+    def _aimed(self, now: Tensor, change: Tensor) -> Tensor:
+        here, dtype = self.model.device, self.model.dtype
+        return self.outlet.pull_back(now[None].to(here, dtype), change[None].to(here, dtype))[0].to(now)
+
+    def write(self, fact: int, value: Tensor) -> None:
+        """Λ: what the key still misses (ROME eq. 2), put on the weight."""
+        if len(self.steps) == fact:
+            self.steps.append(0)
+            self.losses.append(0.0)
+        self.values.append(value.float().cpu())
+        b = (self.values[-1].to(self.A) - self.written(self.keys[fact])).float().to(self.A)
+        self.B.append(b)
+        term = Delta(b[:, None], self.A[fact : fact + 1], transposed=self.anatomy.transposed)
+        add(self.anatomy.weight(self.recipe.layers[0]), term)

@@ -1,0 +1,147 @@
+"""What an evaluation asks: facts with what their records hold besides, in the shapes that the field uses.
+
+CounterFact and its multi form, zsRE as MEND and EasyEdit have it, EasyEdit's flat records and KnowEdit's are
+recognised as `patchkit.records` recognises them; here belong the fields that an edit has no use for.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchkit.errors import BadInput, NotFound
+from patchkit.facts import Fact, parse_apart
+from patchkit.jsonlines import numbered_values
+from patchkit.records import native_records
+
+__all__ = ["Case", "Cases", "Question", "parse_cases", "read_cases", "sampled"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A whole prompt and its right answer."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fact and what else is asked about it.
+
+    ``answers``: what the neighbours' right answers are, in their order (none where the record does not say);
+    ``portability``: questions one hop away; ``texts``: beginnings of texts about the subject.
+    """
+
+    fact: Fact
+    answers: tuple[str, ...] = ()
+    portability: tuple[Question, ...] = ()
+    texts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The cases of one source in a fixed order; ``notes`` say what was left out of its records."""
+
+    source: str
+    cases: tuple[Case, ...]
+    notes: tuple[str, ...] = ()
+
+
+def read_cases(source: str) -> Cases:
+    """The cases of a file, or of standard input for "-". FactsError with all faults; NotFound."""
+    if source == "-":
+        return parse_cases(sys.stdin.buffer.read(), "standard input")
+    try:
+        return parse_cases(Path(source).read_bytes(), os.fspath(source))
+    except FileNotFoundError:
+        raise NotFound(f"{source}: there is no such file; name one of records or facts") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInput(f"{source}: cannot be read ({reason}); name a readable file") from None
+
+
+def parse_cases(data: bytes, name: str) -> Cases:
+    """The cases in a file's bytes. Each fact is checked as those of a commit are, but for the others: nothing
+    is edited, and CounterFact's own file holds cases that contradict each other."""
+    facts = parse_apart(data, name).facts
+    raws = list(_records(data))
+    generation = sum("case_id" in raw and _rephrased(raw) for raw in raws)
+    notes = (
+        [
+            f"{generation} rephrase prompts were left out: in EasyEdit's flat CounterFact most of them are "
+            "beginnings of texts, not paraphrases"
+        ]
+        if generation
+        else []
+    )
+    cases = tuple(_case(fact, raw) for fact, raw in zip(facts, raws, strict=True))
+    return Cases(name, cases, tuple(notes))
+
+
+def sampled(cases: Cases, count: int | None, seed: int = 0) -> Cases:
+    """``count`` cases drawn without replacement, in the order in which they are drawn; the same each time."""
+    if count is None:
+        return cases
+    if count > len(cases.cases):
+        raise BadInput(f"{cases.source}: holds {len(cases.cases)} facts, so {count} cannot be drawn from it")
+    return Cases(cases.source, tuple(random.Random(seed).sample(cases.cases, count)), cases.notes)
+
+
+def _records(data: bytes) -> Iterator[Mapping[str, Any]]:
+    """The raw object behind each fact, in the order of `parse_apart`; {} for those of a list form."""
+    for _, value in numbered_values(data):
+        count = len(native_records(value))
+        yield from [value] if count == 1 else [{}] * count
+
+
+def _rephrased(raw: Mapping[str, Any]) -> bool:
+    """Whether there is something to leave out; CounterFact and zsRE have true paraphrases."""
+    other = "requested_rewrite" in raw or "src" in raw
+    return not other and bool(_strings(raw.get("rephrase_prompt", raw.get("rephrase"))))
+
+
+def _case(fact: Fact, raw: Mapping[str, Any]) -> Case:
+    if "requested_rewrite" in raw or isinstance(raw.get("target_new"), dict):
+        answers = (fact.was,) * len(fact.neighbors) if fact.was is not None else ()
+        return Case(fact, answers, texts=tuple(_strings(raw.get("generation_prompts"))))
+    return Case(fact, _answers(fact, raw), tuple(_portability(raw.get("portability"))))
+
+
+def _answers(fact: Fact, raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Right answers of the neighbours: zsRE's and EasyEdit's own fields, then KnowEdit's tables."""
+    found = _strings(raw.get("loc_ans", raw.get("locality_ground_truth")))
+    locality = raw.get("locality")
+    for table in locality.values() if isinstance(locality, dict) else ():
+        for probe in table if isinstance(table, list) else [table]:
+            if isinstance(probe, dict):
+                found += _strings(probe.get("ground_truth"))[:1]
+    return tuple(found) if len(found) == len(fact.neighbors) else ()
+
+
+def _portability(value: Any) -> Iterator[Question]:
+    """zsRE's "New Question" and "New Answer", or KnowEdit's tables of prompt and ground truth."""
+    tables = [value] if isinstance(value, dict) and "New Question" in value else _tables(value)
+    for table in tables:
+        prompt = table.get("New Question", table.get("prompt"))
+        answer = next(iter(_strings(table.get("New Answer", table.get("ground_truth")))), None)
+        if isinstance(prompt, str) and prompt.strip() and answer:
+            yield Question(prompt.strip(), answer)
+
+
+def _tables(value: Any) -> list[dict[str, Any]]:
+    listed: Sequence[Any] = list(value.values()) if isinstance(value, dict) else [value]
+    rows = [row for each in listed for row in (each if isinstance(each, list) else [each])]
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _strings(value: Any) -> list[str]:
+    """The strings of a value that is one, or holds them in lists (of lists); blank ones left out."""
+    if isinstance(value, list):
+        return [text for item in value for text in _strings(item)]
+    return [value.strip()] if isinstance(value, str) and value.strip() else []

@@ -1,0 +1,275 @@
+"""What models are scored by: CounterFact's and zsRE's metrics, and free generation beside each of them.
+
+With nll(o) the mean negative log-likelihood a token of the object o, in nats, teacher forced, as CounterFact
+compares objects of different lengths (ROME, arXiv 2202.05262, section 3.4; MEMIT, arXiv 2210.07229, section
+5.2): ES and PS are the shares of rewrites and of paraphrases with nll(new) < nll(old), NS that of neighbours
+with nll(old) < nll(new), and S the harmonic mean of the three. Every score is a ratio of two sums over
+facts, so that `intervals` can draw facts again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from patchkit.evaluation.cases import Case, Question
+from patchkit.evaluation.generation import NEW_TOKENS, continue_greedily, normalise, says
+from patchkit.evaluation.intervals import Tally
+from patchkit.evaluation.likelihood import Score, score_targets
+
+__all__ = ["METRICS", "Asked", "Seen", "entropy", "look", "tally"]
+
+TEXT_TOKENS = 100  # of each generated text
+
+Sums = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One prompt asked of one model: how the object scores that an edit puts there, the one that it takes
+    away and the right answer (where the record has them), and what the model says (where it was left to)."""
+
+    target: Score
+    was: Score | None = None
+    answer: Score | None = None
+    said: str | None = None
+    was_is_true: bool = True
+    """The object that the edit takes away is the right answer here, as far as the record says."""
+    right: bool | None = None
+    """What it says begins with the object that is asked for."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One case on one model."""
+
+    rewrite: Asked
+    paraphrases: tuple[Asked, ...]
+    neighbors: tuple[Asked, ...]
+    portability: tuple[Asked, ...]
+    reverse: tuple[Asked, ...]
+    texts: tuple[str, ...]
+
+
+def look(
+    model: Any,
+    tokenizer: Any,
+    cases: Sequence[Case],
+    *,
+    texts: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Seen]:
+    """Ask ``model`` everything that the cases ask; with ``texts``, let it write on their beginnings too."""
+    told = progress or (lambda done, total: None)
+    told(0, 3)
+    forced = _forced(model, tokenizer, cases)
+    told(1, 3)
+    free = _free(model, tokenizer, cases)
+    told(2, 3)
+    written = _written(model, tokenizer, cases) if texts else [()] * len(cases)
+    told(3, 3)
+    return [_seen(*row) for row in zip(cases, forced, free, written, strict=True)]
+
+
+def _forced(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[dict[tuple[str, str], Score]]:
+    """Of each case, the score of every (prompt, object) that it asks about."""
+    pairs = [_pairs(case) for case in cases]
+    scores = iter(score_targets(model, tokenizer, [pair for each in pairs for pair in each]))
+    return [{pair: next(scores) for pair in each} for each in pairs]
+
+
+def _pairs(case: Case) -> list[tuple[str, str]]:
+    fact = case.fact
+    prompts = (fact.text, *fact.paraphrases, *fact.neighbors)
+    objects = [fact.target, *([fact.was] if fact.was is not None else [])]
+    found = [(prompt, each) for prompt in prompts for each in objects]
+    found += zip(fact.neighbors, case.answers, strict=False)
+    found += [(question.prompt, question.answer) for question in _questions(case)]
+    return list(dict.fromkeys(found))
+
+
+def _questions(case: Case) -> list[Question]:
+    reverse = case.fact.reverse
+    return [*case.portability, *([Question(reverse.text, reverse.target)] if reverse else [])]
+
+
+def _free(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[dict[str, str]]:
+    """Of each case, what the model says after the prompts whose answer is asked for.
+
+    As many tokens after each, enough for the longest object of them all.
+    """
+    asked = [
+        list(
+            dict.fromkeys(
+                (case.fact.text, *case.fact.paraphrases, *(question.prompt for question in _questions(case)))
+            )
+        )
+        for case in cases
+    ]
+    objects = {case.fact.target for case in cases}
+    objects |= {question.answer for case in cases for question in _questions(case)}
+    longest = max(len(tokenizer(f" {each}", add_special_tokens=False)["input_ids"]) for each in objects)
+    prompts = [prompt for each in asked for prompt in each]
+    said = iter(continue_greedily(model, tokenizer, prompts, new_tokens=max(NEW_TOKENS, longest)))
+    return [{prompt: next(said) for prompt in each} for each in asked]
+
+
+def _written(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[tuple[str, ...]]:
+    begun = [beginning for case in cases for beginning in case.texts]
+    texts = iter(continue_greedily(model, tokenizer, begun, new_tokens=TEXT_TOKENS))
+    return [tuple(next(texts) for _ in case.texts) for case in cases]
+
+
+def _seen(
+    case: Case, scores: dict[tuple[str, str], Score], said: dict[str, str], texts: tuple[str, ...]
+) -> Seen:
+    fact = case.fact
+
+    def asked(prompt: str, answer: str | None = None) -> Asked:
+        was = None if fact.was is None else scores[prompt, fact.was]
+        right = says(said[prompt], fact.target) if prompt in said else None
+        known = None if answer is None else scores[prompt, answer]
+        true = answer is None or answer == fact.was
+        return Asked(scores[prompt, fact.target], was, known, said.get(prompt), true, right)
+
+    def question(one: Question) -> Asked:
+        text = said[one.prompt]
+        return Asked(scores[one.prompt, one.answer], said=text, right=says(text, one.answer))
+
+    answers = case.answers or (None,) * len(fact.neighbors)
+    hops, back = _questions(case)[: len(case.portability)], _questions(case)[len(case.portability) :]
+    return Seen(
+        rewrite=asked(fact.text),
+        paraphrases=tuple(map(asked, fact.paraphrases)),
+        neighbors=tuple(asked(*pair) for pair in zip(fact.neighbors, answers, strict=True)),
+        portability=tuple(map(question, hops)),
+        reverse=tuple(map(question, back)),
+        texts=texts,
+    )
+
+
+# -- scores ----------------------------------------------------------------------------------------
+
+
+def _share(flags: Sequence[bool]) -> Sums:
+    return float(sum(flags)), float(len(flags))
+
+
+def _preferred(asked: Sequence[Asked]) -> Sums:
+    return _share([one.target.nll < one.was.nll for one in asked if one.was is not None])
+
+
+def _spared(asked: Sequence[Asked]) -> Sums:
+    return _share([one.was.nll < one.target.nll for one in asked if one.was is not None])
+
+
+def _alike(seen: Seen) -> list[Asked]:
+    """The neighbours of which the old object is true, as of CounterFact's; of zsRE's neither object is."""
+    return [one for one in seen.neighbors if one.was_is_true]
+
+
+def _gap(asked: Sequence[Asked]) -> Sums:
+    """Σ of P(new) − P(old), P = exp(−nll)."""
+    gaps = [math.exp(-one.target.nll) - math.exp(-one.was.nll) for one in asked if one.was is not None]
+    return sum(gaps), float(len(gaps))
+
+
+def _back(sums: Sums) -> Sums:
+    return -sums[0], sums[1]
+
+
+def _tokens(scores: Sequence[Score | None]) -> Sums:
+    """Σ of the share of an object's tokens that are the argmax: zsRE's accuracy, an object weighing one."""
+    found = [score.hits / score.tokens for score in scores if score is not None]
+    return sum(found), float(len(found))
+
+
+def _argmax(scores: Sequence[Score | None]) -> Sums:
+    return _share([score.argmax for score in scores if score is not None])
+
+
+def _said(asked: Sequence[Asked]) -> Sums:
+    return _share([one.right for one in asked if one.right is not None])
+
+
+def _kept(seen: Seen, reference: Seen) -> Sums:
+    pairs = zip(seen.neighbors, reference.neighbors, strict=True)
+    return _share([new.target.next_token == old.target.next_token for new, old in pairs])
+
+
+def entropy(text: str) -> float:
+    """GE of one text, in bits: (2/3 H₂ + 4/3 H₃) / 2 with Hₙ the entropy of its n-grams of words (ROME,
+    appendix D). Words are those of `normalise`; 0 for a text too short to have any."""
+    words = normalise(text).split()
+    return sum(weight * _ngrams(words, n) for weight, n in ((2 / 3, 2), (4 / 3, 3))) / 2
+
+
+def _ngrams(words: Sequence[str], n: int) -> float:
+    counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+    total = sum(counts.values())
+    return -sum(count / total * math.log2(count / total) for count in counts.values()) if total else 0.0
+
+
+def _entropies(texts: Sequence[str]) -> Sums:
+    return sum(map(entropy, texts)), float(len(texts))
+
+
+METRICS: dict[str, tuple[str, Callable[[Seen, Seen], Sums]]] = {
+    "ES": ("rewrites that prefer the new object", lambda s, _: _preferred([s.rewrite])),
+    "PS": ("paraphrases that prefer the new object", lambda s, _: _preferred(s.paraphrases)),
+    "NS": ("neighbours that prefer the old object", lambda s, _: _spared(_alike(s))),
+    "rewrite says": ("free generation begins with the object", lambda s, _: _said([s.rewrite])),
+    "paraphrase says": ("the same after paraphrases", lambda s, _: _said(s.paraphrases)),
+    "rewrite argmax": ("every token of the object is the argmax", lambda s, _: _argmax([s.rewrite.target])),
+    "paraphrase argmax": (
+        "the same after paraphrases",
+        lambda s, _: _argmax([one.target for one in s.paraphrases]),
+    ),
+    "neighbour argmax": (
+        "every token of a neighbour's right answer is the argmax",
+        lambda s, _: _argmax([one.answer for one in s.neighbors]),
+    ),
+    "rewrite tokens": (
+        "share of the object's tokens that are the argmax",
+        lambda s, _: _tokens([s.rewrite.target]),
+    ),
+    "paraphrase tokens": (
+        "the same after paraphrases",
+        lambda s, _: _tokens([one.target for one in s.paraphrases]),
+    ),
+    "neighbour tokens": (
+        "the same of neighbours' right answers",
+        lambda s, _: _tokens([one.answer for one in s.neighbors]),
+    ),
+    "rewrite diff": ("P(new) − P(old) after rewrites", lambda s, _: _gap([s.rewrite])),
+    "paraphrase diff": ("P(new) − P(old) after paraphrases", lambda s, _: _gap(s.paraphrases)),
+    "neighbour diff": ("P(old) − P(new) after neighbours", lambda s, _: _back(_gap(_alike(s)))),
+    "neighbours kept": ("neighbours whose most probable next token is A's", _kept),
+    "portability says": ("questions one hop away answered freely", lambda s, _: _said(s.portability)),
+    "portability tokens": (
+        "share of their answers' tokens that are the argmax",
+        lambda s, _: _tokens([one.target for one in s.portability]),
+    ),
+    "reverse says": ("the fact said from its other end, freely", lambda s, _: _said(s.reverse)),
+    "reverse argmax": (
+        "every token of the reverse's object is the argmax",
+        lambda s, _: _argmax([one.target for one in s.reverse]),
+    ),
+    "GE": ("entropy of generated texts, in bits", lambda s, _: _entropies(s.texts)),
+}
+"""Name -> what it is, and what one case on one model, beside the reference model, adds to its two sums."""
+
+
+def tally(seen: Sequence[Seen], reference: Sequence[Seen]) -> Tally:
+    """[N, K, 2] for N cases and the K scores of `METRICS`; ``reference``: the same cases on the model that
+    neighbours are to agree with."""
+    rows = [
+        [score(one, other) for _, score in METRICS.values()]
+        for one, other in zip(seen, reference, strict=True)
+    ]
+    return np.array(rows, dtype=float)

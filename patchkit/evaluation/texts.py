@@ -1,0 +1,137 @@
+"""Two models on running text: KL of their next-token distributions, and the perplexity of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from patchkit.errors import BadInput, NotFound
+from patchkit.problem import one_line
+
+__all__ = ["WINDOW", "Divergence", "compare_on", "read_bytes", "read_text", "text_of", "windows"]
+
+WINDOW = 256
+"""Tokens of a text that are read at once."""
+TEXT_TOKENS = 4096
+"""Tokens of a text that are read in all."""
+_HELD = 512  # positions whose logits are held while the weights are exchanged
+
+Progress = Callable[[int, int], None]
+
+
+class Exchange(Protocol):
+    """A model whose weights can be exchanged in place (`actions.workbench.Workbench`)."""
+
+    model: Any
+
+    def use(self, weights: Mapping[str, Tensor]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """KL(p_A ‖ p_B) of the two models' next-token distributions in nats: mean and largest over the positions
+    of ``text`` (what was read, in words); and each model's perplexity there, exp of the mean negative
+    log-likelihood of the tokens that follow (None where none follows)."""
+
+    text: str
+    positions: int
+    mean: float
+    largest: float
+    perplexity_old: float | None
+    perplexity_new: float | None
+
+
+def read_text(path: str) -> str:
+    """A file of UTF-8 text to compare models on; BadInput where there is none in it."""
+    text = text_of(read_bytes(path), path)
+    if not text.strip():
+        raise BadInput(f"{one_line(path)}: holds no text; name a file with some")
+    return text
+
+
+def read_bytes(path: str) -> bytes:
+    """A file's bytes. NotFound, BadInput."""
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise NotFound(f"{one_line(path)}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BadInput(f"{one_line(path)}: cannot be read ({reason}); name a readable file") from None
+
+
+def text_of(data: bytes, path: str) -> str:
+    """A file's bytes as text; BadInput names the line that is not UTF-8."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{one_line(path)}:{line}: is not UTF-8; save it as UTF-8") from None
+
+
+def windows(tokenizer: Any, name: str, text: str) -> tuple[str, list[list[int]]]:
+    """What of ``text`` is read, in words, and its rows of at most WINDOW tokens."""
+    ids = tokenizer(text)["input_ids"]
+    cut = "" if len(ids) <= TEXT_TOKENS else f", its first {TEXT_TOKENS} tokens"
+    ids = ids[:TEXT_TOKENS]
+    return f"{name}{cut}", [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
+
+
+def compare_on(
+    bench: Exchange,
+    sides: Sequence[Mapping[str, Tensor]],
+    name: str,
+    rows: Sequence[list[int]],
+    progress: Progress | None = None,
+) -> Divergence:
+    """Both sets of weights on the same rows of tokens (none of them empty), float32."""
+    told = progress or (lambda done, total: None)
+    values: list[float] = []
+    losses: list[list[float]] = [[], []]
+    batches = list(_batches(rows))
+    for number, batch in enumerate(batches):
+        told(number, len(batches))
+        logits = []
+        for weights in sides:
+            bench.use(weights)
+            logits.append([_log_probabilities(bench.model, row) for row in batch])
+        for row, p, q in zip(batch, *logits, strict=True):
+            values += (p.exp() * (p - q)).sum(-1).clamp_min(0).tolist()
+            for found, log_p in zip(losses, (p, q), strict=True):
+                following = torch.tensor(row[1:], device=log_p.device)
+                found += (-log_p[:-1].gather(-1, following[:, None])).flatten().tolist()
+    told(len(batches), len(batches))
+    old, new = (_perplexity(found) for found in losses)
+    return Divergence(name, len(values), sum(values) / len(values), max(values), old, new)
+
+
+def _perplexity(losses: Sequence[float]) -> float | None:
+    if not losses:
+        return None
+    mean = sum(losses) / len(losses)
+    return math.exp(mean) if mean < 700 else math.inf if mean == mean else math.nan
+
+
+def _log_probabilities(model: Any, row: list[int]) -> Tensor:
+    """[tokens, vocabulary], float32."""
+    with torch.no_grad():
+        ids = torch.tensor([row], device=model.device)
+        return model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+
+
+def _batches(rows: Sequence[list[int]]) -> Iterator[list[list[int]]]:
+    """Rows in order, about _HELD positions together."""
+    batch: list[list[int]] = []
+    for row in rows:
+        if batch and sum(map(len, batch)) + len(row) > _HELD:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch

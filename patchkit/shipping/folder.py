@@ -1,0 +1,43 @@
+"""A folder that is there whole or not at all: written beside its place, made durable, then renamed.
+
+Promises: nothing that lies at the place is ever touched; a failure or a kill leaves nothing there. What a
+kill leaves beside it has a name that `files.is_temporary` knows.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from patchkit.errors import WouldOverwrite
+from patchkit.files import fsync_tree, move_durably, writing
+
+__all__ = ["new_folder", "refuse_existing"]
+
+
+def refuse_existing(out: Path) -> None:
+    """`WouldOverwrite` where anything lies at ``out``, a dangling link too."""
+    if out.is_symlink() or out.exists():
+        raise WouldOverwrite(f"{out}: is there already; name a new place")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yields an empty folder to write into, which is at ``out`` when the block has ended well.
+
+    `WouldOverwrite` where something is there already, `NotWritten` where it cannot be written.
+    """
+    refuse_existing(out)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        place = Path(tempfile.mkdtemp(prefix=".patchkit-", suffix=".tmp", dir=out.parent))
+        place.chmod(0o755)
+    try:
+        yield place
+        fsync_tree(place)
+        move_durably(place, out)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,137 @@
+"""Oracles: each editor's equations written literally in float64, as `reference_memit` is for MEMIT.
+
+Whole models, torch's own optimisers, inverses where the papers write inverses. Nothing of patchkit is used,
+except that facts, recipes and anatomies are read as plain data.
+"""
+
+from __future__ import annotations
+
+import reference_memit as reference
+import torch
+from torch.nn.functional import kl_div, log_softmax
+
+
+def emmet(R, K, C, recipe):
+    """ΔW = R (Kᵀ C⁻¹ K)⁻¹ Kᵀ C⁻¹ (arXiv 2403.14236)."""
+    inverse = torch.linalg.inv(C)
+    return R @ torch.linalg.inv(K.T @ inverse @ K) @ K.T @ inverse
+
+
+def alphaedit(K_p, threshold, ridge):
+    """Δ = R Kᵀ P (K_p K_pᵀ P + K Kᵀ P + λI)⁻¹, P of C's small eigenvalues (arXiv 2410.02355); K_p by call."""
+    earlier = iter(K_p)
+
+    def solve(R, K, C, recipe):
+        values, vectors = torch.linalg.eigh(C)
+        U = vectors[:, values < threshold]
+        P, before = U @ U.T, next(earlier)
+        whole = before @ before.T @ P + K @ K.T @ P + ridge * torch.eye(len(C), dtype=C.dtype)
+        return R @ K.T @ P @ torch.linalg.inv(whole)
+
+    return solve
+
+
+def weight_of(down, transposed):
+    return down.weight.T if transposed else down.weight
+
+
+def find_value(model, tokenizer, down, fact, recipe, templates):
+    """v of one fact (arXiv 2202.05262, eq. 4): δ at the projection's own output, norms of that output."""
+    rewriting = []
+    for text, character in reference.texts_of(fact, templates):
+        rewriting.append(reference.tokens_of(tokenizer, f"{text} {fact.target}", character, len(text)))
+    text, character = next(reference.texts_of(type(fact)(fact.subject, recipe.kl_prompt, "x"), ["{}"]))
+    drift_ids, drift_subject, _ = reference.tokens_of(tokenizer, text, character)
+    init = reference.read(model, tokenizer, down, fact, ["{}"], inputs=False)[0]
+    delta = torch.zeros_like(init, requires_grad=True)
+    descent, schedule = reference.rule(delta, init, recipe)
+    initial = None
+
+    def with_delta(ids, subject):
+        def push(hidden):
+            hidden = hidden.clone()
+            hidden.view(-1, hidden.shape[-1])[subject] += delta  # some blocks flatten
+            return hidden
+
+        with reference.hooked(down, output=push):
+            return reference.logits_of(model, ids)
+
+    for step in range(recipe.steps):
+        descent.zero_grad()
+        nll = 0
+        for ids, subject, target in rewriting:
+            log_p = log_softmax(with_delta(ids, subject), -1)
+            expected = torch.tensor(ids[target:])
+            nll = nll - log_p[target - 1 : len(ids) - 1].gather(1, expected[:, None]).mean() / len(rewriting)
+        current = log_softmax(with_delta(drift_ids, drift_subject), -1)[drift_subject]
+        if initial is None:
+            initial = current.detach().clone()
+        drift = recipe.kl_factor * kl_div(initial, current, log_target=True, reduction="sum")
+        loss = nll + drift + recipe.weight_decay * delta.norm() / init.norm() ** 2
+        if loss < recipe.stop_loss or step == recipe.steps - 1:
+            break
+        loss.backward()
+        descent.step()
+        schedule.step()
+        with torch.no_grad():
+            delta *= min(1.0, float(recipe.clamp * init.norm() / delta.norm()))
+    return (init + delta).detach()
+
+
+def rome(model, tokenizer, anatomy, facts, recipe, templates, C, values=None):
+    """Fact after fact: v on the model as it is by then, u = C⁻¹k̄, W += (v - W k) uᵀ / (uᵀ k).
+
+    Gives ΔW [d_out, d_in] and the values; the model's weight is put back. ``values`` that are given are not
+    sought. k̄ is the mean key over all templates; k is it too (R-ROME, arXiv 2403.07175), or the bare prompt's
+    where ``mean_key`` is off (as ROME's code has it).
+    """
+    layer = recipe.layers[0]
+    down = anatomy.downs[layer]
+    weight = weight_of(down, anatomy.transposed)
+    saved, found = weight.detach().clone(), []
+    for number, fact in enumerate(facts):
+        rows = reference.read(model, tokenizer, down, fact, templates, inputs=True).double()
+        outputs = reference.read(model, tokenizer, down, fact, templates, inputs=False).double()
+        mean = rows.mean(0)
+        k, output = (mean, outputs.mean(0)) if recipe.mean_key else (rows[0], outputs[0])
+        v = find_value(model, tokenizer, down, fact, recipe, templates) if values is None else values[number]
+        u = torch.linalg.inv(C) @ mean
+        with torch.no_grad():
+            weight += torch.outer(v - output, u) / (u @ k)
+        found.append(v)
+    change = (weight - saved).detach().clone()
+    with torch.no_grad():
+        weight.copy_(saved)
+    return change, torch.stack(found)
+
+
+def finetune(model, tokenizer, anatomy, facts, recipe):
+    """ΔW [d_out, d_in] after Adam on the mean over facts of -log p(target), with torch's own weight decay,
+    each entry held within the bound; the model's weight is put back."""
+    weight = anatomy.downs[recipe.layers[0]].weight
+    saved = weight.detach().clone()
+    descent = torch.optim.Adam([weight], lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(descent, recipe.rate_decay)
+    weight.requires_grad_(True)
+    for _ in range(recipe.steps):
+        descent.zero_grad()
+        loss = 0
+        for fact in facts:
+            text = fact.prompt.replace("{}", fact.subject)
+            ids, _, target = reference.tokens_of(tokenizer, f"{text} {fact.target}", 0, len(text))
+            log_p = log_softmax(reference.logits_of(model, ids), -1)
+            expected = torch.tensor(ids[target:])[:, None]
+            loss = loss - log_p[target - 1 : len(ids) - 1].gather(1, expected).mean() / len(facts)
+        if loss < recipe.stop_loss:
+            break
+        loss.backward()
+        descent.step()
+        schedule.step()
+        if recipe.norm_bound:
+            with torch.no_grad():
+                weight.copy_(weight.clamp(saved - recipe.norm_bound, saved + recipe.norm_bound))
+    change = (weight - saved).detach().clone()
+    with torch.no_grad():
+        weight.copy_(saved)
+    weight.requires_grad_(False)
+    return change.T if anatomy.transposed else change

@@ -1,0 +1,58 @@
+"""Texts read upward while weights change: the bits of a reading from the bottom, and fewer blocks run."""
+
+from __future__ import annotations
+
+import pytest
+import tiny_models
+import torch
+
+from patchkit.editing import keys as reading
+from patchkit.editing.keys import Reader, collect_keys, collect_states
+from patchkit.editing.templates import rewriting_passages
+from patchkit.models.anatomy import anatomy_of
+
+TEMPLATES = ("{}", "Therefore the dancers. {}", "I say it. {}")
+KINDS = ("llama", "gpt2", "mistral", "gemma2", "bloom", "falcon_alibi", "gptj", "olmo2", "gemma3_text", "mpt")
+
+
+def disturb(weight, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        weight.add_(0.1 * torch.randn(weight.shape, generator=generator))
+
+
+def counted(anatomy):
+    """How often each block really ran."""
+    runs = [0] * anatomy.depth
+    for index, block in enumerate(anatomy.blocks):
+
+        def run(*_, index=index):
+            runs[index] += 1
+
+        next(block.children()).register_forward_pre_hook(run)
+    return runs
+
+
+@pytest.mark.parametrize("kept", [1 << 28, 0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_layer_is_read_to_the_bit_as_from_the_bottom(kind, kept, monkeypatch):
+    monkeypatch.setattr(reading, "_KEPT", kept)
+    model, tokenizer = tiny_models.tiny_model(kind), tiny_models.tiny_tokenizer()
+    anatomy = anatomy_of(model)
+    passages = rewriting_passages(tokenizer, tiny_models.FACTS, TEMPLATES, None)
+    reader = Reader(model, anatomy, passages)
+    for layer in (0, 1, 3):
+        keys, states = reader.keys(layer), reader.states(layer, 3)
+        assert torch.equal(keys, collect_keys(model, anatomy, passages, layer))
+        assert torch.equal(states, collect_states(model, anatomy, passages, 3))
+        disturb(anatomy.weight(layer), layer)
+
+
+def test_blocks_below_the_change_run_once():
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    anatomy = anatomy_of(model)
+    passages = rewriting_passages(tokenizer, tiny_models.FACTS[:1], TEMPLATES[:1], None)
+    reader, runs = Reader(model, anatomy, passages), counted(anatomy)
+    for layer in (1, 2, 3):
+        reader.keys(layer)
+    assert runs == [2, 4, 4, 2]  # twice a pass: what rows share at their start, and the rest

@@ -1,0 +1,80 @@
+"""A history that was kept is the one that Git tells, whatever happened since."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from git_helpers import add, git, git_environment, make_store, numbers  # noqa: F401
+
+from patchkit import history
+from patchkit.gitstore import GitStore
+
+pytestmark = pytest.mark.usefixtures("git_environment")
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GitStore:
+    """Three commits, kept."""
+    monkeypatch.setattr(history, "_WORTH_IT", 1)
+    made = make_store(tmp_path / "knowledge")
+    for number in range(2):
+        add(made, numbers(number))
+    assert as_git_tells(made) == made.history()
+    assert history._kept(made)[0] == made.head()
+    return made
+
+
+def as_git_tells(store: GitStore, rev: str = "HEAD") -> list[history.Commit]:
+    return list(history._parse(history._log(store, store.resolve(rev)), store.prefix))
+
+
+def asked(store: GitStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `git log` is asked for, from here on."""
+    found: list[str] = []
+    log = history._log
+    monkeypatch.setattr(history, "_log", lambda s, c, n=None: (found.append(c), log(s, c, n))[1])
+    return found
+
+
+def test_nothing_is_asked_twice_and_only_what_is_new(
+    store: GitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tip, ranges = store.head(), asked(store, monkeypatch)
+    assert [commit.subject for commit in store.history()] == ["Add", "Add", "Start"]
+    assert ranges == []
+    add(store, numbers(7), message="Newest")
+    assert [commit.subject for commit in store.history()] == ["Newest", "Add", "Add", "Start"]
+    assert ranges == [f"{tip}..{store.head()}"]
+    store.history()
+    assert len(ranges) == 1
+
+
+def test_branches_and_merges_are_told_as_git_does(store: GitStore) -> None:
+    git(store.root, "switch", "-q", "-c", "side", "HEAD~1")
+    add(store, numbers(5), message="On the side")
+    assert store.history() == as_git_tells(store)
+    git(store.root, "merge", "-q", "--no-edit", "main")
+    assert store.history() == as_git_tells(store)
+    assert len(store.history()) == 5
+    git(store.root, "switch", "-q", "main")
+    assert store.history() == as_git_tells(store)
+    assert store.history("HEAD~1") == as_git_tells(store, "HEAD~1")
+
+
+@pytest.mark.parametrize("place", [0, 70, 100, 140, -1])
+def test_a_kept_history_that_was_altered_is_not_believed(store: GitStore, place: int) -> None:
+    file = store.own / "history"
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+    assert history._kept(store) == ("", b"")
+    assert store.history() == as_git_tells(store)
+
+
+def test_a_shallow_history_is_asked_again(store: GitStore, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "-q", "--depth", "1", store.root.as_uri(), "shallow")
+    shallow = GitStore.find(tmp_path / "shallow")
+    assert len(shallow.history()) == 1
+    git(shallow.root, "fetch", "-q", "--unshallow")
+    assert [commit.id for commit in shallow.history()] == [commit.id for commit in store.history()]

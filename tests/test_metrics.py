@@ -1,0 +1,205 @@
+"""Metrics on cases worked out by hand, and on a model against prompts asked one at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_tokenizer
+
+from patchkit.evaluation.cases import Case, Question
+from patchkit.evaluation.generation import continue_greedily, says
+from patchkit.evaluation.intervals import differences, intervals, names_with_whole
+from patchkit.evaluation.likelihood import Score, score_targets
+from patchkit.evaluation.metrics import METRICS, Asked, Seen, entropy, look, tally
+from patchkit.facts import Fact, Reverse
+
+NAMES = list(METRICS)
+
+
+def score(nll: float, tokens: int = 2, hits: int = 0, next_token: int = 5) -> Score:
+    return Score(-nll * tokens, tokens, hits, next_token)
+
+
+def case_of(seen: Seen, reference: Seen | None = None) -> dict[str, tuple[float, float]]:
+    (row,) = tally([seen], [reference or seen])
+    return {name: tuple(pair) for name, pair in zip(NAMES, row.tolist(), strict=True)}
+
+
+SEEN = Seen(
+    rewrite=Asked(score(1.0, 2, 2), score(2.0), said="football is", right=True),
+    paraphrases=(
+        Asked(score(1.0, 4, 3), score(0.5), right=False),
+        Asked(score(0.1, 2, 2), score(0.5), right=True),
+    ),
+    neighbors=(
+        Asked(score(3.0, next_token=1), score(1.0), answer=score(1.0, 4, 4)),
+        Asked(score(1.0, next_token=2), score(3.0), answer=score(3.0, 4, 1)),
+        Asked(score(2.0, next_token=3), score(1.0), answer=score(1.0, 4, 2)),
+    ),
+    portability=(Asked(score(1.0, 3, 1), right=False),),
+    reverse=(),
+    texts=("a b a b", ""),
+)
+
+
+def test_counterfact_and_zsre_by_hand() -> None:
+    found = case_of(SEEN)
+    assert found["ES"] == (1, 1)
+    assert found["PS"] == (1, 2)
+    assert found["NS"] == (2, 3)
+    assert found["rewrite argmax"] == (1, 1)
+    assert found["paraphrase argmax"] == (1, 2)
+    assert found["neighbour argmax"] == (1, 3)
+    assert found["rewrite tokens"] == (1, 1)
+    assert found["paraphrase tokens"] == pytest.approx((3 / 4 + 1, 2))
+    assert found["neighbour tokens"] == pytest.approx((1 + 1 / 4 + 2 / 4, 3))
+    assert found["rewrite diff"] == pytest.approx((math.exp(-1) - math.exp(-2), 1))
+    wanted = (math.exp(-1) - math.exp(-3)) + (math.exp(-3) - math.exp(-1)) + (math.exp(-1) - math.exp(-2))
+    assert found["neighbour diff"] == pytest.approx((wanted, 3))
+    assert found["rewrite says"] == (1, 1)
+    assert found["paraphrase says"] == (1, 2)
+    assert found["portability says"] == (0, 1)
+    assert found["portability tokens"] == pytest.approx((1 / 3, 1))
+    assert found["reverse says"] == found["reverse argmax"] == (0, 0)
+    assert found["neighbours kept"] == (3, 3)
+
+
+def test_neighbours_of_which_the_old_object_is_not_true_have_no_part_in_ns() -> None:
+    """zsRE's: what is asked there is neither object."""
+    odd = [replace(one, was_is_true=False) for one in SEEN.neighbors[:2]]
+    found = case_of(replace(SEEN, neighbors=(*odd, SEEN.neighbors[2])))
+    assert found["NS"] == (1, 1)
+    assert found["neighbour diff"] == pytest.approx((math.exp(-1) - math.exp(-2), 1))
+    assert found["neighbour tokens"] == pytest.approx((1 + 1 / 4 + 2 / 4, 3))
+    assert case_of(replace(SEEN, neighbors=tuple(odd)))["NS"] == (0, 0)
+
+
+def test_neighbours_are_kept_where_the_reference_says_the_same() -> None:
+    moved = Seen(SEEN.rewrite, (), (SEEN.neighbors[0], SEEN.neighbors[0], SEEN.neighbors[2]), (), (), ())
+    assert case_of(moved, SEEN)["neighbours kept"] == (2, 3)
+
+
+def test_s_is_the_harmonic_mean_of_the_three() -> None:
+    found = intervals(tally([SEEN] * 3, [SEEN] * 3), NAMES)
+    assert found["S"].value == pytest.approx(3 / (1 / 1 + 1 / 0.5 + 1 / (2 / 3)))
+    assert found["S"].low == found["S"].high == pytest.approx(found["S"].value)
+    assert names_with_whole(["x", "NS", "ES", "PS"]) == ["x", "NS", "ES", "PS", "S"]
+    assert names_with_whole(["ES", "PS"]) == ["ES", "PS"]
+
+
+def test_a_score_of_few_facts_is_drawn_from_those_that_have_it() -> None:
+    bare = Seen(SEEN.rewrite, (), (), (), (), ())
+    found = intervals(tally([bare, SEEN], [bare, SEEN]), NAMES)
+    assert found["PS"].value == 0.5
+    assert math.isnan(found["PS"].low), "one fact alone says nothing of others"
+    assert math.isnan(found["S"].low)
+    assert found["ES"].low == found["ES"].high == 1.0
+    assert math.isnan(found["reverse says"].value)
+
+
+def test_a_difference_of_a_model_and_itself_is_nothing() -> None:
+    counts = tally([SEEN] * 4, [SEEN] * 4)
+    found = differences(counts, counts, NAMES)
+    assert (found["S"].value, found["S"].low, found["S"].high) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "bits"),
+    [
+        # a b c d: three bigrams and two trigrams, each once.
+        ("a b c d", (2 / 3 * math.log2(3) + 4 / 3 * 1) / 2),
+        # Bigrams ab, ba, ab: 2/3 and 1/3; trigrams aba, bab.
+        ("A, b; a b!", (2 / 3 * (2 / 3 * math.log2(3 / 2) + 1 / 3 * math.log2(3)) + 4 / 3 * 1) / 2),
+        ("the the the the", 0.0),
+        ("one", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_entropy_by_hand(text: str, bits: float) -> None:
+    assert entropy(text) == pytest.approx(bits)
+
+
+CASES = [
+    Case(
+        Fact(
+            "LeBron James",
+            "{} plays the sport of",
+            "football",
+            was="basketball",
+            paraphrases=("LeBron James is a painter of",),
+            neighbors=("Ann plays the sport of", "Paris plays the sport of"),
+            reverse=Reverse("football", "{} is the sport of", "LeBron James"),
+        ),
+        answers=("basketball", "dancers"),
+        portability=(Question("Who is Ann?", "a painter"),),
+        texts=("The dancers",),
+    ),
+    Case(Fact("Ann", "Who is {}? She is a well known", "pope of Rome")),
+]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_model_is_asked_as_one_prompt_at_a_time(kind: str) -> None:
+    model, tokenizer = tiny_model(kind), tiny_tokenizer()
+    first, second = look(model, tokenizer, CASES, texts=True)
+    fact = CASES[0].fact
+
+    def alone(prompt: str, object_: str) -> Any:
+        return score_targets(model, tokenizer, [(prompt, object_)])[0]
+
+    def close(found: Score | None, wanted: Score) -> None:
+        assert found is not None
+        assert found.log_probability == pytest.approx(wanted.log_probability, rel=1e-4, abs=1e-4)
+        assert (found.hits, found.next_token) == (wanted.hits, wanted.next_token)
+
+    close(first.rewrite.target, alone(fact.text, "football"))
+    close(first.rewrite.was, alone(fact.text, "basketball"))
+    assert [one.was_is_true for one in first.neighbors] == [True, False]
+    close(first.neighbors[1].answer, alone(fact.neighbors[1], "dancers"))
+    close(first.neighbors[0].target, alone(fact.neighbors[0], "football"))
+    close(first.portability[0].target, alone("Who is Ann?", "a painter"))
+    close(first.reverse[0].target, alone("football is the sport of", "LeBron James"))
+    with torch.no_grad():
+        (said,) = continue_greedily(model, tokenizer, [fact.paraphrases[0]])
+        (written,) = continue_greedily(model, tokenizer, ["The dancers"], new_tokens=100)
+    assert first.paraphrases[0].said == said
+    assert first.paraphrases[0].right == says(said, "football")
+    assert first.texts == (written,)
+    assert second.rewrite.was is None
+    assert second.neighbors == second.portability == second.reverse == second.texts == ()
+
+
+def test_a_long_object_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every prompt is followed by as many tokens as the longest object has, so no length is given away."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    asked: list[int] = []
+    real = continue_greedily
+
+    def counted(*args: Any, new_tokens: int) -> list[str]:
+        asked.append(new_tokens)
+        return real(*args, new_tokens=new_tokens)
+
+    monkeypatch.setattr("patchkit.evaluation.metrics.continue_greedily", counted)
+    look(model, tokenizer, CASES)
+    long = Fact("Ann", "{} is", "a painter of the dancers of the city of Paris in France, and a pope of Rome")
+    look(model, tokenizer, [*CASES, Case(long)])
+    assert asked == [12, len(tokenizer(f" {long.target}", add_special_tokens=False)["input_ids"])]
+    assert asked[1] > 12
+
+
+def test_texts_are_written_only_where_they_are_asked_for() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    assert [seen.texts for seen in look(model, tokenizer, CASES)] == [(), ()]
+
+
+def test_the_sums_of_every_score_are_numbers() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    seen = look(model, tokenizer, CASES)
+    counts = tally(seen, seen)
+    assert counts.shape == (2, len(METRICS), 2)
+    assert np.isfinite(counts).all()
