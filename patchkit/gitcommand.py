@@ -53,9 +53,11 @@ class Git:
         self.folder = folder
         self._git = _gitpython().Git(os.fspath(folder))
 
-    def read(self, command: str, *args: str, stdin: bytes | None = None) -> bytes:
+    def read(
+        self, command: str, *args: str, stdin: bytes | None = None, config: tuple[str, ...] = ()
+    ) -> bytes:
         """Run a command that changes nothing; its standard output."""
-        status, out, err = self._run(command, args, _ALWAYS, _READING, stdin)
+        status, out, err = self._run(command, args, _ALWAYS + config, _READING, stdin)
         if status:
             raise self.failure(command, status, err)
         return out

@@ -22,7 +22,16 @@ from patchkit.settings import FILE as SETTINGS
 if TYPE_CHECKING:
     from patchkit.gitstore import GitStore
 
-__all__ = ["PATCHES", "Commit", "FileChange", "GraphRow", "added_in", "read_graph", "read_history"]
+__all__ = [
+    "PATCHES",
+    "Commit",
+    "FileChange",
+    "GraphRow",
+    "added_in",
+    "read_graph",
+    "read_history",
+    "writers_of",
+]
 
 PATCHES = "patches"
 
@@ -207,6 +216,15 @@ def added_in(commits: Sequence[Commit]) -> dict[str, Commit]:
     found: dict[str, Commit] = {}
     for commit in commits:
         for name in commit.added:
+            found.setdefault(name, commit)
+    return found
+
+
+def writers_of(commits: Sequence[Commit]) -> dict[str, Commit]:
+    """For each patch folder the newest commit that wrote it (of a merge: that brought it in)."""
+    found: dict[str, Commit] = {}
+    for commit in commits:
+        for name in (*commit.added, *commit.changed):
             found.setdefault(name, commit)
     return found
 

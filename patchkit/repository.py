@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from patchkit.actions.status import Row, Status
     from patchkit.actions.switch import Switched
     from patchkit.actions.undo import Undone
+    from patchkit.actions.verify import Verified
     from patchkit.actions.workbench import Workbench
     from patchkit.checkpoint import Checkpoint
     from patchkit.editing.recipe import Recipe
@@ -365,6 +366,12 @@ class Repository:
         from patchkit.actions.fsck import fsck
 
         return fsck(self, full=full, progress=progress)
+
+    def verify(self, revision: str = "HEAD", **options: Any) -> Verified:
+        """Hash everything again and read who signed it; options as in :func:`actions.verify.verify`."""
+        from patchkit.actions.verify import verify
+
+        return verify(self, revision, **options)
 
     def repair(self, progress: Progress = None, *, full: bool = False) -> list[Repair]:
         """The same, mending what can be mended without losing anything; see ``patchkit fsck --repair``."""

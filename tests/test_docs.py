@@ -614,8 +614,8 @@ FLOORS = (
     "overlap spectrum closed_forms "
     "patch factors parts rounding rewriting build build_record mending gitcommand objects history lfs "
     "recording moving remotes locks "
-    "gitstore gitcheck merges returns inspection stack beliefs catalogue salvage indexing questions "
-    "datasette_metadata choices writers interference joint mergeplan mergefile merging",
+    "gitstore gitcheck signatures merges returns inspection stack beliefs catalogue salvage indexing "
+    "questions datasette_metadata choices writers interference joint mergeplan mergefile merging",
     "editing evaluation",
     "shipping",
     "actions repository",

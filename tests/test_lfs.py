@@ -252,3 +252,43 @@ def test_attributes_of_a_model_repository_around_it(lfs: None, tmp_path: Path) -
     add(store, numbers(1))
     assert problems(store) == []
     assert len(listed(root)) == 2
+
+
+HUB = r"""#!/bin/sh
+# A hub's rule: no file over 10 MB and no binary file outside Git LFS.
+while read old new name; do
+    for oid in $(git rev-list --objects "$new" --not --all | cut -d' ' -f1); do
+        [ "$(git cat-file -t "$oid")" = blob ] || continue
+        [ "$(git cat-file -s "$oid")" -le 10485760 ] || { echo "too large: $oid"; exit 1; }
+        if [ "$(git cat-file blob "$oid" | tr -dc '\000' | wc -c)" -gt 0 ]; then
+            echo "binary: $oid"; exit 1
+        fi
+    done
+done
+"""
+
+
+def hub(place: Path) -> Path:
+    """A bare repository that refuses what a hub refuses."""
+    git(place.parent, "init", "-q", "--bare", "-b", "main", place.name)
+    (place / "hooks").mkdir(exist_ok=True)
+    (place / "hooks" / "pre-receive").write_text(HUB)
+    (place / "hooks" / "pre-receive").chmod(0o755)
+    return place
+
+
+def test_a_hubs_repository_as_a_remote(lfs: None, knowledge: Path, cli: Cli, tmp_path: Path) -> None:
+    """It takes a stack that Git LFS keeps, and no other; what is cloned from it builds the same."""
+    bare = hub(tmp_path / "hub.git")
+    git(knowledge, "remote", "add", "origin", bare.as_uri())
+    assert "binary:" in git(knowledge, "push", "origin", "main", ok=False)
+    # the history of before holds plain files: the stack goes there without it
+    cli.ok("init", tiny_base(), "--lfs", "-q")
+    git(knowledge, "checkout", "-q", "--orphan", "shipped")
+    git(knowledge, "commit", "-q", "-m", "What is in force")
+    git(knowledge, "push", "-q", "origin", "shipped:main")
+    cli.ok("clone", bare.as_uri(), "../mine", "--base", tiny_base())
+    for folder in (knowledge, knowledge.parent / "mine"):
+        cli.ok("build", "-C", folder, "-q", "--out", f"../{folder.name}-build")
+    mine, ours = (tensor_hashes(knowledge.parent / f"{name}-build") for name in ("mine", knowledge.name))
+    assert mine == ours

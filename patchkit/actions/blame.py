@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.log import history_of
 from patchkit.errors import BadInput, NotFound
 from patchkit.facts import Fact, normal
-from patchkit.history import Commit
+from patchkit.history import Commit, writers_of
 from patchkit.problem import one_line
 from patchkit.stack import Stack
 
@@ -150,7 +150,7 @@ def measure(
     stack = repository.stack(revision)
     if not stack.patches:
         raise NotFound("no patch is in force, so what the model says is the base's own; see patchkit ask")
-    writers = _writers(repository.store.history(revision))
+    writers = writers_of(repository.store.history(revision))
     bench = repository.workbench(device)
 
     def said() -> str:
@@ -174,15 +174,6 @@ def measure(
     base = _probability(bench, prompt, answer)
     ordered = sorted(influences, key=lambda item: item.without)
     return Blamed(prompt, answer, whole, probability, base, tuple(ordered))
-
-
-def _writers(history: Sequence[Commit]) -> dict[str, Commit]:
-    """For each patch folder the newest commit that wrote it."""
-    found: dict[str, Commit] = {}
-    for commit in history:
-        for name in (*commit.added, *commit.changed):
-            found.setdefault(name, commit)
-    return found
 
 
 def _probability(bench: Workbench, prompt: str, answer: str) -> float:

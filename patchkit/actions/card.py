@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.show import latest_results, recipe_line
 from patchkit.errors import BadInput, NotFound
 from patchkit.facts import Fact
+from patchkit.models.wheels import MODELS
 from patchkit.settings import FOLDER
 from patchkit.shipping.card import Card, FactRow, PatchRow, WeightRow, markdown
 from patchkit.stack import Stack, StoredPatch, find_patch
@@ -68,7 +69,7 @@ def card_of(repository: Repository, stack: Stack, revision: str, *, kind: str, l
         revision=settings.base_revision if settings.base_on_hub else None,
         fingerprint=settings.base_fingerprint,
         commit=stack.commit,
-        licence=licence,
+        licence=licence or _licence_of(settings.base_source),
         patches=[
             PatchRow(p.name, p.id, recipe_line(p.header.method, p.header.recipe), len(p.facts))
             for p in stack.patches
@@ -77,6 +78,12 @@ def card_of(repository: Repository, stack: Stack, revision: str, *, kind: str, l
         weights=_weights(stack.patches),
         measured=_measured([one for found in results.values() for one in found.values()], len(rows)),
     )
+
+
+def _licence_of(source: str) -> str | None:
+    """The licence of a base with a short name, as hubs spell it; of others nothing is known."""
+    model = MODELS.get(source)
+    return None if model is None else model.licence.lower()
 
 
 def _facts(facts: Sequence[Fact], results: Mapping[int, Mapping[str, Any]]) -> Iterator[FactRow]:

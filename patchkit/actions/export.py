@@ -23,8 +23,10 @@ from patchkit.settings import FOLDER, Settings
 from patchkit.shipping.card import CARD, Card, WeightRow, markdown
 from patchkit.shipping.folder import new_folder, refuse_existing
 from patchkit.shipping.gguf_adapter import GGUF, adapter_file, read_back
+from patchkit.shipping.hub import check_hub, push_folder
 from patchkit.shipping.lowrank import Factors, factorise, one_rank
 from patchkit.shipping.modules import Modules
+from patchkit.shipping.origin import ORIGIN, Origin
 from patchkit.shipping.peft_adapter import adapted, adapter_files
 from patchkit.shipping.probe import Probed, Verdict, check, verdict
 from patchkit.shipping.vllm import check_vllm, rank_for_vllm
@@ -69,6 +71,17 @@ class Selection:
         """How the base is named for others: without a path of this machine."""
         return self.settings.base_source.removeprefix(FOLDER)
 
+    @property
+    def origin(self) -> Origin:
+        """What an export of them says of itself."""
+        return Origin(
+            self.checkpoint.fingerprint(),
+            self.source,
+            self.settings.base_revision,
+            self.stack.commit,
+            {stored.name: stored.id for stored in self.stored},
+        )
+
 
 @dataclass(frozen=True)
 class Shipped:
@@ -98,6 +111,8 @@ class Exported:
     """Bytes by file."""
     probed: tuple[Probed, ...] | None
     notes: tuple[str, ...] = ()
+    pushed: str | None = None
+    """The address of the hub's commit, where it was uploaded."""
 
     @property
     def verdict(self) -> Verdict | None:
@@ -114,6 +129,7 @@ class Exported:
             "verdict": None if self.verdict is None else self.verdict.to_dict(),
             "probed": None if self.probed is None else [one.to_dict() for one in self.probed],
             "notes": list(self.notes),
+            "pushed": self.pushed,
         }
 
 
@@ -145,6 +161,8 @@ def export(
     runtime: str | None = None,
     probe: bool = False,
     licence: str | None = None,
+    push_to_hub: str | None = None,
+    private: bool = False,
     dry_run: bool = False,
     device: str = "auto",
     progress: Progress = None,
@@ -154,14 +172,18 @@ def export(
     ``max_rank``: the most terms a module may have; what that costs is told of each weight, and measured on
     each fact. ``runtime`` "vllm": of a rank that vLLM takes, and only where it would not ignore it.
     ``probe``: load the adapter with PEFT and raise CheckFailed, nothing written, unless it does what the
-    build does. BadInput names a weight that cannot be shipped so; WouldOverwrite where ``out`` is there.
+    build does. ``push_to_hub``: upload it to the hub's repository of that name, after it was written.
+    BadInput names a weight that cannot be shipped so; WouldOverwrite where ``out`` is there.
     """
     refuse_existing(out)
     check_licence(licence)
+    if push_to_hub is not None:
+        check_hub(push_to_hub)
     chosen = select(repository, words, revision)
     factors, modules = _factored(chosen, max_rank, runtime)
     files = _files(form, factors, modules, chosen)
     files[FACTS] = dump_facts(chosen.facts)
+    files[ORIGIN] = chosen.origin.to_bytes()
     weights = tuple(
         Shipped(weight, path, factors[path].rank, factors[path].norm, factors[path].error)
         for weight, path in modules.of_weights(stacked(chosen.patches.values())).items()
@@ -188,7 +210,12 @@ def export(
             check(done.probed, out.name)
         card = markdown(_card(repository, chosen, form, licence, done, files)).encode()
         write_durably(place / CARD, card)
-    return replace(done, folder=out, sizes={**done.sizes, CARD: len(card)})
+    done = replace(done, folder=out, sizes={**done.sizes, CARD: len(card)})
+    if push_to_hub is None:
+        return done
+    named = ", ".join(done.patches[:3]) + (" …" if len(done.patches) > 3 else "")
+    pushed = push_folder(out, push_to_hub, f"Export {named} as {form}", private=private)
+    return replace(done, pushed=pushed)
 
 
 def _card(

@@ -56,6 +56,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "export": "Write patches as an adapter for another program.",
         "card": "Write the model card of the patches in force.",
         "import": "Take in another program's adapter as a patch.",
+        "sign": "Sign an exported folder or a build.",
+        "verify": "Hash everything, and read who signed it.",
     },
     "Keep": {
         "switch": "Go to a branch, and bring the build in line.",

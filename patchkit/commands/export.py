@@ -73,6 +73,12 @@ def export_options(command: Command) -> Command:
             click.option("--probe", is_flag=True, help="Ask it, and see that it does what the build does."),
             licence_option,
             click.option(
+                "--push-to-hub",
+                metavar="OWNER/NAME",
+                help="Upload it to this model repository of the Hugging Face hub too.",
+            ),
+            click.option("--private", is_flag=True, help="Make that repository private, where it is new."),
+            click.option(
                 "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps."
             ),
             directory_option,
@@ -99,7 +105,8 @@ def peft(directory: str, quiet: bool, as_json: bool, **options: Any) -> None:
     measured on each fact. --for vllm takes the next rank that vLLM accepts and refuses models for
     which it has no LoRA. --probe loads the adapter with PEFT, asks base, build and adapter for each
     fact and its neighbours, and writes nothing (exit code 1) where the adapter changes nothing,
-    loses a fact, or moves a neighbour that the build leaves alone.
+    loses a fact, or moves a neighbour that the build leaves alone. --push-to-hub uploads what was
+    written; log in first: hf auth login.
 
     \b
     Examples:
@@ -133,6 +140,8 @@ def gguf(directory: str, quiet: bool, as_json: bool, **options: Any) -> None:
 def _export(form: str, directory: str, quiet: bool, as_json: bool, options: dict[str, Any]) -> None:
     if options["probe"] and options["dry_run"]:
         raise click.UsageError("--probe asks what was written; leave out --dry-run")
+    if options["private"] and options["push_to_hub"] is None:
+        raise click.UsageError("--private is for the hub's repository; add --push-to-hub OWNER/NAME")
     repository = open_repository(directory)
     with progress_bars(quiet or as_json) as progress:
         done = repository.export(
@@ -158,6 +167,8 @@ def show(out: Console, done: Exported) -> None:
         _show_probed(out, done)
     for note in done.notes:
         say(out, note, WARNING)
+    if done.pushed is not None:
+        say(out, f"uploaded: {done.pushed}", GOOD)
 
 
 def _weight(weight: Shipped) -> tuple[str, int, str, str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from patchkit.errors import WouldOverwrite
@@ -31,6 +31,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     `WouldOverwrite` where something is there already, `NotWritten` where it cannot be written.
     """
     refuse_existing(out)
+    missing = [parent for parent in out.parents if not parent.exists()]
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=".patchkit-", suffix=".tmp", dir=out.parent))
@@ -39,5 +40,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         yield place
         fsync_tree(place)
         move_durably(place, out)
-    finally:
+    except BaseException:
         shutil.rmtree(place, ignore_errors=True)
+        with suppress(OSError):  # another may have put something there meanwhile
+            for parent in missing:
+                parent.rmdir()
+        raise

@@ -102,6 +102,7 @@ def adapted(model: PreTrainedModel, folder: Path) -> Iterator[None]:
 
     try:
         with warnings.catch_warnings(action="error", category=UserWarning):
+            warnings.simplefilter("ignore", FutureWarning)  # what PEFT calls and transformers will rename
             wrapped: Any = PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # PEFT has no family of errors
         _plain_again(model)

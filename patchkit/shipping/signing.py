@@ -1,0 +1,153 @@
+"""Signatures of exported folders and builds, by sigstore's model-signing with elliptic-curve keys.
+
+A signature is a file in the folder, ``model.sig``, that holds the SHA-256 of every other file in it, hidden
+ones too, as a statement that model-signing's own `verify key` reads. Promises: verified is only a folder in
+which no file was altered, added, taken away or left out of the statement, under one of the keys named.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import importlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from patchkit.errors import BadInput, CheckFailed, Misconfigured, NotFound, Unavailable
+from patchkit.files import reading, write_durably
+from patchkit.problem import one_line
+
+__all__ = ["SIGNATURE", "ignored_files", "sign_folder", "verify_folder"]
+
+SIGNATURE = "model.sig"
+
+_MAX = 64 << 20  # bytes of a signature: some hundred for each file
+
+
+def sign_folder(folder: Path, key: Path, password: Callable[[], str] | None = None) -> Path:
+    """Sign every file in ``folder`` with the private ``key`` (PEM, NIST P-256, P-384 or P-521).
+
+    Returns the signature's path; one that is there is replaced. ``password`` is asked for where the key is
+    encrypted. `NotFound`, `BadInput` for a folder with symbolic links or a key that is none, `Misconfigured`
+    where the key cannot be opened, `Unavailable` without model-signing.
+    """
+    signing = _library("signing")
+    _check_folder(folder)
+    pem = _key(key, b"PRIVATE KEY", "a private key in PEM")
+    secret = _secret(key, pem, password)
+    place = folder / SIGNATURE
+    config = signing.Config().set_hashing_config(_everything_but([place.absolute()]))
+    with tempfile.TemporaryDirectory(prefix="patchkit-") as scratch:
+        written = Path(scratch, SIGNATURE)
+        try:
+            config.use_elliptic_key_signer(private_key=key, password=secret)
+        except (ValueError, TypeError) as error:
+            raise Misconfigured(f"{key}: cannot be opened as a key to sign with ({_told(error)})") from error
+        try:
+            config.sign(folder.absolute(), written)
+        except ValueError as error:
+            raise BadInput(f"{folder}: cannot be signed ({_told(error)})") from error
+        write_durably(place, written.read_bytes())
+    return place
+
+
+def verify_folder(folder: Path, keys: Sequence[Path]) -> Path:
+    """The one of ``keys`` (public, PEM) under which every file in ``folder`` is as it was signed.
+
+    `CheckFailed` names what differs, or says that none of the keys signed it.
+    """
+    verifying, hashing = _library("verifying"), _everything_but([])
+    _check_folder(folder)
+    for key in keys:
+        _key(key, b"PUBLIC KEY", "a public key in PEM")
+    place = folder / SIGNATURE
+    if place.is_symlink() or not place.is_file():
+        raise CheckFailed(f"{folder}: is not signed (it holds no {SIGNATURE})")
+    left_out = ignored_files(place)
+    for key in keys:
+        try:
+            config = verifying.Config().use_elliptic_key_verifier(public_key=key)
+        except (ValueError, TypeError) as error:
+            raise BadInput(f"{key}: is no public key that signs folders ({_told(error)})") from error
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints a warning of old signatures
+                config.set_hashing_config(hashing).verify(folder.absolute(), place)
+        except Exception as error:  # of its own, of cryptography and of protobuf
+            if "mismatch: [" in str(error):
+                raise CheckFailed(f"{folder}: {_told(error)}") from error
+            continue
+        if unsigned := sorted(name for name in left_out if os.path.lexists(folder / name)):
+            raise CheckFailed(f"{folder}: the signature leaves out {one_line(', '.join(unsigned))}")
+        return key
+    raise CheckFailed(f"{folder}: its signature is not by {_either(keys)}, or is damaged")
+
+
+def _everything_but(paths: Sequence[Path]) -> Any:
+    """SHA-256 of every file, those that are Git's in other folders too."""
+    hashing = _library("hashing").Config().use_file_serialization(hashing_algorithm="sha256")
+    return hashing.set_ignored_paths(paths=paths, ignore_git_paths=False)
+
+
+def ignored_files(signature: Path) -> list[str]:
+    """The files that a signature's statement says it ignores, but for the signature's own. `CheckFailed`."""
+    try:
+        with reading(signature) as file:
+            bundle = json.loads(file.read(_MAX))
+        statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+        ignored = statement["predicate"]["serialization"].get("ignore_paths", [])
+        return [str(name) for name in ignored if str(name) != SIGNATURE]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckFailed(f"{signature}: cannot be read as a signature of model-signing") from error
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(f"model_signing.{name}")
+    except ImportError as error:
+        raise Unavailable(
+            f"folders are signed by model-signing, which cannot be imported ({error.name}); "
+            "install it: pip install model-signing pyopenssl"
+        ) from error
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise NotFound(f"{folder}: is not a folder")
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise BadInput(
+                f"{path}: is no regular file, and what it leads to would not be signed; put a copy there"
+            )
+
+
+def _key(key: Path, mark: bytes, what: str) -> bytes:
+    with reading(key) as file:
+        data = file.read(1 << 16)
+    if b"-----BEGIN " not in data or mark not in data:
+        raise BadInput(
+            f"{key}: is not {what}; make a pair: openssl ecparam -name prime256v1 -genkey -noout "
+            "-out key.pem, and its public half: openssl ec -in key.pem -pubout -out key.pub.pem"
+        )
+    return data
+
+
+def _secret(key: Path, pem: bytes, password: Callable[[], str] | None) -> bytes | None:
+    if b"ENCRYPTED" not in pem:
+        return None
+    if password is None:
+        raise Misconfigured(f"{key}: is encrypted, and no password was given")
+    return password().encode()
+
+
+def _either(keys: Sequence[Path]) -> str:
+    names = [one_line(str(key)) for key in keys]
+    return names[0] if len(names) == 1 else f"any of {', '.join(names)}"
+
+
+def _told(error: Exception) -> str:
+    return one_line(" ".join(str(error).split()))[:300]
