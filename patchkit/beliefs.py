@@ -107,6 +107,7 @@ class Beliefs(Database):
     def remember_merges(self, tip: str, violations: Sequence[Violation]) -> None:
         """See `merges.MergeMemory`; a catalogue that cannot be written is no harm."""
         if "sqlite_utils" not in sys.modules and not violations:
+            self.note(*_tip(tip))
             return
         try:
             with self.writing() as db:
@@ -114,14 +115,22 @@ class Beliefs(Database):
                     text = json_text(_plain(violation))
                     row = {"digest": hash_bytes(text.encode()), "merge": violation.merge, "violation": text}
                     db["violations"].upsert(row, pk="digest")
-                db.execute('insert or ignore into checked_tips("commit") values (?)', [tip])
-                db.execute(
-                    "delete from checked_tips where number not in "
-                    "(select number from checked_tips order by number desc limit ?)",
-                    [_TIPS],
-                )
+                for query, *values in _tip(tip):
+                    db.execute(query, values)
         except PatchkitError:
             return
+
+
+def _tip(tip: str) -> list[tuple[Any, ...]]:
+    """The statements that remember a commit whose history was looked through, and forget the oldest."""
+    return [
+        ('insert or ignore into checked_tips("commit") values (?)', tip),
+        (
+            "delete from checked_tips where number not in "
+            "(select number from checked_tips order by number desc limit ?)",
+            _TIPS,
+        ),
+    ]
 
 
 def put_patches(db: Any, patches: Sequence[StoredPatch]) -> None:

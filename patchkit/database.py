@@ -10,7 +10,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,20 @@ class Database:
                 return [dict(row) for row in connection.execute(query, given)]
         except sqlite3.Error:
             return []
+
+    def note(self, *statements: tuple[Any, ...]) -> None:
+        """Write what costs only time where it is lost, without importing sqlite-utils and without waiting.
+
+        Nothing is written where there is no catalogue, another writes, or it is not of this format.
+        """
+        if not self.path.exists():
+            return
+        with suppress(sqlite3.Error, OSError, Misconfigured):
+            address = f"{self.path.absolute().as_uri()}?mode=rw"
+            with closing(sqlite3.connect(address, uri=True, timeout=0)) as connection, connection:
+                self._refuse_newer(connection)
+                for query, *values in statements:
+                    connection.execute(query, values)
 
     def _refuse_newer(self, connection: sqlite3.Connection) -> None:
         if (step := newer(connection)) is not None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from patchkit.gitstore import GitStore
 
 __all__ = [
+    "LONG",
     "PATCHES",
     "Commit",
     "FileChange",
@@ -37,7 +38,7 @@ PATCHES = "patches"
 
 _FIELDS = ("%H", "%P", "%an", "%ae", "%aI", "%B", "%(trailers:only,unfold)")
 _KEPT = "history"
-_WORTH_IT = 200  # commits from which keeping them saves more than it costs
+LONG = 200  # commits from which keeping them saves more than it costs
 _COMMIT = re.compile(rb"[0-9a-f]{40,64}")
 _TELLING = ("facts.jsonl", "delta.safetensors")  # their coming and going is the patch's
 
@@ -133,7 +134,7 @@ def read_history(
     if tip != commit:
         out = _log(store, f"{tip}..{commit}") + out if _in_line(store, tip, commit) else _log(store, commit)
     commits = list(_parse(out, store.prefix))
-    if tip != commit and len(commits) >= _WORTH_IT:
+    if tip != commit and len(commits) >= LONG:
         _keep(store, commit, out)
     return commits
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from patchkit.choices import CHOICE, Choices, read_choices
 from patchkit.errors import PatchkitError
 from patchkit.facts import Fact, Key, load_canonical
-from patchkit.history import PATCHES
+from patchkit.history import LONG, PATCHES, read_history
 from patchkit.patch import FACTS
 from patchkit.problem import Problem, one_line
 from patchkit.returns import returned_facts
@@ -91,11 +91,12 @@ def merge_problems(
             found += judge.violations(merge)
         if judge.unknown:
             return [_shallow(judge.unknown[0])]
+        history = read_history(store, commit)
         found += [
             Violation(back.commit, back.fact.key, (back.fact.to_line(),), removal=back.removal)
-            for back in returned_facts(store, commit, judge.holds, store.is_ancestor)
+            for back in returned_facts(store, history, judge.holds, store.is_ancestor)
         ]
-        if memory and (found or merges or not tips):
+        if memory and (found or merges or not tips or len(history) >= LONG):
             memory.remember_merges(commit, found)
     earlier = [violation for violation in known if store.is_ancestor(violation.merge, commit)]
     lasting = [violation for violation in dict.fromkeys((*earlier, *found)) if _lasts(violation, held)]

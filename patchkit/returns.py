@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from patchkit.errors import PatchkitError
 from patchkit.facts import Fact, Key, load_canonical
-from patchkit.history import PATCHES, Commit, FileChange, read_history
+from patchkit.history import PATCHES, Commit, FileChange
 from patchkit.patch import FACTS
 
 if TYPE_CHECKING:
@@ -37,15 +37,15 @@ class Return:
 
 def returned_facts(
     store: GitStore,
-    commit: str,
+    history: Sequence[Commit],
     holds: Callable[[str, Key], bool],
     is_ancestor: Callable[[str, str], bool],
 ) -> Iterator[Return]:
-    """The returns in the history of `commit`; `holds` tells whether a key is in force at a commit.
+    """The returns in a `history` (`read_history`); `holds` tells whether a key is in force at a commit.
 
     Only the facts of commits that took facts out, and of those that are nobody's purpose, are read.
     """
-    plain = [entry for entry in read_history(store, commit) if len(entry.parents) == 1]
+    plain = [entry for entry in history if len(entry.parents) == 1]
     removing = [entry for entry in plain if any(change.status != "A" for change in _changes(entry))]
     if not removing:
         return

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("git_environment")
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GitStore:
     """Three commits, kept."""
-    monkeypatch.setattr(history, "_WORTH_IT", 1)
+    monkeypatch.setattr(history, "LONG", 1)
     made = make_store(tmp_path / "knowledge")
     for number in range(2):
         add(made, numbers(number))
