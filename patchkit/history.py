@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchkit.canonical import hash_bytes
 from patchkit.errors import PatchkitError
@@ -43,8 +43,7 @@ _COMMIT = re.compile(rb"[0-9a-f]{40,64}")
 _TELLING = ("facts.jsonl", "delta.safetensors")  # their coming and going is the patch's
 
 
-@dataclass(frozen=True, slots=True)
-class FileChange:
+class FileChange(NamedTuple):
     """One file of a commit's change; `status` as Git has it (A, M, D, T), `oid` of the new blob and
     `old` of the one before (zeros where there is none)."""
 

@@ -135,6 +135,19 @@ def test_git_itself_agrees(root: Path) -> None:
         assert fingerprint_of(root, "ann") in told
 
 
+def test_a_merge_is_signed_as_every_commit_is(root: Path) -> None:
+    """patchkit's own merge obeys `commit.gpgsign`, and brings in what the other branch signed."""
+    kb = root / "kb"
+    git(kb, "switch", "-q", "-c", "side")
+    apply_a_patch(kb)
+    git(kb, "switch", "-q", "main")
+    revert_a_patch(kb)
+    fine(here("-C", kb, "merge", "side"))
+    assert len(git(kb, "rev-list", "--parents", "-1", "HEAD").split()) == 3
+    assert verified(root, *by(root, "ann"))
+    assert "-----BEGIN SSH SIGNATURE-----" in git(kb, "cat-file", "commit", "HEAD")
+
+
 # What was done to it afterwards
 
 

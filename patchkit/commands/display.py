@@ -154,8 +154,7 @@ def table(out: Console, columns: Sequence[Column], rows: Sequence[Sequence[Any]]
     """
     cells = [[_cell(value) for value in row] for row in rows]
     natural = [
-        max([cell_len(column.name), *(cell_len(row[i][0]) for row in cells)])
-        for i, column in enumerate(columns)
+        max([_cells(column.name), *(_cells(row[i][0]) for row in cells)]) for i, column in enumerate(columns)
     ]
     widths = _widths(natural, [column.share for column in columns], out.width - GAP * (len(columns) - 1))
     headings: list[Cell] = [(column.name, QUIET) for column in columns]
@@ -208,12 +207,22 @@ class Column:
 
 def _lines(cell: Cell, column: Column, width: int) -> list[str]:
     """A cell's lines, each as wide as its column."""
-    parts = folded(cell[0], width, hang=0) if column.wraps and cell_len(cell[0]) > width else [cell[0]]
-    cut = [part if cell_len(part) <= width else set_cell_size(part, width - 1) + "…" for part in parts]
-    padding = [" " * (width - cell_len(part)) for part in cut]
+    shown = cell[0]
+    if _cells(shown) <= width:
+        parts = [shown]
+    elif column.wraps:
+        parts = folded(shown, width, hang=0)
+    else:
+        parts = [set_cell_size(shown, width - 1) + "…"]
+    padding = [" " * (width - _cells(part)) for part in parts]
     return [
-        f"{pad}{part}" if column.right else f"{part}{pad}" for part, pad in zip(cut, padding, strict=True)
+        f"{pad}{part}" if column.right else f"{part}{pad}" for part, pad in zip(parts, padding, strict=True)
     ]
+
+
+def _cells(shown: str) -> int:
+    """How wide text is at a terminal; of a thousand rows nearly all is ASCII, and that is quickly told."""
+    return len(shown) if shown.isascii() else cell_len(shown)
 
 
 def _widths(natural: list[int], shares: list[int], room: int) -> list[int]:
