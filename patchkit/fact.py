@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from patchkit.problem import one_line
 from patchkit.records import Record
 
 __all__ = ["UNSEEN", "Fact", "Key", "Reverse", "fact_of", "kind_of", "normal", "shown"]
@@ -279,5 +280,5 @@ def kind_of(value: Any) -> str:
 
 
 def shown(text: str) -> str:
-    """A quoted piece of untrusted text, short enough for a fault's line."""
-    return f'"{text}"' if len(text) <= 60 else f'"{text[:59]}…"'
+    """A quoted piece of untrusted text, short enough for a fault's line, and nothing in it unseen."""
+    return f'"{one_line(text)}"' if len(text) <= 60 else f'"{one_line(text[:59])}…"'

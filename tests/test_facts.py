@@ -343,9 +343,11 @@ def test_a_fact_that_grows_past_a_line_is_refused_at_the_door() -> None:
     assert faults(lines(record)) == [(1, "takes more than 1 MiB as a line")]
 
 
-def test_untrusted_text_keeps_to_its_line() -> None:
+@pytest.mark.parametrize("odd", ["a\n\x1b[31m", "subj\ue4aaect", "parap\u05cahrases", "a\u200fb"])
+def test_untrusted_text_keeps_to_its_line(odd: str) -> None:
+    """Line ends, escapes, letters of nobody's and those that turn the writing round."""
     with pytest.raises(FactsError) as caught:
-        parse_facts(lines({**SPORT, "a\n\x1b[31m": 1}), "f\n.jsonl")
+        parse_facts(lines({**SPORT, odd: 1}), "f\n.jsonl")
     assert str(caught.value).splitlines() == [str(caught.value)]
     assert str(caught.value).isprintable()
 
