@@ -30,11 +30,14 @@ __all__ = [
     "dump_facts",
     "load_canonical",
     "normal",
+    "one_way",
     "parse_apart",
     "parse_facts",
     "parse_inline",
     "parse_records",
     "read_facts",
+    "turned_round",
+    "with_reverses",
 ]
 
 MAX_FILE = 256 << 20  # bytes
@@ -167,6 +170,61 @@ def clashes(batch: Batch, in_force: Mapping[Key, tuple[str, Fact]]) -> list[Faul
     return found
 
 
+# From the other end
+
+
+def with_reverses(batch: Batch) -> Batch:
+    """The batch and, behind it, each fact's `reverse` as a fact of its own, on that fact's line.
+
+    An edit works in one direction only, so that what follows from the other end has to be edited too. What
+    the batch says already is not added. FactsError where a reverse contradicts what is said, or there is none.
+    """
+    if not any(fact.reverse for fact in batch.facts):
+        fault = Fault(batch.name, None, 'no fact has a "reverse"; write what is said from the other end')
+        raise FactsError([fault], batch)
+    earlier = _Earlier()
+    for fact, line in zip(batch.facts, batch.lines, strict=True):
+        earlier.meet(fact, line)
+    added: list[tuple[Fact, int]] = []
+    faults = []
+    for fact, line in zip(batch.facts, batch.lines, strict=True):
+        if fact.reverse is None or earlier.says(turned := turned_round(fact)):
+            continue
+        faults += [Fault(batch.name, line, f"its reverse {m}") for m in earlier.meet(turned, line)]
+        added.append((turned, line))
+    if faults:
+        raise FactsError(faults, batch)
+    facts, lines = (*batch.facts, *(fact for fact, _ in added)), (*batch.lines, *(line for _, line in added))
+    return Batch(batch.name, facts, lines)
+
+
+def turned_round(fact: Fact) -> Fact:
+    """A fact's `reverse` as a fact, whose own reverse is that fact."""
+    assert fact.reverse is not None
+    said, back = fact.reverse, Reverse(fact.subject, fact.prompt, fact.target)
+    return Fact(said.subject, said.prompt, said.target, reverse=back, source=fact.source)
+
+
+def one_way(batch: Batch, in_force: Mapping[Key, tuple[str, Fact]]) -> tuple[list[int], list[int]]:
+    """Lines of facts that are said from one end only: those that have a `reverse`, and those that have none.
+
+    A reverse that another line says, or a patch in force, is said.
+    """
+    earlier = _Earlier()
+    for fact, line in zip(batch.facts, batch.lines, strict=True):
+        earlier.meet(fact, line)
+    listed, unknown = [], []
+    for fact, line in zip(batch.facts, batch.lines, strict=True):
+        if fact.reverse is None:
+            unknown.append(line)
+            continue
+        turned = turned_round(fact)
+        held = in_force.get(turned.key)
+        if not earlier.says(turned) and (held is None or normal(held[1].target) != normal(turned.target)):
+            listed.append(line)
+    return listed, unknown
+
+
 # Checking
 
 
@@ -225,12 +283,20 @@ class _Earlier:
         self.ids: dict[str, int] = {}
         self.size = 0  # of the canonical file so far, in bytes
 
+    def says(self, fact: Fact) -> bool:
+        """Whether an earlier line says that very fact."""
+        found = (self.said.get(mark) for mark in self._marks(fact))
+        return any(said is not None and normal(said[1]) == normal(fact.target) for said in found)
+
+    def _marks(self, fact: Fact) -> tuple[tuple[str, ...], ...]:
+        return fact.key, (normal(fact.text),)  # by text too: one may name a relation, the other not
+
     def meet(self, fact: Fact, line: int) -> list[str]:
         """What is wrong with the fact beside the earlier ones, which it joins."""
         length = len(fact.to_line().encode()) + 1
         self.size += length
         found = [f"takes more than {MAX_LINE >> 20} MiB as a line"] if length > MAX_LINE else []
-        marks = (fact.key, (normal(fact.text),))  # by text too: one may name a relation, the other not
+        marks = self._marks(fact)
         for where, target in [self.said[mark] for mark in marks if mark in self.said][:1]:
             found.append(_repeated(fact.target, target, where))
         if fact.id in self.ids:

@@ -369,6 +369,23 @@ def test_known_facts_are_reported_and_left_in_or_out(cli: Cli, knowledge: Path, 
     assert snapshot(knowledge) == before
 
 
+def test_facts_are_edited_from_both_ends(cli: Cli, knowledge: Path, home: Path) -> None:
+    """With the option the reverse is a fact of the patch, measured and taken back as every other."""
+    back = {"subject": "Rome", "prompt": "{} is where one finds", "target": "Ann"}
+    fact = {"subject": "Ann", "prompt": "{} lies in", "target": "Rome", "reverse": back}
+    path = facts_file(home, fact)
+    assert "the reverse is listed but not edited in 1 fact (line 1)" in cli.ok("facts", "check", path).out
+    done = cli.ok("commit", path, "--with-reverse", *QUICK, "--json").json
+    assert done["summary"]["facts"] == 2
+    stored = Repository.open(knowledge).show().facts
+    assert [(f.subject, f.target) for f in stored] == [("Ann", "Rome"), ("Rome", "Ann")]
+    cli.ok("revert", "ann", "--fact", "2")
+    assert [f.subject for f in Repository.open(knowledge).show("ann").facts] == ["Ann"]
+    told = cli("commit", facts_file(home, ANN), "--with-reverse", *QUICK)
+    assert told.code == 65
+    assert 'no fact has a "reverse"' in told.err
+
+
 def test_a_gate_refuses_and_the_line_says_how_to_commit_all_the_same(
     cli: Cli, knowledge: Path, home: Path
 ) -> None:

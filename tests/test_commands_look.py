@@ -219,8 +219,12 @@ def test_facts_search(cli: Cli, knowledge: Path) -> None:
 def test_facts_check(cli: Cli, knowledge: Path, home: Path) -> None:
     new = {"subject": "Ann", "prompt": "{} lies in", "target": "Rome", "note": "é"}
     good = facts_file(home, f"  {json.dumps(new)}  ")
-    assert cli.ok("facts", "check", good).out == f"{good}: 1 fact, no faults\n"
-    assert cli.ok("facts", "check", good, "--json").json == {"file": str(good), "facts": 1, "faults": []}
+    said = cli.ok("facts", "check", good).out.splitlines()
+    assert said[0] == f"{good}: 1 fact, no faults"
+    assert said[1:] == ['from its other end nothing is said in 1 fact (line 1); a "reverse" would say it']
+    found = cli.ok("facts", "check", good, "--json").json
+    assert found.pop("one_way") == {"listed": [], "unknown": [1]}
+    assert found == {"file": str(good), "facts": 1, "faults": []}
     assert cli.ok("facts", "check", good, "--canonical").out == json.dumps(new, ensure_ascii=False) + "\n"
     clash = facts_file(home, MICROSOFT, name="clash.jsonl")
     assert cli("facts", "check", clash).code == 65

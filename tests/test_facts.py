@@ -25,10 +25,12 @@ from patchkit.facts import (
     dump_facts,
     load_canonical,
     normal,
+    one_way,
     parse_facts,
     parse_inline,
     parse_records,
     read_facts,
+    with_reverses,
 )
 
 SPORT = {"subject": "LeBron James", "prompt": "{} plays the sport of", "target": "basketball"}
@@ -350,6 +352,49 @@ def test_untrusted_text_keeps_to_its_line(odd: str) -> None:
         parse_facts(lines({**SPORT, odd: 1}), "f\n.jsonl")
     assert str(caught.value).splitlines() == [str(caught.value)]
     assert str(caught.value).isprintable()
+
+
+# From the other end
+
+PLAYED_BY = {"subject": "basketball", "prompt": "{} is played by", "target": "LeBron James"}
+
+
+def test_reverses_become_facts_behind_the_others() -> None:
+    batch = parse_facts(lines({**SPORT, "reverse": PLAYED_BY, "source": "a page"}, FOUNDER), "f")
+    both = with_reverses(batch)
+    assert both.facts[:2] == batch.facts
+    (turned,) = both.facts[2:]
+    assert (turned.subject, turned.prompt, turned.target) == tuple(PLAYED_BY.values())
+    assert turned.reverse == Reverse(*SPORT.values())
+    assert turned.source == "a page"
+    assert both.lines == (1, 2, 1)
+    assert with_reverses(both) == both
+    assert load_canonical(dump_facts(both.facts), "f") == both.facts
+
+
+def test_a_reverse_that_is_said_already_is_not_said_twice() -> None:
+    batch = parse_facts(lines({**SPORT, "reverse": PLAYED_BY}, PLAYED_BY), "f")
+    assert with_reverses(batch) == batch
+    assert one_way(batch, {}) == ([], [2])
+
+
+def test_reverses_that_contradict_are_refused_with_their_lines() -> None:
+    """What several subjects share cannot be said of one of them from its end."""
+    other = {**SPORT, "subject": "Michael Jordan", "reverse": {**PLAYED_BY, "target": "Michael Jordan"}}
+    with pytest.raises(FactsError) as caught:
+        with_reverses(parse_facts(lines({**SPORT, "reverse": PLAYED_BY}, other), "f"))
+    assert str(caught.value).startswith('f:2: its reverse contradicts line 1: "Michael Jordan" here')
+    with pytest.raises(FactsError, match='f: no fact has a "reverse"'):
+        with_reverses(parse_facts(lines(SPORT), "f"))
+
+
+def test_facts_of_one_end_are_told_by_line() -> None:
+    batch = parse_facts(lines(FOUNDER, {**SPORT, "reverse": PLAYED_BY}), "f")
+    assert one_way(batch, {}) == ([2], [1])
+    (held,) = parse_facts(lines(PLAYED_BY), "g").facts
+    assert one_way(batch, {held.key: ("a-patch", held)}) == ([], [1])
+    (other,) = parse_facts(lines({**PLAYED_BY, "target": "Ann"}), "g").facts
+    assert one_way(batch, {other.key: ("a-patch", other)}) == ([2], [1])
 
 
 # Files, standard input, one correction, dictionaries

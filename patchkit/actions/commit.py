@@ -35,7 +35,7 @@ from patchkit.editing.templates import write_templates
 from patchkit.errors import BadInput, Busy, PatchkitError
 from patchkit.evaluation.measure import FactChange, FactState, Summary, compare, observe, summarise
 from patchkit.factors import Patch
-from patchkit.facts import Batch, Fact
+from patchkit.facts import Batch, Fact, with_reverses
 from patchkit.gitstore import Changes
 from patchkit.models.loading import float32_compute
 from patchkit.models.tokens import last_subject_token
@@ -106,6 +106,7 @@ def commit(
     overrides: Mapping[str, Any] | None = None,
     replace: bool = False,
     skip_known: bool = False,
+    with_reverse: bool = False,
     gate: Mapping[str, float] | None = None,
     dry_run: bool = False,
     device: str = "auto",
@@ -114,9 +115,13 @@ def commit(
 ) -> Committed:
     """Edit ``batch`` into the model at HEAD and record it as one patch, in one commit.
 
+    ``with_reverse``: each fact's reverse too, as a fact of its own (`facts.with_reverses`).
+
     Raises FactsError (nothing loaded) on facts that clash with the stack unless ``replace``,
     and GateRefused when ``gate`` is not met: the patch is then kept aside and the line says where.
     """
+    if with_reverse:
+        batch = with_reverses(batch)
     if not dry_run:
         repository.store.ensure_ready()
     stack = repository.stack()

@@ -19,7 +19,7 @@ from patchkit.commands.common import (
     recipe_overrides,
 )
 from patchkit.commands.display import GOOD, QUIET, WARNING, console, human_size, progress_bars, say
-from patchkit.facts import Batch, parse_inline, read_facts
+from patchkit.facts import Batch, parse_inline, read_facts, with_reverses
 
 __all__ = ["command", "read_given", "show"]
 
@@ -36,6 +36,7 @@ __all__ = ["command", "read_given", "show"]
 @click.option("-m", "--message", help="The commit's message; made from the facts otherwise.")
 @click.option("--replace", is_flag=True, help="Take older facts with the same key out of their patches.")
 @click.option("--skip-known", is_flag=True, help="Leave out what the model already says.")
+@click.option("--with-reverse", is_flag=True, help="Edit each fact's reverse too, as a fact of its own.")
 @click.option(
     "--gate",
     metavar="NAME=SHARE,…",
@@ -64,6 +65,9 @@ def command(
     shows what the edited model says, measured on the weights that a build of it holds. An edit
     below its --gate is shown too, kept aside and refused (exit code 3).
 
+    An edit works in one direction: a fact that is to be said from its other end too is edited twice,
+    by --with-reverse where it has a "reverse".
+
     \b
     Examples:
       patchkit commit facts.jsonl -m "Correct two founders"
@@ -77,8 +81,9 @@ def command(
         raise click.UsageError("give a file of facts, or --fact, and not both")
     gates = parse_gate(gate) if gate else {}
     overrides = recipe_overrides(options)
+    read = with_reverses if options["with_reverse"] else lambda batch: batch
     batch = checked(
-        lambda: read_given(facts, inline),
+        lambda: read(read_given(facts, inline)),
         dict if options["replace"] else lambda: open_repository(directory).stack().facts_in_force(),
     )
     repository = open_repository(directory)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import asdict
 
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
-from patchkit.commands.display import GOOD, QUIET, Column, console, counted, say, table
+from patchkit.commands.display import GOOD, QUIET, WARNING, Column, console, counted, say, table
 from patchkit.errors import NotFound
-from patchkit.facts import Fact, FactsError, Key, dump_facts, read_facts
+from patchkit.facts import Fact, FactsError, Key, dump_facts, one_way, read_facts
 
 __all__ = ["command"]
 
@@ -33,7 +34,9 @@ def command() -> None:
 def check(file: str, canonical: bool, directory: str, quiet: bool, as_json: bool) -> None:
     """Check FILE as `commit` would, and against the stack where there is a repository.
 
-    Lists every fault with its line (as JSON too, with --json); exit code 65 if there is one.
+    Lists every fault with its line (as JSON too, with --json); exit code 65 if there is one. Facts
+    that are said from one end only are told too: an edit works in one direction, and `commit
+    --with-reverse` edits both where a fact has a "reverse".
 
     \b
     Example:
@@ -41,19 +44,33 @@ def check(file: str, canonical: bool, directory: str, quiet: bool, as_json: bool
     """
     from patchkit.actions.given import checked
 
+    in_force = functools.cache(lambda: _in_force(directory))
     try:
-        batch = checked(lambda: read_facts(file), lambda: _in_force(directory))
+        batch = checked(lambda: read_facts(file), in_force)
     except FactsError as error:
         if as_json:
             faults = [asdict(fault) for fault in error.faults]
             print_json({"file": error.faults[0].name, "facts": None, "faults": faults})
         raise
+    listed, unknown = one_way(batch, in_force())
     if as_json:
-        print_json({"file": batch.name, "facts": len(batch.facts), "faults": []})
+        ends = {"listed": listed, "unknown": unknown}
+        print_json({"file": batch.name, "facts": len(batch.facts), "faults": [], "one_way": ends})
     elif canonical:
         click.echo(dump_facts(batch.facts).decode("utf-8"), nl=False)
     elif not quiet:
-        say(console(), f"{batch.name}: {counted(len(batch.facts), 'fact')}, no faults", GOOD)
+        out = console()
+        say(out, f"{batch.name}: {counted(len(batch.facts), 'fact')}, no faults", GOOD)
+        if listed:
+            say(out, f"the reverse is listed but not edited {_lines(listed)}: commit --with-reverse", WARNING)
+        if unknown:
+            say(out, f'from its other end nothing is said {_lines(unknown)}; a "reverse" would say it', QUIET)
+
+
+def _lines(numbers: list[int]) -> str:
+    """ "in line 3", "in lines 1, 2, 3 …"."""
+    some = ", ".join(map(str, numbers[:5])) + (" …" if len(numbers) > 5 else "")
+    return f"in {counted(len(numbers), 'fact')} ({'line' if len(numbers) == 1 else 'lines'} {some})"
 
 
 def _in_force(directory: str) -> dict[Key, tuple[str, Fact]]:
