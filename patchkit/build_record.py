@@ -19,9 +19,10 @@ from patchkit.errors import BadInput, PatchkitError
 from patchkit.files import reading
 from patchkit.tensors import TensorFile, header_of_file
 
-__all__ = ["BUILD_RECORD", "BuildRecord", "Edited", "FileRecord", "verify_build"]
+__all__ = ["BUILD_RECORD", "SIGNATURE", "BuildRecord", "Edited", "FileRecord", "verify_build"]
 
 BUILD_RECORD = "patchkit-build.json"
+SIGNATURE = "model.sig"  # of `patchkit sign`, over all the rest
 FINISHED, UNFINISHED = "finished", "unfinished"
 
 _FORMAT = 1
@@ -228,7 +229,7 @@ def _problem(path: Path, file: FileRecord, end: int) -> list[str]:
 
 
 def _stray_files(folder: Path, record: BuildRecord) -> list[str]:
-    known = {BUILD_RECORD, *record.files, *record.weights}
+    known = {BUILD_RECORD, SIGNATURE, *record.files, *record.weights}
     found = set()
     for place, folders, names in os.walk(folder):
         links = [name for name in folders if os.path.islink(os.path.join(place, name))]

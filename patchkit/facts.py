@@ -177,7 +177,7 @@ def with_reverses(batch: Batch) -> Batch:
     """The batch and, behind it, each fact's `reverse` as a fact of its own, on that fact's line.
 
     An edit works in one direction only, so that what follows from the other end has to be edited too. What
-    the batch says already is not added. FactsError where a reverse contradicts what is said, or there is none.
+    the batch says already is not added. FactsError where one contradicts what is said, or there is none.
     """
     if not any(fact.reverse for fact in batch.facts):
         fault = Fault(batch.name, None, 'no fact has a "reverse"; write what is said from the other end')

@@ -31,6 +31,7 @@ __all__ = [
     "added_in",
     "read_graph",
     "read_history",
+    "read_mainline",
     "writers_of",
 ]
 
@@ -136,6 +137,11 @@ def read_history(
     if tip != commit and len(commits) >= LONG:
         _keep(store, commit, out)
     return commits
+
+
+def read_mainline(store: GitStore, commit: str) -> list[Commit]:
+    """The commits of one branch that touched the stack, newest first: first parents alone, read from Git."""
+    return list(_parse(_log(store, commit, how=("--first-parent",)), store.prefix))
 
 
 def _kept(store: GitStore) -> tuple[str, bytes]:

@@ -3,11 +3,13 @@
 Git itself reads a key's owner from `gpg.ssh.allowedSignersFile` and from GPG's keyring. Here signers can also
 be named outright, by a file of public keys or by a fingerprint, so that a machine needs no configuration to
 know whom it believes. Promises: a commit counts as signed by somebody only where Git found its signature
-good, and an expired or revoked key is nobody's.
+good; a revoked key is nobody's. Whether a key had expired Git asks of the date that the commit claims.
 """
 
 from __future__ import annotations
 
+import base64
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,6 +40,9 @@ _FIELDS = ("%H", "%G?", "%GS", "%GF", "%GP")
 _SSH_FINGERPRINT = re.compile(r"SHA256:[A-Za-z0-9+/]{43}=?")
 _GPG_FINGERPRINT = re.compile(r"[0-9A-Fa-f]{40}|[0-9A-Fa-f]{64}")
 _PUBLIC_KEY = re.compile(r"(?:sk-)?(?:ssh|ecdsa)-[a-z0-9@.-]+ [A-Za-z0-9+/]+=*(?: .*)?")
+_ADDRESS = re.compile(r"[^\s/@]+@[^\s/@]+")
+_SSH_SIGNATURE = re.compile(rb"-----BEGIN SSH SIGNATURE-----([A-Za-z0-9+/=\s]+)-----END SSH SIGNATURE-----")
+_ANYBODY = '* namespaces="git" '
 _ALLOWED = "gpg.ssh.allowedSignersFile"
 
 
@@ -52,6 +57,11 @@ class Signature:
     fingerprint: str
     primary: str
     """The fingerprint of a GPG key's primary key, which is its own or that of the key it belongs to."""
+
+    @property
+    def ssh(self) -> bool:
+        """Whether an SSH key made it; else GPG's, or nobody's."""
+        return self.fingerprint.startswith("SHA256:")
 
     @property
     def said(self) -> str:
@@ -73,7 +83,9 @@ class Signature:
 class Signers:
     """Whom one believes; where nothing is named, whomever Git's configuration knows.
 
-    ``keys``: lines of an allowed-signers file, see ssh-keygen(1).
+    ``keys``: lines of an allowed-signers file, see ssh-keygen(1). ``fingerprints``: of SSH and of GPG keys.
+    ``names``: addresses by which Git's configuration knows SSH keys. A GPG key is known by no address here: a
+    key that is trusted under one name can give itself others.
     """
 
     keys: tuple[str, ...] = ()
@@ -81,10 +93,11 @@ class Signers:
     names: frozenset[str] = frozenset()
 
     @classmethod
-    def named(cls, words: Sequence[str]) -> Signers:
+    def named(cls, words: Sequence[str], root: Path) -> Signers:
         """From files of public keys or allowed signers, fingerprints (SHA256:…, or GPG's), and addresses.
 
-        `BadInput` for a word that is none of them.
+        `BadInput` for a word that is none of them, and for a file inside ``root``: what is verified cannot
+        say by whom.
         """
         keys: list[str] = []
         fingerprints, names = set(), set()
@@ -93,48 +106,79 @@ class Signers:
                 fingerprints.add(word.rstrip("="))
             elif _GPG_FINGERPRINT.fullmatch(bare := word.replace(" ", "")):
                 fingerprints.add(bare.upper())
-            elif Path(word).is_file():
-                keys += _keys_in(Path(word))
-            elif "@" in word:
+            elif _ADDRESS.fullmatch(word):
                 names.add(word)
+            elif os.path.isfile(word):
+                if Path(word).resolve().is_relative_to(root.resolve()):
+                    raise BadInput(
+                        f"{word}: lies in the repository that is verified, which cannot name its own "
+                        "signers; keep it elsewhere"
+                    )
+                keys += _keys_in(Path(word))
             else:
                 raise BadInput(
-                    f"{one_line(word)}: is no signer; name a file of SSH public keys, a fingerprint "
-                    "(SHA256:… or GPG's), or the address that Git's configuration knows a key by"
+                    f"{one_line(word)[:200]}: is no signer; name a file of SSH public keys, a fingerprint "
+                    "(SHA256:… or GPG's), or the address that Git's configuration knows an SSH key by"
                 )
         return cls(tuple(keys), frozenset(fingerprints), frozenset(names))
 
     def __bool__(self) -> bool:
         return bool(self.keys or self.fingerprints or self.names)
 
-    def believes(self, signature: Signature, *, from_keys: bool) -> bool:
-        """Whether one of them made it; ``from_keys``: it was checked against ``keys`` alone."""
-        if from_keys:
-            return signature.grade == GOOD and signature.fingerprint.startswith("SHA256:")
+    def believes(self, signature: Signature) -> bool:
+        """Whether one of them made it, as Git's own configuration sees it."""
         if not self:
             return signature.grade == GOOD
-        if signature.grade in (GOOD, UNKNOWN) and self.fingerprints & {
-            signature.fingerprint,
-            signature.primary,
-        }:
-            return True
-        address = signature.signer.rpartition("<")[2].removesuffix(">")
-        return signature.grade == GOOD and address in self.names
+        if signature.ssh:
+            known = signature.signer in self.names or signature.fingerprint in self.fingerprints
+            return signature.grade == GOOD and known
+        named = {signature.fingerprint, signature.primary} & self.fingerprints
+        return signature.grade in (GOOD, UNKNOWN) and bool(named)
 
 
 def read_signatures(
     store: GitStore, commits: Sequence[str], signers: Signers
 ) -> Mapping[str, tuple[Signature, bool]]:
-    """For each commit its signature, and whether one of ``signers`` made it."""
+    """For each commit its signature, and whether one of ``signers`` made it.
+
+    Keys that are named outright need not be known to Git: the signatures are read again as if Git knew these
+    alone, so that a key that `gpg.ssh.revocationFile` lists stays revoked.
+    """
     found = {
-        commit: (signature, signers.believes(signature, from_keys=False))
+        commit: (signature, signers.believes(signature))
         for commit, signature in _as_git_says(store, commits, None).items()
     }
-    if signers.keys:
-        for commit, signature in _as_git_says(store, commits, signers.keys).items():
-            if signers.believes(signature, from_keys=True):
-                found[commit] = (signature, True)
+    keys = [*signers.keys, *_keys_of(store, found, signers.fingerprints)]
+    for commit, signature in _as_git_says(store, commits, keys).items() if keys else ():
+        if signature.ssh and signature.grade == GOOD:
+            found[commit] = (signature, True)
     return found
+
+
+def _keys_of(
+    store: GitStore, found: Mapping[str, tuple[Signature, bool]], fingerprints: frozenset[str]
+) -> list[str]:
+    """The keys with these fingerprints, from the commits that they signed."""
+    keys = {
+        _key_in(store.objects.read(commit, "commit"))
+        for commit, (signature, _) in found.items()
+        if signature.ssh and signature.fingerprint in fingerprints
+    }
+    return sorted(_ANYBODY + key for key in keys if key is not None)
+
+
+def _key_in(commit: bytes) -> str | None:
+    """The public key in a commit's SSH signature (OpenSSH's PROTOCOL.sshsig), spelled as in a .pub file."""
+    found = _SSH_SIGNATURE.search(commit.partition(b"\n\n")[0])
+    if found is None:
+        return None
+    try:
+        blob = base64.b64decode(b"".join(found[1].split()), validate=True)
+        key = blob[14 : 14 + int.from_bytes(blob[10:14], "big")]  # after "SSHSIG" and the version
+        name = key[4 : 4 + int.from_bytes(key[:4], "big")].decode("ascii")
+    except ValueError:
+        return None
+    return f"{name} {base64.b64encode(key).decode()}"
 
 
 def _as_git_says(store: GitStore, commits: Sequence[str], keys: Sequence[str] | None) -> dict[str, Signature]:
@@ -165,7 +209,7 @@ def _allowing(store: GitStore, keys: Sequence[str] | None) -> Iterator[tuple[str
     if keys is None and store.git.ask("config", "--get", _ALLOWED) is not None:
         yield ()
         return
-    with tempfile.NamedTemporaryFile("w", prefix="patchkit-", suffix=".signers") as file:
+    with tempfile.NamedTemporaryFile("w", prefix="patchkit-", suffix=".signers", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in keys or ()))
         file.flush()
         yield (f"{_ALLOWED}={file.name}",)
@@ -176,7 +220,7 @@ def _keys_in(path: Path) -> list[str]:
     with reading(path) as file:
         text = file.read(1 << 20).decode("utf-8", "replace")
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    found = [f'* namespaces="git" {line}' if _PUBLIC_KEY.fullmatch(line) else line for line in lines]
+    found = [_ANYBODY + line if _PUBLIC_KEY.fullmatch(line) else line for line in lines]
     if not found or not all(re.search(r"(?:ssh|ecdsa)-\S+ [A-Za-z0-9+/]+", line) for line in found):
         raise BadInput(
             f"{path}: holds no SSH public keys (one a line, as in id_ed25519.pub, or allowed signers); "

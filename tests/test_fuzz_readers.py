@@ -22,8 +22,9 @@ from peft import LoraConfig, get_peft_model
 from proof_helpers import tiny_base
 from safetensors.torch import save
 from shipping_helpers import loaded
+from test_signing import key_pair
 
-from patchkit.build_record import BuildRecord
+from patchkit.build_record import SIGNATURE, BuildRecord
 from patchkit.canonical import canonical_json, hash_bytes, strict_json
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import PatchkitError
@@ -35,7 +36,7 @@ from patchkit.settings import Settings, dump_settings, parse_settings
 from patchkit.shipping.modules import Modules
 from patchkit.shipping.origin import ORIGIN, Origin
 from patchkit.shipping.peft_reader import read_adapter
-from patchkit.shipping.signing import SIGNATURE, ignored_files
+from patchkit.shipping.signing import sign_folder, verify_folder
 from patchkit.tensors import header_of, to_bytes
 
 SHORT = 500
@@ -66,9 +67,6 @@ COUNTERFACT = json.dumps([
     }
 ]).encode()  # fmt: skip
 RECORD = BuildRecord("finished", BASE, ("ab" * 32,), {}, {}, {"a": "cd" * 32}, {"a": "ef" * 32}).to_bytes()
-STATEMENT = canonical_json(
-    {"dsseEnvelope": {"payload": "eyJwcmVkaWNhdGUiOnsic2VyaWFsaXphdGlvbiI6eyJpZ25vcmVfcGF0aHMiOlsiYSJdfX19"}}
-)
 
 
 @dataclass(frozen=True)
@@ -121,11 +119,11 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
 
         return Target(read_bytes, (sound,))
 
-    for name, data in (
-        (ORIGIN, Origin(BASE, "owner/base", "main", "c" * 40, {"ann-12345678": "d" * 64}).to_bytes()),
-        (SIGNATURE, STATEMENT),
-    ):
-        (root / name).write_bytes(data)
+    signed = root / "signed"
+    signed.mkdir()
+    origin = Origin(BASE, "owner/base", "main", "c" * 40, {"ann-12345678": "d" * 64})
+    (signed / ORIGIN).write_bytes(origin.to_bytes())
+    sign_folder(signed, key_pair(root, "ann"))
     toml = dump_settings(Settings("owner/base", "main", BASE, {"layers": [4, 8], "lambda": 300.0}))
     return {
         "facts": Target(lambda data: parse_facts(data, "x"), (RECORDS, COUNTERFACT)),
@@ -142,8 +140,10 @@ def targets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Target]:
         "adapter's tensors": in_folder(
             root / "lora", "adapter_model.safetensors", lambda folder: read_adapter(folder, modules)
         ),
-        "origin": in_folder(root, ORIGIN, Origin.of),
-        "signature": in_folder(root, SIGNATURE, lambda folder: ignored_files(folder / SIGNATURE)),
+        "origin": in_folder(signed, ORIGIN, lambda folder: Origin.of(folder) and Origin.of(folder).to_dict()),
+        "signature": in_folder(
+            signed, SIGNATURE, lambda folder: verify_folder(folder, [root / "ann.pub.pem"])
+        ),
     }
 
 

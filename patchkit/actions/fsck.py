@@ -26,7 +26,7 @@ from patchkit.writers import PATIENCE
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["base_at_hand", "build_folders", "fsck"]
+__all__ = ["base_at_hand", "base_problems", "build_folders", "fsck", "undisturbed"]
 
 Progress = Callable[[str, int, int], None] | None
 
@@ -34,7 +34,7 @@ Progress = Callable[[str, int, int], None] | None
 def fsck(repository: Repository, *, full: bool = False, progress: Progress = None) -> list[Problem]:
     """Every byte that is not as it was written, and everything that keeps HEAD from being believed."""
     store = repository.store
-    found = _undisturbed(store)
+    found = undisturbed(store)
     base: list[Problem] = []
     try:
         base = _base(repository, _told(progress, "base"))
@@ -57,7 +57,7 @@ def fsck(repository: Repository, *, full: bool = False, progress: Progress = Non
     return list(dict.fromkeys(found))
 
 
-def _undisturbed(store: GitStore) -> list[Problem]:
+def undisturbed(store: GitStore) -> list[Problem]:
     """What is wrong while nobody writes: half of another command's commit is no damage."""
     until = time.monotonic() + PATIENCE
     while True:
@@ -136,12 +136,19 @@ def _base(repository: Repository, progress: Callable[[int, int, str], None] | No
     place = repository.store.config_get(repository.store.base_key)
     if place is None or not os.path.isdir(place):
         return []
+    return base_problems(place, repository.settings.base_fingerprint, progress)
+
+
+def base_problems(
+    place: str, fingerprint: str, progress: Callable[[int, int, str], None] | None
+) -> list[Problem]:
+    """What keeps the checkpoint in ``place`` from being the base of this fingerprint."""
     remedy = "get the checkpoint again, or name another copy: patchkit base PATH"
     try:
         found = Checkpoint.open(Path(place)).fingerprint(progress)
     except BadInput as error:
         return [Problem(place, error.message.removeprefix(f"{place}: "), remedy)]
-    if found != repository.settings.base_fingerprint:
+    if found != fingerprint:
         return [Problem(place, "is not the base that patchkit.toml names any more", remedy)]
     return []
 

@@ -1,21 +1,24 @@
 """Who vouches for what is in force: every byte hashed, each commit that counts signed by one who is believed.
 
 A commit's signature covers its whole tree and all that came before it, by their hashes. So the commit that is
-verified has to be signed, and each commit that brought a patch in force to this branch as it now is. Commits
-between them need not be: what they took away or did elsewhere, the newest signature stands for.
+verified has to be signed, and each commit that brought a patch in force to this branch as it now is: a merge
+brings what the other branch had. Commits between them need not be: what they took away or did elsewhere, the
+newest signature stands for. That it is the newest there is, nothing here can know.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.fsck import fsck
+from patchkit.actions.fsck import base_problems, undisturbed
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, CheckFailed
-from patchkit.history import writers_of
+from patchkit.history import read_mainline, writers_of
+from patchkit.merges import is_shallow
 from patchkit.problem import Problem, one_line
 from patchkit.shipping.origin import ORIGIN, Origin
 from patchkit.signatures import Signature, Signers, read_signatures
@@ -50,9 +53,11 @@ class Vouched:
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found of one commit; ``problems`` are those of `fsck` and of its tree."""
+    """What was found of one commit; ``problems``: of Git's data, the base and its tree."""
 
     commit: str
+    base: bool
+    """Whether the base was here to be hashed."""
     vouched: tuple[Vouched, ...]
     problems: tuple[Problem, ...]
 
@@ -64,6 +69,7 @@ class Verified:
         return {
             "commit": self.commit,
             "verified": self.good,
+            "base": "checked" if self.base else "not here",
             "commits": [one.to_dict() for one in self.vouched],
             "problems": [problem.to_dict() for problem in self.problems],
         }
@@ -98,30 +104,42 @@ def verify(
     ``signers``: whom to believe (`Signers.named`); without any, whomever Git's configuration knows. Loads no
     model. `BadInput` for a signer that is none, `NotFound` for a commit that is not there.
     """
-    believed = Signers.named(signers)
     store = repository.store
+    believed = Signers.named(signers, store.root)
     commit = store.resolve(revision)
-    found = fsck(repository, progress=progress)
+    if is_shallow(store) or (store.common_dir / "info" / "grafts").exists():
+        raise BadInput(
+            f"{store.folder}: holds a part of its history, so that nobody knows who brought what; get all "
+            "of it: git fetch --unshallow"
+        )
+    base, found = _base(repository, commit, progress)
+    found = [*undisturbed(store), *found]
     found += [problem for problem in problems(store, commit) if problem not in found]
     if found:
-        return Verified(commit, (), tuple(found))
+        return Verified(commit, base, (), tuple(found))
     names = {stored.name for stored in repository.stack(commit).patches}
-    history = store.history(commit)
+    history = read_mainline(store, commit)
     brought: dict[str, list[str]] = {commit: []}
     for name, writer in writers_of(history).items():
         if name in names:
             brought.setdefault(writer.id, []).append(name)
-    if missing := names - {name for listed in brought.values() for name in listed}:
-        raise BadInput(
-            f"{min(missing)}: no commit here brought it; get the whole history: git fetch --unshallow"
-        )
     signatures = read_signatures(store, list(brought), believed)
     subjects = {entry.id: entry.subject for entry in history}
     vouched = (
         Vouched(*signatures[oid], subjects.get(oid, ""), tuple(sorted(listed)))
         for oid, listed in brought.items()
     )
-    return Verified(commit, tuple(vouched), ())
+    return Verified(commit, base, tuple(vouched), ())
+
+
+def _base(repository: Repository, commit: str, progress: Progress) -> tuple[bool, list[Problem]]:
+    """Whether the base that ``commit`` names is on this machine, and what is wrong with it, hashed again."""
+    store = repository.store
+    place = store.config_get(store.base_key)
+    if place is None or not os.path.isdir(place):
+        return False, []
+    told = None if progress is None else lambda done, total, _: progress("base", done, total)
+    return True, base_problems(place, store.settings(commit).base_fingerprint, told)
 
 
 def verify_shipped(folder: Path, keys: Sequence[Path], base: Path | None = None) -> Trusted:

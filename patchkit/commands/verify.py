@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from patchkit.commands.common import directory_option, json_option, open_reposit
 from patchkit.commands.display import (
     BAD,
     GOOD,
+    WARNING,
     Column,
     console,
     counted,
@@ -21,6 +23,7 @@ from patchkit.commands.display import (
     table,
     text,
 )
+from patchkit.errors import PatchkitError
 
 if TYPE_CHECKING:
     from patchkit.actions.verify import Trusted, Verified, Vouched
@@ -29,7 +32,7 @@ __all__ = ["command"]
 
 
 @click.command("verify", short_help="Hash everything, and read who signed it.")
-@click.argument("target", default="HEAD", metavar="[REV|DIR]")
+@click.argument("target", required=False, metavar="[REV|DIR]")
 @click.option(
     "--require-signed-by",
     "signers",
@@ -44,7 +47,7 @@ __all__ = ["command"]
 @click.pass_context
 def command(
     ctx: click.Context,
-    target: str,
+    target: str | None,
     signers: tuple[str, ...],
     base: str | None,
     directory: str,
@@ -54,10 +57,11 @@ def command(
     """Say whether what is in force at REV (default: HEAD) is whole, and signed; or an exported folder DIR.
 
     \b
-    A commit: every byte is hashed as by `fsck`, the base among them. REV's commit has to be
-    signed, and each commit that brought a patch in force. Without --require-signed-by whoever Git
-    knows is believed (gpg.ssh.allowedSignersFile, GPG's keyring); with it nobody else: WHO is a file
-    of SSH public keys or allowed signers, a fingerprint (SHA256:… or GPG's), or an address.
+    A commit: Git's data, the patches and the base (where it is here) are hashed again. REV's commit
+    has to be signed, and each commit that brought a patch in force. Without --require-signed-by
+    whoever Git knows is believed (gpg.ssh.allowedSignersFile, GPG's keyring); with it nobody else:
+    WHO is a file of SSH public keys or allowed signers outside the repository, a fingerprint
+    (SHA256:… or GPG's), or the address that Git knows an SSH key by.
 
     \b
     A folder that `sign` signed: no file in it may be altered, added or gone. WHO is then the file of
@@ -68,22 +72,31 @@ def command(
     \b
     Examples:
       patchkit verify
-      patchkit verify v1.0 --require-signed-by release-keys.pub
+      patchkit verify v1.0 --require-signed-by ../release-keys.pub
       patchkit verify adapter --require-signed-by key.pub.pem --base smollm2-135m
     """
-    if (folder := Path(target)).is_dir():
-        _folder(folder, signers, base, quiet, as_json)
+    if target is not None and os.path.isdir(target):
+        if os.sep not in target and _names_a_commit(directory, target):
+            raise click.UsageError(f"{target} is a commit and a folder; write ./{target} for the folder")
+        _folder(Path(target), signers, base, quiet, as_json)
         return
     if base is not None:
         raise click.UsageError("--base goes with an exported folder; a commit names its own base")
     repository = open_repository(directory)
     with progress_bars(quiet or as_json) as progress:
-        found = repository.verify(target, signers=signers, progress=progress)
+        found = repository.verify(target or "HEAD", signers=signers, progress=progress)
     if as_json:
         print_json(found.to_dict())
     elif not quiet:
         show(console(), found)
     ctx.exit(0 if found.good else 1)
+
+
+def _names_a_commit(directory: str, word: str) -> bool:
+    try:
+        return bool(open_repository(directory).store.resolve(word))
+    except PatchkitError:
+        return False
 
 
 def _folder(folder: Path, signers: tuple[str, ...], base: str | None, quiet: bool, as_json: bool) -> None:
@@ -117,6 +130,8 @@ def show(out: Console, found: Verified) -> None:
         columns = [Column(""), Column("commit"), Column("brought", 2), Column("signed by", 3, wraps=True)]
         out.print(table(out, columns, [_row(one) for one in found.vouched]))
     short, count = found.commit[:8], len(found.vouched)
+    if not found.base:
+        say(out, "the base is not on this machine, and was not hashed: patchkit base PATH", WARNING)
     if found.good:
         say(out, f"{short}: whole, and {counted(count, 'commit')} that count signed", GOOD)
     elif found.problems:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from patchkit.errors import BadInput, Misconfigured, PatchkitError, Unavailable
+from patchkit.errors import BadInput, Misconfigured, NotFound, PatchkitError, Unavailable
 from patchkit.problem import one_line
 
 __all__ = ["check_hub", "push_folder"]
@@ -72,8 +72,13 @@ def _error(name: str, done: str, error: Exception) -> PatchkitError:
         return Misconfigured(
             f"{done}{name}: the hub does not let you write there; look at the token's rights"
         )
-    if isinstance(error, errors.HfHubHTTPError | ValueError):  # a ValueError tells of a card that it refuses
-        said = one_line(str(getattr(error, "server_message", None) or error))[:200]
+    if isinstance(error, ValueError) and not isinstance(error, errors.HfHubHTTPError):
+        said = one_line(str(error))[:200]
+        return BadInput(f"{done}{name}: the hub does not take the model card ({said}); look at --license")
+    if isinstance(error, OSError) and error.filename:
+        return NotFound(f"{done}{error.filename}: cannot be read ({error.strerror})")
+    if isinstance(error, errors.HfHubHTTPError):
+        said = one_line(str(error.server_message or error))[:200]
         return Unavailable(f"{done}{name}: the hub refused ({said}); try again later")
     if isinstance(error, errors.OfflineModeIsEnabled):
         return Unavailable(f"{done}{name}: the hub is not asked, as HF_HUB_OFFLINE wants it; unset it")

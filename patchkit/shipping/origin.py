@@ -53,8 +53,13 @@ class Origin:
             data = file.read(_MAX)
         try:
             fields = strict_json(data)
-            if fields.pop("format") != _FORMAT or not isinstance(fields["base"], str):
+            if fields.pop("format") != _FORMAT:
                 raise ValueError("of another format")
-            return cls(**fields)
+            found = cls(**fields)
+            texts = (found.base, *found.patches, *found.patches.values())
+            named = (found.source, found.revision, found.commit)
+            if not all(isinstance(one, str) for one in (*texts, *(one for one in named if one is not None))):
+                raise ValueError("a text is missing")
+            return found
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadInput(f"{place}: cannot be read ({one_line(str(error))}); export again") from error

@@ -13,19 +13,20 @@ import importlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from patchkit.build_record import SIGNATURE
 from patchkit.errors import BadInput, CheckFailed, Misconfigured, NotFound, Unavailable
 from patchkit.files import reading, write_durably
 from patchkit.problem import one_line
 
-__all__ = ["SIGNATURE", "ignored_files", "sign_folder", "verify_folder"]
+__all__ = ["sign_folder", "verify_folder"]
 
-SIGNATURE = "model.sig"
-
+_END = r"""["'](?:, ["']|\]$)"""  # of an entry in a list that Python has printed
 _MAX = 64 << 20  # bytes of a signature: some hundred for each file
 
 
@@ -46,8 +47,13 @@ def sign_folder(folder: Path, key: Path, password: Callable[[], str] | None = No
         written = Path(scratch, SIGNATURE)
         try:
             config.use_elliptic_key_signer(private_key=key, password=secret)
-        except (ValueError, TypeError) as error:
-            raise Misconfigured(f"{key}: cannot be opened as a key to sign with ({_told(error)})") from error
+        except OSError:
+            raise
+        except Exception as error:  # of cryptography's, which knows more keys than model-signing
+            raise Misconfigured(
+                f"{key}: cannot be opened as a key to sign with ({_told(error)}); it has to be on a curve of "
+                "NIST's (P-256, P-384, P-521), and its password right"
+            ) from error
         try:
             config.sign(folder.absolute(), written)
         except ValueError as error:
@@ -68,18 +74,23 @@ def verify_folder(folder: Path, keys: Sequence[Path]) -> Path:
     place = folder / SIGNATURE
     if place.is_symlink() or not place.is_file():
         raise CheckFailed(f"{folder}: is not signed (it holds no {SIGNATURE})")
-    left_out = ignored_files(place)
+    left_out = _left_out(place)
     for key in keys:
         try:
             config = verifying.Config().use_elliptic_key_verifier(public_key=key)
-        except (ValueError, TypeError) as error:
-            raise BadInput(f"{key}: is no public key that signs folders ({_told(error)})") from error
+        except Exception as error:  # of cryptography's, which knows more keys than model-signing
+            raise BadInput(
+                f"{key}: is no public key on a curve of NIST's (P-256, P-384, P-521) ({_told(error)})"
+            ) from error
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints a warning of old signatures
                 config.set_hashing_config(hashing).verify(folder.absolute(), place)
+        except OSError as error:
+            told = error.strerror or error
+            raise NotFound(f"{error.filename or folder}: cannot be read ({told})") from error
         except Exception as error:  # of its own, of cryptography and of protobuf
             if "mismatch: [" in str(error):
-                raise CheckFailed(f"{folder}: {_told(error)}") from error
+                raise CheckFailed(f"{folder}: {_differing(str(error))}") from error
             continue
         if unsigned := sorted(name for name in left_out if os.path.lexists(folder / name)):
             raise CheckFailed(f"{folder}: the signature leaves out {one_line(', '.join(unsigned))}")
@@ -93,7 +104,7 @@ def _everything_but(paths: Sequence[Path]) -> Any:
     return hashing.set_ignored_paths(paths=paths, ignore_git_paths=False)
 
 
-def ignored_files(signature: Path) -> list[str]:
+def _left_out(signature: Path) -> list[str]:
     """The files that a signature's statement says it ignores, but for the signature's own. `CheckFailed`."""
     try:
         with reading(signature) as file:
@@ -116,13 +127,22 @@ def _library(name: str) -> Any:
 
 
 def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
+    """Nothing in it leads elsewhere, and nothing in it is hidden from who looks."""
+    if not os.path.isdir(folder):
         raise NotFound(f"{folder}: is not a folder")
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise BadInput(
-                f"{path}: is no regular file, and what it leads to would not be signed; put a copy there"
-            )
+    for place, folders, names in os.walk(folder, onerror=_not_listed):
+        for path in (Path(place, name) for name in (*folders, *names)):
+            if path.is_symlink() or not (path.is_file() or path.is_dir()):
+                raise BadInput(
+                    f"{path}: is no regular file, and what it leads to would not be signed; put a copy there"
+                )
+
+
+def _not_listed(error: OSError) -> None:
+    raise BadInput(
+        f"{error.filename}: cannot be listed ({error.strerror}), so that nobody knows what lies in it; "
+        "give yourself permission"
+    )
 
 
 def _key(key: Path, mark: bytes, what: str) -> bytes:
@@ -141,12 +161,23 @@ def _secret(key: Path, pem: bytes, password: Callable[[], str] | None) -> bytes 
         return None
     if password is None:
         raise Misconfigured(f"{key}: is encrypted, and no password was given")
-    return password().encode()
+    return os.fsencode(password())
 
 
 def _either(keys: Sequence[Path]) -> str:
     names = [one_line(str(key)) for key in keys]
     return names[0] if len(names) == 1 else f"any of {', '.join(names)}"
+
+
+def _differing(said: str) -> str:
+    """The files that model-signing's message names; of their hashes nobody reads anything."""
+    names = {
+        "not signed": re.findall(rf"Extra files found in model .*?': (.*?){_END}", said),
+        "missing": re.findall(rf"Missing files in model .*?': (.*?){_END}", said),
+        "altered": re.findall(r"Hash mismatch for \\?'(.*?)\\?': Expected", said),
+    }
+    told = [f"{what}: {one_line(', '.join(found))}" for what, found in names.items() if found]
+    return "; ".join(told) or one_line(said)
 
 
 def _told(error: Exception) -> str:
