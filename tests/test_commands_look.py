@@ -573,7 +573,7 @@ def commands() -> list[tuple[str, click.Command]]:
 
 
 GROUPS = ("facts", "stack", "export", "import")  # their commands take what they do not
-WITHOUT_A_REPOSITORY = ("model", "model check", "model get", "model list", "editors", *GROUPS)
+WITHOUT_A_REPOSITORY = ("model", "model check", "model get", "model list", "editors", "sign", *GROUPS)
 
 
 @pytest.mark.parametrize(("name", "command"), commands(), ids=[name for name, _ in commands()])

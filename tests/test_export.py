@@ -330,7 +330,13 @@ def test_a_kill_while_writing_leaves_no_folder(llama: Knowledge, tmp_path: Path)
         "sys.exit(main(sys.argv[2:]))\n"
     )
     out = tmp_path / "adapter"
-    whole = {"README.md", "adapter_config.json", "adapter_model.safetensors", "facts.jsonl"}
+    whole = {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "facts.jsonl",
+        "patchkit-export.json",
+    }
     outcomes = []
     for count in (0, 3, 6, 99):
         words = ["-C", llama.folder, "export", "peft", "--out", out]
