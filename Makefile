@@ -20,8 +20,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --constraint constraints.txt --editable . --group dev
 	touch $(STAMP)
 
-# Two processes with one thread each: the models in the tests are too small for more.
+# Two processes with one thread each: the models in the tests are too small for more. Compiled first, as pip
+# compiles what it installs: many tests start patchkit anew.
 test: venv
+	$(BIN)/python -m compileall -q patchkit
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow and not gpu'
 
 test-slow: venv
