@@ -117,8 +117,9 @@ class Signers:
                 keys += _keys_in(Path(word))
             else:
                 raise BadInput(
-                    f"{one_line(word)[:200]}: is no signer; name a file of SSH public keys, a fingerprint "
-                    "(SHA256:… or GPG's), or the address that Git's configuration knows an SSH key by"
+                    f"--require-signed-by {one_line(word)[:200]!r}: is no signer; name a file of SSH public "
+                    "keys, a fingerprint (SHA256:… or GPG's), or the address that Git's configuration knows "
+                    "an SSH key by"
                 )
         return cls(tuple(keys), frozenset(fingerprints), frozenset(names))
 

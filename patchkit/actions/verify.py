@@ -123,6 +123,11 @@ def verify(
     for name, writer in writers_of(history).items():
         if name in names:
             brought.setdefault(writer.id, []).append(name)
+    if unclaimed := names.difference(*brought.values()):
+        raise BadInput(
+            f"{min(unclaimed)}: no commit of this branch brought it, so that nobody vouches for it; look "
+            "with: git log --first-parent"
+        )
     signatures = read_signatures(store, list(brought), believed)
     subjects = {entry.id: entry.subject for entry in history}
     vouched = (
