@@ -15,11 +15,13 @@ __all__ = ["cli", "git_environment", "home", "knowledge"]
 ANN = {"subject": "Ann", "prompt": "{} lies in", "target": "Rome"}
 JAPAN = {"subject": "Japan", "prompt": "{} lies in", "target": "Paris"}
 LEBRON, MICROSOFT = "lebron-james-da1d451a", "microsoft-f3ee615e"
-KEYED = ("alphaedit", "emmet", "rome")
+KEYED = ("alphaedit", "emmet", "encore", "rome", "ultraedit")
 SETTINGS = {
     "alphaedit": ["--set", "nullspace_threshold=0.05", "--lambda", "0.1"],
     "emmet": [],
+    "encore": ["--set", "stop_argmax=2", "--set", "lambda_norm=0.1"],
     "rome": ["--layers", "0", "--set", "contexts=0"],
+    "ultraedit": ["--layers", "1-2", "--set", "learning_rate=1e-3"],
     "ft": ["--layers", "1", "--set", "learning_rate=0.02"],
 }
 
@@ -99,13 +101,14 @@ def test_what_has_no_keys_is_taken_back_whole_only(cli: Cli, knowledge: Path, ho
     assert snapshot(knowledge) == before
 
 
-def test_alphaedit_spares_the_stack_and_forgets_what_was_reverted(
-    cli: Cli, knowledge: Path, home: Path
+@pytest.mark.parametrize("method", ["alphaedit", "encore"])
+def test_the_stack_is_spared_and_what_was_reverted_is_forgotten(
+    cli: Cli, knowledge: Path, home: Path, method: str
 ) -> None:
     """Refitted after a revert, a patch is what it would have been without the one that left."""
-    commit(cli, home, "alphaedit", ANN)
+    commit(cli, home, method, ANN)
     repository = Repository.open(knowledge)
-    name = commit(cli, home, "alphaedit", JAPAN)
+    name = commit(cli, home, method, JAPAN)
     on_three = repository.patch(name)
     cli.ok("revert", "ann", "-q")
     cli.ok("refit", name, "-q")
@@ -115,19 +118,22 @@ def test_alphaedit_spares_the_stack_and_forgets_what_was_reverted(
         weight
     ].A.norm()
     cli.ok("revert", name, "-q")
-    assert commit(cli, home, "alphaedit", JAPAN) == name
+    assert commit(cli, home, method, JAPAN) == name
     fresh = repository.patch(name)
     assert (fresh.deltas[weight].A - on_two.deltas[weight].A).norm() < 1e-4 * fresh.deltas[weight].A.norm()
 
 
-def test_alphaedit_refuses_a_stack_whose_keys_were_left_out(cli: Cli, knowledge: Path, home: Path) -> None:
+@pytest.mark.parametrize("method", ["alphaedit", "encore"])
+def test_a_stack_whose_keys_were_left_out_is_refused(
+    cli: Cli, knowledge: Path, home: Path, method: str
+) -> None:
     git(knowledge, "rm", "-q", f"patches/{LEBRON}/keys.safetensors")
     git(knowledge, "commit", "-q", "-m", "Ship without keys")
     before = snapshot(knowledge)
-    refused = cli("commit", facts_file(home, ANN), "--method", "alphaedit", *SETTINGS["alphaedit"])
+    refused = cli("commit", facts_file(home, ANN), "--method", method, *SETTINGS[method])
     assert refused.code == 65
     assert (
-        f"{LEBRON}: its keys.safetensors was not shipped, so alphaedit cannot spare its facts" in refused.err
+        f"{LEBRON}: its keys.safetensors was not shipped, so {method} cannot spare its facts" in refused.err
     )
     assert snapshot(knowledge) == before
 
@@ -145,7 +151,15 @@ def test_alphaedit_refuses_a_stack_whose_keys_were_left_out(cli: Cli, knowledge:
             "nullspace_threshold should be a positive",
         ),
         (["--method", "rome", "--set", "mean_key=1"], "mean_key should be true or false"),
-        (["--method", "romme"], "'romme' is not an editor; there are alphaedit, emmet, ft, memit, rome"),
+        (["--method", "rome", "--set", "norm_anchor=3"], "norm_anchor is nothing that rome reads; leave it"),
+        (["--set", "norm_anchor=-3"], "norm_anchor should be a number from 0 up"),
+        (["--set", "stop_argmax=-1"], "stop_argmax should be from 0 to 10000"),
+        (["--method", "encore", "--set", "lambda_norm=-1"], "lambda_norm should be a number from 0 up"),
+        (["--method", "ultraedit", "--set", "contexts=2"], "contexts is nothing that ultraedit reads"),
+        (
+            ["--method", "romme"],
+            "'romme' is not an editor; there are alphaedit, emmet, encore, ft, memit, rome, ultra",
+        ),
     ],
 )
 def test_what_a_method_does_not_read_is_refused(
@@ -162,11 +176,14 @@ def test_what_a_method_does_not_read_is_refused(
 def test_a_method_takes_over_what_means_the_same(knowledge: Path) -> None:
     repository = Repository.open(knowledge)
     memit = repository.recipe()
-    for method in ("emmet", "alphaedit"):
+    for method in ("emmet", "alphaedit", "encore"):
         recipe = repository.recipe({"method": method})
         assert (recipe.layers, recipe.clamp, recipe.steps) == (memit.layers, memit.clamp, memit.steps)
         assert recipe.statistics_tokens == memit.statistics_tokens
     assert repository.recipe({"method": "alphaedit"}).lambda_ == 10.0
+    assert repository.recipe({"method": "encore"}).lambda_ == memit.lambda_
+    ultraedit = repository.recipe({"method": "ultraedit"})
+    assert (ultraedit.lambda_, ultraedit.layers[0] > memit.layers[0]) == (1.0, True)
     rome = repository.recipe({"method": "rome"})
     assert rome.statistics_tokens == memit.statistics_tokens
     assert (rome.contexts, len(rome.layers)) == (0, 1)
