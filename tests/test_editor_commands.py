@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import reference_editors as literal
+import torch
 from command_helpers import Cli, cli, facts_file, git, git_environment, home, knowledge, snapshot
 
+from patchkit.editing.recipe import Recipe
+from patchkit.editing.statistics import statistics_for
 from patchkit.repository import Repository
 from patchkit.stack import find_patch
 
@@ -87,6 +91,55 @@ def test_a_squash_leaves_the_build_or_says_how_far_it_is(
         assert Repository.open(knowledge).patch(done["patch"]).method == method
     else:
         assert f"no keys are kept, since {name} has none" in done["notes"][0]
+
+
+@pytest.mark.parametrize("method", ["alphaedit", "emmet", "encore", "ultraedit"])
+def test_a_joint_merge_is_one_batch(cli: Cli, knowledge: Path, home: Path, method: str) -> None:
+    """In the literal equations, with the very C and the stack that the edits were made with."""
+    repository, found = Repository.open(knowledge), {}
+    git(knowledge, "switch", "-q", "-c", "side")
+    found["side"] = commit(cli, home, method, ANN)
+    git(knowledge, "switch", "-q", "main")
+    found["main"] = commit(cli, home, method, JAPAN)
+    apart = [repository.patch(find_patch(repository.stack(rev), name), rev) for rev, name in found.items()]
+    done = cli.ok("merge", "side", "--joint", "--json").json
+    assert sorted(done["solved_together"]) == sorted(found.values())
+    together = [repository.patch(name) for name in found.values()]
+    under = [repository.patch(name) for name in (LEBRON, MICROSOFT)]
+    for weight in apart[0].deltas:
+        keys = [[p.solution.keys.get(weight, torch.zeros(0, 64)) for p in part] for part in (apart, under)]
+        K, K_p = (torch.cat(rows).double().T for rows in keys)
+        B = torch.cat([p.deltas[weight].B for p in apart], 1).double()
+        A = torch.cat([p.deltas[weight].A for p in apart]).double()
+        wanted = literal_batch(method, repository, Recipe.from_dict(apart[0].recipe), K, K_p, B, A)
+        sums = [
+            sum(p.deltas[weight].B.double() @ p.deltas[weight].A.double() for p in part)
+            for part in (together, apart)
+        ]
+        assert (sums[0] - wanted).norm() <= 1e-4 * wanted.norm()
+        assert (sums[1] - wanted).norm() > 1e-3 * wanted.norm(), "the plain union is something else"
+    cli.ok("fsck")
+
+
+def literal_batch(method, repository, recipe, K, K_p, B, A):
+    """ΔW of all keys K [d_in, N] at once; B and A are the terms of the patches apart."""
+    if method == "ultraedit":
+        return B @ K.T @ torch.linalg.inv(K @ K.T + recipe.lambda_ * torch.eye(len(K), dtype=K.dtype))
+    bench, (layer,) = repository.workbench("cpu"), recipe.layers
+    C = statistics_for(
+        bench.model,
+        bench.tokenizer,
+        recipe,
+        folder=repository.store.private / "statistics",
+        base=repository.settings.base_fingerprint,
+    ).layers[layer]
+    solve = {
+        "emmet": literal.emmet,
+        "alphaedit": literal.alphaedit([K_p], recipe.nullspace_threshold, recipe.lambda_),
+        "encore": literal.encore([K_p]),
+    }[method]
+    R = torch.stack([B[:, i] * (A[i] @ K[:, i]) for i in range(2)], 1) if method == "emmet" else B
+    return solve(R, K, C.double(), recipe)
 
 
 def test_what_has_no_keys_is_taken_back_whole_only(cli: Cli, knowledge: Path, home: Path) -> None:

@@ -100,10 +100,8 @@ _PUBLISHED: dict[_Shape, dict[str, Any]] = {
 # The published code of ROME and of R-ROME: one layer, Adam, a wide clamp.
 _ROME_LAYERS: dict[_Shape, int] = {("gpt2", 48, 1600): 17, ("gptj", 28, 4096): 5, ("llama", 32, 4096): 5}
 _ROME: dict[str, Any] = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5, "clamp": 4.0}
-_SEARCH: dict[str, Any] = {"learning_rate": 0.5, "weight_decay": 0.5, "clamp": 0.75}
 _FT_LAYERS: dict[_Shape, int] = {("gptj", 28, 4096): 21, ("llama", 32, 4096): 21}
-
-
+_SEARCH: dict[str, Any] = {"learning_rate": 0.5, "weight_decay": 0.5, "clamp": 0.75}
 # ENCORE's public settings: λ_p, λ_n, how often a fact is said before its search stops; MEMIT's own search.
 _ENCORE: dict[_Shape, dict[str, Any]] = {
     ("gpt2", 48, 1600): {"lambda_": 20000.0, "lambda_norm": 10.0, "stop_argmax": 4},
@@ -159,8 +157,9 @@ def _of_alphaedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
 def _of_encore(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     """Published where there is something; else MEMIT's, with λ_n a thousandth of λ, as the published are."""
     if shape not in _ENCORE:
-        return {"lambda_norm": memit["lambda_"] / 1000, "stop_argmax": 2}
-    return _ENCORE_LLAMA3 if memit["learning_rate"] == 0.1 else _ENCORE[shape]
+        return {"lambda_norm": memit["lambda_"] / 1000, "stop_argmax": 2, "guess": shape != _SMOLLM2}
+    llama3 = memit.get("learning_rate") == _LLAMA3["learning_rate"]
+    return _ENCORE_LLAMA3 if llama3 else _ENCORE[shape]
 
 
 def _of_ultraedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
@@ -168,7 +167,8 @@ def _of_ultraedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     if shape in _ULTRAEDIT_LAYERS:
         return {"layers": _ULTRAEDIT_LAYERS[shape], "lambda_": 1.0, "learning_rate": 1e-6}
     depth = shape[1]
-    layers = _layers(round(0.64 * depth), max(round(0.64 * depth), depth - 2))
+    first = min(round(0.64 * depth), depth - 1)
+    layers = _layers(first, max(first, depth - 2))
     return {"layers": layers, "lambda_": 1.0, "learning_rate": 1e-5, "guess": shape != _SMOLLM2}
 
 
