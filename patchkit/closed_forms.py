@@ -3,7 +3,7 @@
 ΔW = Σ over facts of b_i a_iᵀ, with the keys k_i stored beside. Facts are rows here: K, A [N, d_in] and
 B [N, d_out], float64. Which closed form holds depends on how the method solved:
 
-- ridge (memit, alphaedit): B holds the residuals, A the solved keys (M₀ + K Kᵀ)⁻¹ K;
+- ridge (memit, alphaedit, encore, ultraedit): B holds the residuals, A the solved keys (M₀ + K Kᵀ)⁻¹ K;
 - equality (emmet): A holds C⁻¹k, scaled so that a_i·k_i = 1, and B is such that ΔW k_i = r_i for all i;
 - sequence (rome): the same A, and b_i is what fact i still missed when its turn came.
 """
@@ -106,4 +106,8 @@ _WITHOUT: dict[str, Callable[[Tensor, Tensor, Tensor, list[int], list[int]], Ter
     "equality": _equality,
     "sequence": _sequence,
 }
-_OF = {"memit": "ridge", "alphaedit": "ridge", "emmet": "equality", "rome": "sequence"}
+_OF = {
+    **dict.fromkeys(("memit", "alphaedit", "encore", "ultraedit"), "ridge"),
+    "emmet": "equality",
+    "rome": "sequence",
+}

@@ -6,7 +6,8 @@ part of P K, P = (λC)⁻¹ and K now all keys, and the batch is X' = P K (I + K
 facts, and its own columns of X'; their sum is what is joint. All in float64.
 
 For emmet, whose A holds scaled C⁻¹k and ΔW k_i = r_i for all facts, the batch is B' = R Γ⁻¹, Γ = Aᵀ K.
-For alphaedit, (λI + Σ P k kᵀ P)⁻¹ over the keys of the patches below stands for (λC)⁻¹.
+For alphaedit, (λI + Σ P k kᵀ P)⁻¹ over the keys of the patches below stands for (λC)⁻¹; for encore
+(λ_p C + λ_n I + Σ k kᵀ)⁻¹ over them; for ultraedit (λI)⁻¹.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ __all__ = ["solve_jointly"]
 _LEAST_SINGULAR_VALUE = 1e-5  # of I - G: below this float32 no longer tells (λC)⁻¹ K
 _MOST_ASYMMETRY = 1e-2  # of Kᵀ P K, which is symmetric where all come from one λC
 
-_AS_A_BATCH = ("memit", "emmet", "alphaedit")
+_AS_A_BATCH = ("memit", "emmet", "alphaedit", "encore", "ultraedit")
+_SPARING = ("alphaedit", "encore")  # the keys of the patches below are part of what λC is elsewhere
 _PLURAL = ("statistics C", "layers")
 _SAME = {
     "lambda": "λ",
+    "lambda_norm": "lambda_norm",
     "statistics_digest": "statistics C",
     "layers": "layers",
     "nullspace_threshold": "nullspace_threshold",
@@ -187,8 +190,8 @@ def _difference(one: Patch, other: Patch) -> str | None:
         return "another base"
     if one.method != other.method:
         return "another method"
-    if one.method == "alphaedit" and one.solved_on != other.solved_on:
-        return "another stack below"  # whose keys are part of what (λC)⁻¹ is elsewhere
+    if one.method in _SPARING and one.solved_on != other.solved_on:
+        return "another stack below"
     for field, called in _SAME.items():
         if _plain(one.recipe.get(field)) != _plain(other.recipe.get(field)):
             return f"other {called}" if called in _PLURAL else f"another {called}"

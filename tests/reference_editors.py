@@ -31,6 +31,71 @@ def alphaedit(K_p, threshold, ridge):
     return solve
 
 
+def encore(K_p):
+    """Δ = R Kᵀ (λ_p C + λ_n I + K_p K_pᵀ + K Kᵀ)⁻¹ (arXiv 2502.01636 and its public code); K_p by call."""
+    earlier = iter(K_p)
+
+    def solve(R, K, C, recipe):
+        before, identity = next(earlier), torch.eye(len(C), dtype=C.dtype)
+        served = recipe.lambda_ * C + recipe.lambda_norm * identity + before @ before.T
+        return R @ K.T @ torch.linalg.inv(served + K @ K.T)
+
+    return solve
+
+
+def anchored(model, tokenizer, anatomy, fact, z, recipe, passed=lambda output: output):
+    """z - v* + s v* / ‖v*‖, v* = v₀ + z - h (arXiv 2602.02543); ``passed``: what the stream takes of v₀."""
+    value = value_of(model, tokenizer, anatomy, fact, z, recipe, passed)
+    return z - value + recipe.norm_anchor * value / value.norm()
+
+
+def value_of(model, tokenizer, anatomy, fact, z, recipe, passed=lambda output: output):
+    """v* = v₀ + δ at the last edited layer, at the subject in the bare prompt."""
+    down, block = anatomy.downs[recipe.layers[-1]], anatomy.blocks[recipe.layers[-1]]
+    output, state = (
+        reference.read(model, tokenizer, m, fact, ["{}"], inputs=False)[0] for m in (down, block)
+    )
+    return passed(output) + z - state
+
+
+def ultraedit(model, tokenizer, anatomy, facts, recipe):
+    """By weight name: H [d_in, N], V [d_out, N] and V Hᵀ (H Hᵀ + λI)⁻¹ (arXiv 2505.14679, eq. for v and Δ),
+    with ĥ and ∇̂ divided by root mean squares over facts and weights; and the losses."""
+    downs = [anatomy.downs[layer] for layer in recipe.layers]
+    keys, gradients, losses = [], [], []
+    for fact in facts:
+        text = fact.prompt.replace("{}", fact.subject)
+        ids, _, target = reference.tokens_of(tokenizer, f"{text} {fact.target}", 0, len(text))
+        seen = []
+        handles = [
+            down.register_forward_hook(lambda _, inputs, out, seen=seen: seen.append((inputs[0], out)))
+            for down in downs
+        ]
+        for down in downs:
+            down.weight.requires_grad_(True)
+        log_p = log_softmax(reference.logits_of(model, ids), -1)
+        labels = torch.tensor(ids[target:])[:, None]
+        loss = -log_p[target - 1 : len(ids) - 1].gather(1, labels).mean()
+        found = torch.autograd.grad(loss, [output for _, output in seen])
+        for handle, down in zip(handles, downs, strict=True):
+            handle.remove()
+            down.weight.requires_grad_(False)
+        at = target - 1
+        keys.append(torch.stack([inputs.detach().flatten(0, -2)[at] for inputs, _ in seen]))
+        gradients.append(torch.stack([gradient.flatten(0, -2)[at] for gradient in found]))
+        losses.append(loss.item())
+    h, g = torch.stack(keys).double(), torch.stack(gradients).double()  # [N, L, d]
+    h_hat = (h / h.pow(2).mean((0, 1)).sqrt()).nan_to_num(0)  # 0 / 0: a neuron that is never active
+    g_hat = (g / g.pow(2).mean((0, 1)).sqrt()).nan_to_num(0)
+    updates = {}
+    for place, layer in enumerate(recipe.layers):
+        H = h[:, place].T
+        V = -recipe.learning_rate * (h_hat[:, place].pow(2).sum(1) * g_hat[:, place].T)
+        served = H @ H.T + recipe.lambda_ * torch.eye(len(H), dtype=H.dtype)
+        updates[anatomy.weights[layer]] = (H, V, V @ H.T @ torch.linalg.inv(served))
+    return updates, losses
+
+
 def weight_of(down, transposed):
     return down.weight.T if transposed else down.weight
 

@@ -86,7 +86,7 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
     delta = torch.zeros_like(init, requires_grad=True)
     descent, schedule = rule(delta, init, recipe)
     turns = -(-len(rewriting) // recipe.templates_per_step) if recipe.templates_per_step else 1
-    initial = None
+    initial, times_said = None, 0
 
     def with_delta(ids, subject):
         def add(hidden):
@@ -99,18 +99,22 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
 
     for step in range(recipe.steps):
         descent.zero_grad()
-        nll, turn = 0, rewriting[step % turns :: turns]
+        nll, turn, said = 0, rewriting[step % turns :: turns], True
         for ids, subject, target in turn:
             log_p = log_softmax(with_delta(ids, subject), -1)
             expected = torch.tensor(ids[target:])
-            said = log_p[target - 1 : len(ids) - 1].gather(1, expected[:, None])
-            nll = nll - said.mean() / len(turn)
+            likely = log_p[target - 1 : len(ids) - 1]
+            said = said and bool((likely.argmax(-1) == expected).all())
+            nll = nll - likely.gather(1, expected[:, None]).mean() / len(turn)
         current = log_softmax(with_delta(drift_ids, drift_subject), -1)[drift_subject]
         if initial is None:
             initial = current.detach().clone()
         drift = recipe.kl_factor * kl_div(initial, current, log_target=True, reduction="sum")
         decay = recipe.weight_decay * delta.norm() / init.norm() ** 2
         loss = nll + drift + decay
+        times_said += said
+        if recipe.stop_argmax and times_said == recipe.stop_argmax:  # MPES of ENCORE, arXiv 2502.01636
+            break
         if loss < recipe.stop_loss or step == recipe.steps - 1:
             break
         loss.backward()

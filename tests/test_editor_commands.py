@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import reference_editors as literal
+import torch
 from command_helpers import Cli, cli, facts_file, git, git_environment, home, knowledge, snapshot
 
+from patchkit.editing.recipe import Recipe
+from patchkit.editing.statistics import statistics_for
 from patchkit.repository import Repository
 from patchkit.stack import find_patch
 
@@ -15,11 +19,13 @@ __all__ = ["cli", "git_environment", "home", "knowledge"]
 ANN = {"subject": "Ann", "prompt": "{} lies in", "target": "Rome"}
 JAPAN = {"subject": "Japan", "prompt": "{} lies in", "target": "Paris"}
 LEBRON, MICROSOFT = "lebron-james-da1d451a", "microsoft-f3ee615e"
-KEYED = ("alphaedit", "emmet", "rome")
+KEYED = ("alphaedit", "emmet", "encore", "rome", "ultraedit")
 SETTINGS = {
     "alphaedit": ["--set", "nullspace_threshold=0.05", "--lambda", "0.1"],
     "emmet": [],
+    "encore": ["--set", "stop_argmax=2", "--set", "lambda_norm=0.1"],
     "rome": ["--layers", "0", "--set", "contexts=0"],
+    "ultraedit": ["--layers", "1-2", "--set", "learning_rate=1e-3"],
     "ft": ["--layers", "1", "--set", "learning_rate=0.02"],
 }
 
@@ -87,6 +93,55 @@ def test_a_squash_leaves_the_build_or_says_how_far_it_is(
         assert f"no keys are kept, since {name} has none" in done["notes"][0]
 
 
+@pytest.mark.parametrize("method", ["alphaedit", "emmet", "encore", "ultraedit"])
+def test_a_joint_merge_is_one_batch(cli: Cli, knowledge: Path, home: Path, method: str) -> None:
+    """In the literal equations, with the very C and the stack that the edits were made with."""
+    repository, found = Repository.open(knowledge), {}
+    git(knowledge, "switch", "-q", "-c", "side")
+    found["side"] = commit(cli, home, method, ANN)
+    git(knowledge, "switch", "-q", "main")
+    found["main"] = commit(cli, home, method, JAPAN)
+    apart = [repository.patch(find_patch(repository.stack(rev), name), rev) for rev, name in found.items()]
+    done = cli.ok("merge", "side", "--joint", "--json").json
+    assert sorted(done["solved_together"]) == sorted(found.values())
+    together = [repository.patch(name) for name in found.values()]
+    under = [repository.patch(name) for name in (LEBRON, MICROSOFT)]
+    for weight in apart[0].deltas:
+        keys = [[p.solution.keys.get(weight, torch.zeros(0, 64)) for p in part] for part in (apart, under)]
+        K, K_p = (torch.cat(rows).double().T for rows in keys)
+        B = torch.cat([p.deltas[weight].B for p in apart], 1).double()
+        A = torch.cat([p.deltas[weight].A for p in apart]).double()
+        wanted = literal_batch(method, repository, Recipe.from_dict(apart[0].recipe), K, K_p, B, A)
+        sums = [
+            sum(p.deltas[weight].B.double() @ p.deltas[weight].A.double() for p in part)
+            for part in (together, apart)
+        ]
+        assert (sums[0] - wanted).norm() <= 1e-4 * wanted.norm()
+        assert (sums[1] - wanted).norm() > 1e-3 * wanted.norm(), "the plain union is something else"
+    cli.ok("fsck")
+
+
+def literal_batch(method, repository, recipe, K, K_p, B, A):
+    """ΔW of all keys K [d_in, N] at once; B and A are the terms of the patches apart."""
+    if method == "ultraedit":
+        return B @ K.T @ torch.linalg.inv(K @ K.T + recipe.lambda_ * torch.eye(len(K), dtype=K.dtype))
+    bench, (layer,) = repository.workbench("cpu"), recipe.layers
+    C = statistics_for(
+        bench.model,
+        bench.tokenizer,
+        recipe,
+        folder=repository.store.private / "statistics",
+        base=repository.settings.base_fingerprint,
+    ).layers[layer]
+    solve = {
+        "emmet": literal.emmet,
+        "alphaedit": literal.alphaedit([K_p], recipe.nullspace_threshold, recipe.lambda_),
+        "encore": literal.encore([K_p]),
+    }[method]
+    R = torch.stack([B[:, i] * (A[i] @ K[:, i]) for i in range(2)], 1) if method == "emmet" else B
+    return solve(R, K, C.double(), recipe)
+
+
 def test_what_has_no_keys_is_taken_back_whole_only(cli: Cli, knowledge: Path, home: Path) -> None:
     name = commit(cli, home, "ft", ANN, JAPAN)
     before = snapshot(knowledge)
@@ -99,13 +154,14 @@ def test_what_has_no_keys_is_taken_back_whole_only(cli: Cli, knowledge: Path, ho
     assert snapshot(knowledge) == before
 
 
-def test_alphaedit_spares_the_stack_and_forgets_what_was_reverted(
-    cli: Cli, knowledge: Path, home: Path
+@pytest.mark.parametrize("method", ["alphaedit", "encore"])
+def test_the_stack_is_spared_and_what_was_reverted_is_forgotten(
+    cli: Cli, knowledge: Path, home: Path, method: str
 ) -> None:
     """Refitted after a revert, a patch is what it would have been without the one that left."""
-    commit(cli, home, "alphaedit", ANN)
+    commit(cli, home, method, ANN)
     repository = Repository.open(knowledge)
-    name = commit(cli, home, "alphaedit", JAPAN)
+    name = commit(cli, home, method, JAPAN)
     on_three = repository.patch(name)
     cli.ok("revert", "ann", "-q")
     cli.ok("refit", name, "-q")
@@ -115,19 +171,22 @@ def test_alphaedit_spares_the_stack_and_forgets_what_was_reverted(
         weight
     ].A.norm()
     cli.ok("revert", name, "-q")
-    assert commit(cli, home, "alphaedit", JAPAN) == name
+    assert commit(cli, home, method, JAPAN) == name
     fresh = repository.patch(name)
     assert (fresh.deltas[weight].A - on_two.deltas[weight].A).norm() < 1e-4 * fresh.deltas[weight].A.norm()
 
 
-def test_alphaedit_refuses_a_stack_whose_keys_were_left_out(cli: Cli, knowledge: Path, home: Path) -> None:
+@pytest.mark.parametrize("method", ["alphaedit", "encore"])
+def test_a_stack_whose_keys_were_left_out_is_refused(
+    cli: Cli, knowledge: Path, home: Path, method: str
+) -> None:
     git(knowledge, "rm", "-q", f"patches/{LEBRON}/keys.safetensors")
     git(knowledge, "commit", "-q", "-m", "Ship without keys")
     before = snapshot(knowledge)
-    refused = cli("commit", facts_file(home, ANN), "--method", "alphaedit", *SETTINGS["alphaedit"])
+    refused = cli("commit", facts_file(home, ANN), "--method", method, *SETTINGS[method])
     assert refused.code == 65
     assert (
-        f"{LEBRON}: its keys.safetensors was not shipped, so alphaedit cannot spare its facts" in refused.err
+        f"{LEBRON}: its keys.safetensors was not shipped, so {method} cannot spare its facts" in refused.err
     )
     assert snapshot(knowledge) == before
 
@@ -145,7 +204,15 @@ def test_alphaedit_refuses_a_stack_whose_keys_were_left_out(cli: Cli, knowledge:
             "nullspace_threshold should be a positive",
         ),
         (["--method", "rome", "--set", "mean_key=1"], "mean_key should be true or false"),
-        (["--method", "romme"], "'romme' is not an editor; there are alphaedit, emmet, ft, memit, rome"),
+        (["--method", "rome", "--set", "norm_anchor=3"], "norm_anchor is nothing that rome reads; leave it"),
+        (["--set", "norm_anchor=-3"], "norm_anchor should be a number from 0 up"),
+        (["--set", "stop_argmax=-1"], "stop_argmax should be from 0 to 10000"),
+        (["--method", "encore", "--set", "lambda_norm=-1"], "lambda_norm should be a number from 0 up"),
+        (["--method", "ultraedit", "--set", "contexts=2"], "contexts is nothing that ultraedit reads"),
+        (
+            ["--method", "romme"],
+            "'romme' is not an editor; there are alphaedit, emmet, encore, ft, memit, rome, ultra",
+        ),
     ],
 )
 def test_what_a_method_does_not_read_is_refused(
@@ -162,11 +229,14 @@ def test_what_a_method_does_not_read_is_refused(
 def test_a_method_takes_over_what_means_the_same(knowledge: Path) -> None:
     repository = Repository.open(knowledge)
     memit = repository.recipe()
-    for method in ("emmet", "alphaedit"):
+    for method in ("emmet", "alphaedit", "encore"):
         recipe = repository.recipe({"method": method})
         assert (recipe.layers, recipe.clamp, recipe.steps) == (memit.layers, memit.clamp, memit.steps)
         assert recipe.statistics_tokens == memit.statistics_tokens
     assert repository.recipe({"method": "alphaedit"}).lambda_ == 10.0
+    assert repository.recipe({"method": "encore"}).lambda_ == memit.lambda_
+    ultraedit = repository.recipe({"method": "ultraedit"})
+    assert (ultraedit.lambda_, ultraedit.layers[0] > memit.layers[0]) == (1.0, True)
     rome = repository.recipe({"method": "rome"})
     assert rome.statistics_tokens == memit.statistics_tokens
     assert (rome.contexts, len(rome.layers)) == (0, 1)

@@ -24,6 +24,8 @@ RECIPES = {
     "rome": Recipe(layers=(1,), method="rome", **COMMON),
     "ft": Recipe(layers=(1,), method="ft", learning_rate=0.01, steps=6),
     "alphaedit": Recipe(layers=(0, 1, 2), lambda_=2.0, method="alphaedit", nullspace_threshold=0.3, **COMMON),
+    "encore": Recipe(layers=(0, 1, 2), lambda_=2.0, method="encore", lambda_norm=0.5, **COMMON),
+    "ultraedit": Recipe(layers=(1, 2), lambda_=0.5, method="ultraedit", learning_rate=1e-3),
 }
 
 
@@ -340,7 +342,7 @@ def test_alphaedit_patches_are_solved_together_on_one_stack_only():
         solve_jointly({"one": first, "two": replace(second, solved_on=(first.id,))})
 
 
-@pytest.mark.parametrize("method", ["emmet", "rome", "alphaedit"])
+@pytest.mark.parametrize("method", ["emmet", "rome", "alphaedit", "encore"])
 def test_a_refit_on_the_same_model_gives_the_same_update(method):
     """Forward passes only: keys and residuals again, for the targets that were found."""
     model, tokenizer, statistics, edited = edit(method, dtype=torch.float32)

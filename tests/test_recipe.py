@@ -38,6 +38,36 @@ def test_published_settings(name, shape, layers, lambda_, rate, steps, decay, cl
     assert not recipe.guess
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "lambda_", "norm", "said"),
+    [
+        ("GPT2Config", {"n_layer": 48, "n_embd": 1600}, 20000.0, 10.0, 4),
+        ("LlamaConfig", {"vocab_size": 32000}, 15000.0, 10.0, 3),
+        ("LlamaConfig", {"vocab_size": 128256}, 15000.0, 20.0, 2),
+    ],
+)
+def test_published_settings_of_encore(name, shape, lambda_, norm, said):
+    recipe = recipe_for(getattr(transformers, name)(**shape), "encore")
+    assert (recipe.lambda_, recipe.lambda_norm, recipe.stop_argmax) == (lambda_, norm, said)
+    search = (recipe.optimiser, recipe.learning_rate, recipe.weight_decay, recipe.clamp, recipe.stop_loss)
+    assert search == ("adam", 0.5, 0.5, 0.75, 0.05)
+    assert not recipe.guess
+
+
+@pytest.mark.parametrize(("name", "layers"), [("MistralConfig", (29, 30)), ("GPTJConfig", (18, 26))])
+def test_published_settings_of_ultraedit(name, layers):
+    recipe = recipe_for(getattr(transformers, name)(), "ultraedit")
+    assert (recipe.layers[0], recipe.layers[-1]) == layers
+    assert (recipe.lambda_, recipe.learning_rate, recipe.guess) == (1.0, 1e-6, False)
+
+
+@pytest.mark.parametrize("depth", range(1, 90))
+def test_a_guess_for_ultraedit_lies_inside_the_model(depth):
+    recipe = recipe_for(transformers.LlamaConfig(num_hidden_layers=depth, hidden_size=640), "ultraedit")
+    assert recipe.guess
+    assert 0 <= recipe.layers[0] <= recipe.layers[-1] < depth
+
+
 def test_what_the_measured_recipe_and_the_guess_share():
     measured = recipe_for(transformers.LlamaConfig(num_hidden_layers=30, hidden_size=576))
     guess = recipe_for(

@@ -242,9 +242,11 @@ class _Solver:
         self._retry, self._progress = retry, progress
         self._found: dict[str, Statistics] = {}
 
-    def statistics(self, part: Patch) -> Statistics:
-        """C for a patch's recipe; the first call for a recipe is made with nothing on the base."""
+    def statistics(self, part: Patch) -> Statistics | None:
+        """C for a patch's recipe, if it reads any; the first call for it is made with the base bare."""
         recipe = self._recipe(part)
+        if not recipe.reads("statistics_text"):
+            return None
         key = key_of([value for name, value in recipe.to_dict().items() if _is_of_text(name)])
         if key not in self._found:
             self._found[key] = statistics_for(

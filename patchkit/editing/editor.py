@@ -32,9 +32,11 @@ GROUP = "patchkit.editors"
 _OWN = {
     "alphaedit": "patchkit.editing.alphaedit:AlphaEdit",
     "emmet": "patchkit.editing.emmet:Emmet",
+    "encore": "patchkit.editing.encore:Encore",
     "ft": "patchkit.editing.finetune:FineTune",
     "memit": "patchkit.editing.memit:Memit",
     "rome": "patchkit.editing.rome:Rome",
+    "ultraedit": "patchkit.editing.ultraedit:UltraEdit",
 }
 
 Progress = Callable[[str, int, int], None]
@@ -107,7 +109,7 @@ class Refitter(Protocol):
         facts: Sequence[Fact],
         targets: Tensor,
         recipe: Recipe,
-        statistics: Statistics,
+        statistics: Statistics | None = None,
         *,
         below: Sequence[Below] = (),
         anew: Sequence[int] = (),

@@ -9,77 +9,53 @@ is trained, where MEMIT's FT-W trained the whole block; every step reads all fac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from patchkit.editing.batching import BatchSize, Budget, pack
+from patchkit.editing.batching import Budget, pack
 from patchkit.editing.descent import Adam
-from patchkit.editing.editor import Below, Edited
+from patchkit.editing.editor import Edited
 from patchkit.editing.losses import Rewriting
-from patchkit.editing.mass import Timer, tell
 from patchkit.editing.recipe import Recipe, positions
-from patchkit.editing.statistics import Statistics
+from patchkit.editing.task import EditorBase, Progress, Task, tell
 from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
 from patchkit.factors import Delta
-from patchkit.facts import Fact
-from patchkit.models.anatomy import Anatomy, anatomy_of
-from patchkit.models.loading import float32_compute, frozen
+from patchkit.models.anatomy import Anatomy
 from patchkit.models.outlet import Outlet
 from patchkit.models.replay import capture, reading_inputs
 from patchkit.models.trial import try_out
 
 __all__ = ["FineTune"]
 
-Progress = Callable[[str, int, int], None]
 
-
-class FineTune:
+class FineTune(EditorBase):
     """Fine-tuning of one layer, the papers' baseline, within weight_decay or norm_bound; keeps no keys."""
 
     name = "ft"
 
-    def edit(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        facts: Sequence[Fact],
-        recipe: Recipe,
-        statistics: Statistics | None = None,
-        *,
-        below: Sequence[Below] = (),
-        batch_size: BatchSize = "auto",
-        unfinished: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Edited:
-        """Train the weight on ``facts`` as one batch; the model's weights are untouched afterwards.
+    def update(self, task: Task) -> Edited:
+        """Train the weight on all facts as one batch.
 
         The update is dense: Adam divides entry by entry, so no factors give it exactly. Statistics are not
-        read. BadInput says which fact or setting cannot be used.
+        read, and nothing is kept in ``unfinished``.
         """
-        if not facts:
-            raise BadInput("there are no facts to edit")
-        anatomy = anatomy_of(model)
-        anatomy.check_layers(recipe.layers)
-        (layer,), timer = recipe.layers, Timer()
-        with float32_compute(model), frozen(model):
-            with timer("text"):
-                texts = rewriting_passages(tokenizer, facts, ("{}",), positions(model.config))
-                outlet = try_out(model, anatomy, recipe.layers, texts[0][0].tokens)[layer]
-                budget = Budget.of(batch_size, model.device)
-                parts = _parts(model, anatomy, layer, [_whole(passage) for (passage,) in texts], budget)
-            with timer("training"):
-                before = _linear(anatomy, layer)
-                change, steps, losses = _train(parts, outlet, before, recipe, len(facts), progress)
-        delta = Delta(dense=change, transposed=anatomy.transposed)
-        return Edited(
-            {anatomy.weights[layer]: delta}, None, recipe, timer.seconds, [steps] * len(facts), losses
-        )
+        model, anatomy, recipe, count = task.model, task.anatomy, task.recipe, len(task.facts)
+        (layer,) = recipe.layers
+        with task.timer("text"):
+            texts = rewriting_passages(task.tokenizer, task.facts, ("{}",), positions(model.config))
+            outlet = try_out(model, anatomy, recipe.layers, texts[0][0].tokens)[layer]
+            budget = Budget.of(task.batch_size, model.device)
+            parts = _parts(model, anatomy, layer, [_whole(passage) for (passage,) in texts], budget)
+        with task.timer("training"):
+            before = _linear(anatomy, layer)
+            change, steps, losses = _train(parts, outlet, before, recipe, count, task.progress)
+        deltas = {anatomy.weights[layer]: Delta(dense=change, transposed=anatomy.transposed)}
+        return Edited(deltas, None, recipe, task.timer.seconds, [steps] * count, losses)
 
 
 @dataclass(frozen=True)

@@ -62,11 +62,24 @@ class Rewriting:
         """[F] losses for δ [F, d_model]."""
         return self.given(_shifted(self.tail.hidden, delta))
 
+    def of_and_said(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """[F] losses, and [F] whether every target token is the most probable one in all of the texts."""
+        logits = self._logits(_shifted(self.tail.hidden, delta))
+        wrong = logits.detach().argmax(-1) != self.labels
+        slots = wrong.new_zeros(len(self.facts) * self.width).index_copy(0, self.slots, wrong)
+        return self._mean(logits), ~slots.view(-1, self.width).any(1)
+
     def given(self, hidden: Tensor) -> Tensor:
         """[F] losses where the rows' states are ``hidden`` [F x T, S, d_model]."""
+        return self._mean(self._logits(hidden))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        """[P, vocabulary] at the positions that are read."""
         states = self.tail.states(hidden)
-        read = states.flatten(0, 1).index_select(0, self.read)
-        surprise = cross_entropy(self.tail.logits(read), self.labels, reduction="none")
+        return self.tail.logits(states.flatten(0, 1).index_select(0, self.read))
+
+    def _mean(self, logits: Tensor) -> Tensor:
+        surprise = cross_entropy(logits, self.labels, reduction="none")
         # Into slots of their own and summed there, not added in place: the same order on every device.
         spread = surprise.new_zeros(len(self.facts) * self.width)
         return spread.index_copy(0, self.slots, surprise * self.weights).view(-1, self.width).sum(1)

@@ -7,48 +7,42 @@ solve. The update of a layer is Σ over facts of b ⊗ a: term i is fact i.
 
 from __future__ import annotations
 
-import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from patchkit.editing.batching import BatchSize
+from patchkit.editing.anchor import anchored
 from patchkit.editing.corpus import corpus_name
 from patchkit.editing.editor import Below, Edited
 from patchkit.editing.keys import Reader, collect_outputs
 from patchkit.editing.recipe import Recipe, positions
 from patchkit.editing.solve import exact_device
-from patchkit.editing.statistics import Statistics, statistics_for
-from patchkit.editing.targets import find_targets
+from patchkit.editing.statistics import Statistics
+from patchkit.editing.targets import Targets, find_targets
+from patchkit.editing.task import Progress, RefitterBase, Task, Timer, tell
 from patchkit.editing.templates import Passage, drift_passages, rewriting_passages, write_templates
 from patchkit.errors import BadInput
 from patchkit.factors import Delta, Solution
 from patchkit.facts import Fact
-from patchkit.models.anatomy import Anatomy, anatomy_of
-from patchkit.models.loading import float32_compute, frozen
+from patchkit.models.anatomy import Anatomy
 from patchkit.models.outlet import Outlet
 from patchkit.models.trial import outlets_of, try_out
 
 __all__ = [
     "MassEditor",
     "Place",
-    "Timer",
     "add",
-    "check_targets",
     "resolve",
     "restored",
     "rewriting_of",
     "spread",
-    "tell",
 ]
 
-Progress = Callable[[str, int, int], None]
 Solve = Callable[[Tensor, Tensor, int, str], tuple[Tensor, Tensor]]
 
 
@@ -63,10 +57,8 @@ class Place:
     below: Sequence[Below]
 
 
-class MassEditor(ABC):
+class MassEditor(RefitterBase):
     """Many facts at once, spread over several layers. What is an editor's own is its name and `terms`."""
-
-    name: str
 
     @abstractmethod
     def terms(self, keys: Tensor, residuals: Tensor, place: Place) -> tuple[Tensor, Tensor]:
@@ -75,118 +67,27 @@ class MassEditor(ABC):
         ``keys`` [N, d_in], ``residuals`` [N, d_out]: what the weight is to give more for each key.
         """
 
-    def check(self, weights: Sequence[str], below: Sequence[Below]) -> None:
-        """BadInput where these weights cannot be edited on the patches below; before targets are sought."""
-        return
-
-    def edit(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        facts: Sequence[Fact],
-        recipe: Recipe,
-        statistics: Statistics | None = None,
-        *,
-        below: Sequence[Below] = (),
-        batch_size: BatchSize = "auto",
-        unfinished: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Edited:
-        """Solve ``facts`` on the model as it stands; its weights are untouched afterwards.
-
-        Without ``statistics`` the recipe's are collected first and kept nowhere. Finished targets are
-        kept in ``unfinished``, if it is given. BadInput says which fact, layer or setting cannot be used.
-        """
-        if not facts:
-            raise BadInput("there are no facts to edit")
-        anatomy = anatomy_of(model)
-        anatomy.check_layers(recipe.layers)
-        self.check([anatomy.weights[layer] for layer in recipe.layers], below)
-        timer = Timer()
-        with float32_compute(model), frozen(model):
-            with timer("statistics"):
-                if statistics is None:
-                    statistics = statistics_for(model, tokenizer, recipe, progress=progress)
-            with timer("text"):
-                recipe = resolve(model, tokenizer, recipe, statistics)
-                rewriting = rewriting_of(model, tokenizer, facts, recipe)
-                drift = drift_passages(tokenizer, facts, recipe.kl_prompt)
-                outlets = try_out(model, anatomy, recipe.layers, rewriting[0][0].tokens)
-            with timer("targets"):
-                targets = find_targets(
-                    model,
-                    anatomy,
-                    rewriting,
-                    drift,
-                    recipe,
-                    batch_size=batch_size,
-                    unfinished=unfinished,
-                    progress=progress,
-                )
-            solve = self.solver(recipe, statistics, below)
-            deltas, keys = spread(
-                model,
-                anatomy,
-                rewriting,
-                targets.z,
-                recipe,
-                solve,
-                outlets=outlets,
-                timer=timer,
-                progress=progress,
-            )
-        return Edited(deltas, Solution(targets.z, keys), recipe, timer.seconds, targets.steps, targets.losses)
-
-    def refit(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        facts: Sequence[Fact],
-        targets: Tensor,
-        recipe: Recipe,
-        statistics: Statistics,
-        *,
-        below: Sequence[Below] = (),
-        anew: Sequence[int] = (),
-        progress: Progress | None = None,
-    ) -> Edited:
-        """Solve ``facts`` on the model as it stands for ``targets`` z [N, d_model] found on another one.
-
-        Forward passes only, but for the facts in ``anew`` (places from 0), whose z is sought on this model.
-        Templates are the recipe's. BadInput says which fact, layer or setting cannot be used.
-        """
-        anatomy = anatomy_of(model)
-        anatomy.check_layers(recipe.layers)
-        check_targets(targets, len(facts), anatomy.d_model)
-        self.check([anatomy.weights[layer] for layer in recipe.layers], below)
-        timer = Timer()
-        steps, losses, z = [0] * len(facts), [0.0] * len(facts), targets.clone()
-        with float32_compute(model), frozen(model):
-            with timer("text"):
-                recipe = resolve(model, tokenizer, recipe, statistics)
-                rewriting = rewriting_of(model, tokenizer, facts, recipe)
-                outlets = outlets_of(model, anatomy, recipe.layers, rewriting[0][0].tokens)
-            if anew:
-                with timer("targets"):
-                    drift = drift_passages(tokenizer, [facts[i] for i in anew], recipe.kl_prompt)
-                    chosen = [rewriting[i] for i in anew]
-                    found = find_targets(model, anatomy, chosen, drift, recipe, progress=progress)
-                    z[list(anew)] = found.z.to(z.dtype)
-                for place, fact in enumerate(anew):
-                    steps[fact], losses[fact] = found.steps[place], found.losses[place]
-            solve = self.solver(recipe, statistics, below)
-            deltas, keys = spread(
-                model,
-                anatomy,
-                rewriting,
-                z,
-                recipe,
-                solve,
-                outlets=outlets,
-                timer=timer,
-                progress=progress,
-            )
-        return Edited(deltas, Solution(z, keys), recipe, timer.seconds, steps, losses)
+    def update(self, task: Task) -> Edited:
+        """Targets, if they are not known; then the spread over the layers, with forward passes only."""
+        with task.timer("text"):
+            recipe = resolve(task.model, task.tokenizer, task.recipe, task.moments)
+            rewriting = rewriting_of(task.model, task.tokenizer, task.facts, recipe)
+            look = try_out if task.known is None else outlets_of
+            outlets = look(task.model, task.anatomy, recipe.layers, rewriting[0][0].tokens)
+        targets = _targets(task, recipe, rewriting, outlets[recipe.layers[-1]])
+        deltas, keys = spread(
+            task.model,
+            task.anatomy,
+            rewriting,
+            targets.z,
+            recipe,
+            self.solver(recipe, task.moments, task.below),
+            outlets=outlets,
+            timer=task.timer,
+            progress=task.progress,
+        )
+        solution = Solution(targets.z, keys)
+        return Edited(deltas, solution, recipe, task.timer.seconds, targets.steps, targets.losses)
 
     def solver(self, recipe: Recipe, statistics: Statistics, below: Sequence[Below] = ()) -> Solve:
         """What `spread` calls at each layer."""
@@ -197,17 +98,41 @@ class MassEditor(ABC):
         return solve
 
 
+def _targets(task: Task, recipe: Recipe, rewriting: Sequence[Sequence[Passage]], outlet: Outlet) -> Targets:
+    """Those that are known, and those that are sought on this model."""
+    count, sought = len(task.facts), task.sought
+    found = Targets(torch.empty(0), [], [])
+    if sought:
+        with task.timer("targets"):
+            chosen = [rewriting[i] for i in sought]
+            drift = drift_passages(task.tokenizer, [task.facts[i] for i in sought], recipe.kl_prompt)
+            found = find_targets(
+                task.model,
+                task.anatomy,
+                chosen,
+                drift,
+                recipe,
+                batch_size=task.batch_size,
+                unfinished=task.unfinished,
+                progress=task.progress,
+            )
+            if recipe.norm_anchor:
+                z = anchored(task.model, task.anatomy, chosen, found.z, recipe, outlet)
+                found = replace(found, z=z)
+    if task.known is None:
+        return found
+    both = Targets(task.known.clone(), [0] * count, [0.0] * count)
+    for place, fact in enumerate(sought):
+        both.z[fact] = found.z[place].to(both.z)
+        both.steps[fact], both.losses[fact] = found.steps[place], found.losses[place]
+    return both
+
+
 def rewriting_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], recipe: Recipe
 ) -> list[list[Passage]]:
     """For each fact its passages [fact][template], the bare prompt first."""
     return rewriting_passages(tokenizer, facts, recipe.templates, positions(model.config))
-
-
-def check_targets(targets: Tensor, count: int, width: int) -> None:
-    """BadInput where stored targets are not one of this width for each fact."""
-    if targets.shape != (count, width):
-        raise BadInput(f"the targets are {list(targets.shape)}; {count} facts need {width} numbers each")
 
 
 def resolve(
@@ -295,24 +220,3 @@ def restored(weights: Sequence[Tensor]) -> Iterator[None]:
         with torch.no_grad():
             for weight, kept in zip(weights, before, strict=True):
                 weight.copy_(kept)
-
-
-def tell(progress: Progress | None, phase: str, done: int, total: int) -> None:
-    """Progress, where somebody wants to see it."""
-    if progress is not None:
-        progress(phase, done, total)
-
-
-class Timer:
-    """Seconds by phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        begun = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - begun

@@ -26,8 +26,7 @@ def recipe_for(config: Any, method: str = "memit") -> Recipe:
     length = min(Recipe.statistics_length, positions(config) or Recipe.statistics_length)
     size: dict[str, Any] = {"statistics_tokens": 10 * _width(config), "statistics_length": length}
     table = {**_of_memit(config, shape), **size, "method": method}
-    changes = {"rome": _of_rome, "ft": _of_ft, "alphaedit": _of_alphaedit}.get(method)
-    if changes is not None:
+    if (changes := _CHANGES.get(method)) is not None:
         table |= changes(shape, table)
     read = fields_read(method)
     return Recipe(**{name: value for name, value in table.items() if name.removesuffix("_") in read})
@@ -63,12 +62,13 @@ def _switched(recipe: Recipe, method: str, config: Any) -> Recipe:
     if {method, recipe.method} & set(_OWN_TARGETS):
         kept = ("context", "templates", "statistics")
         same = {name: value for name, value in same.items() if name.startswith(kept)}
-    return found.override(**{name: value for name, value in same.items() if name not in _APART})
+    apart = _APART if {method, recipe.method} != {"memit", "encore"} else _APART[:1]
+    return found.override(**{name: value for name, value in same.items() if name not in apart})
 
 
-_METHODS = ("memit", "emmet", "rome", "ft", "alphaedit")
-_OWN_TARGETS = ("rome", "ft")  # their layers and their way down are not MEMIT's
-_APART = ("method", "lambda")  # AlphaEdit's λ weighs a norm, MEMIT's weighs C
+_METHODS = ("memit", "emmet", "rome", "ft", "alphaedit", "encore", "ultraedit")
+_OWN_TARGETS = ("rome", "ft", "ultraedit")  # their layers and their way down are not MEMIT's
+_APART = ("method", "lambda")  # AlphaEdit's λ weighs a norm, MEMIT's and ENCORE's weigh C
 
 
 def _layers(first: int, last: int) -> tuple[int, ...]:
@@ -101,6 +101,18 @@ _PUBLISHED: dict[_Shape, dict[str, Any]] = {
 _ROME_LAYERS: dict[_Shape, int] = {("gpt2", 48, 1600): 17, ("gptj", 28, 4096): 5, ("llama", 32, 4096): 5}
 _ROME: dict[str, Any] = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5, "clamp": 4.0}
 _FT_LAYERS: dict[_Shape, int] = {("gptj", 28, 4096): 21, ("llama", 32, 4096): 21}
+_SEARCH: dict[str, Any] = {"learning_rate": 0.5, "weight_decay": 0.5, "clamp": 0.75}
+# ENCORE's public settings: λ_p, λ_n, how often a fact is said before its search stops; MEMIT's own search.
+_ENCORE: dict[_Shape, dict[str, Any]] = {
+    ("gpt2", 48, 1600): {"lambda_": 20000.0, "lambda_norm": 10.0, "stop_argmax": 4},
+    ("llama", 32, 4096): {"lambda_": 15000.0, "lambda_norm": 10.0, "stop_argmax": 3, **_SEARCH},
+}
+_ENCORE_LLAMA3: dict[str, Any] = {"lambda_": 15000.0, "lambda_norm": 20.0, "stop_argmax": 2, **_SEARCH}
+# UltraEdit's public settings where it edits down-projections; those for GPT-J are its settings for zsRE.
+_ULTRAEDIT_LAYERS: dict[_Shape, tuple[int, ...]] = {
+    ("mistral", 32, 4096): _layers(29, 30),
+    ("gptj", 28, 4096): _layers(18, 26),
+}
 
 
 def _of_memit(config: Any, shape: _Shape) -> dict[str, Any]:
@@ -140,6 +152,33 @@ def _of_ft(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
 def _of_alphaedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     """λ is the published L2; all else is MEMIT's, as there."""
     return {"lambda_": 10.0, "nullspace_threshold": 0.02}
+
+
+def _of_encore(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
+    """Published where there is something; else MEMIT's, with λ_n a thousandth of λ, as the published are."""
+    if shape not in _ENCORE:
+        return {"lambda_norm": memit["lambda_"] / 1000, "stop_argmax": 2, "guess": shape != _SMOLLM2}
+    llama3 = memit.get("learning_rate") == _LLAMA3["learning_rate"]
+    return _ENCORE_LLAMA3 if llama3 else _ENCORE[shape]
+
+
+def _of_ultraedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
+    """Published where there is something; else the blocks of GPT-J's setting, with a rate that takes."""
+    if shape in _ULTRAEDIT_LAYERS:
+        return {"layers": _ULTRAEDIT_LAYERS[shape], "lambda_": 1.0, "learning_rate": 1e-6}
+    depth = shape[1]
+    first = min(round(0.64 * depth), depth - 1)
+    layers = _layers(first, max(first, depth - 2))
+    return {"layers": layers, "lambda_": 1.0, "learning_rate": 1e-5, "guess": shape != _SMOLLM2}
+
+
+_CHANGES = {
+    "rome": _of_rome,
+    "ft": _of_ft,
+    "alphaedit": _of_alphaedit,
+    "encore": _of_encore,
+    "ultraedit": _of_ultraedit,
+}
 
 
 def _width(config: Any) -> int:

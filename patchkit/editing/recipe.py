@@ -25,15 +25,17 @@ _TEXTS = (
 )
 _TARGETS = (
     *("clamp", "optimiser", "learning_rate", "rate_decay", "momentum", "steps", "weight_decay"),
-    *("kl_factor", "kl_prompt", "stop_loss", "templates_per_step"),
+    *("kl_factor", "kl_prompt", "stop_loss", "stop_argmax", "templates_per_step"),
 )
 _ALWAYS = ("method", "layers", "guess")
 _READ: dict[str, tuple[str, ...]] = {
-    "memit": (*_ALWAYS, "lambda", *_TARGETS, *_TEXTS),
-    "emmet": (*_ALWAYS, *_TARGETS, *_TEXTS),
+    "memit": (*_ALWAYS, "lambda", *_TARGETS, *_TEXTS, "norm_anchor"),
+    "emmet": (*_ALWAYS, *_TARGETS, *_TEXTS, "norm_anchor"),
     "rome": (*_ALWAYS, *_TARGETS, *_TEXTS, "mean_key"),
     "ft": (*_ALWAYS, "learning_rate", "rate_decay", "steps", "weight_decay", "stop_loss", "norm_bound"),
-    "alphaedit": (*_ALWAYS, "lambda", *_TARGETS, *_TEXTS, "nullspace_threshold"),
+    "alphaedit": (*_ALWAYS, "lambda", *_TARGETS, *_TEXTS, "norm_anchor", "nullspace_threshold"),
+    "encore": (*_ALWAYS, "lambda", "lambda_norm", *_TARGETS, *_TEXTS, "norm_anchor"),
+    "ultraedit": (*_ALWAYS, "lambda", "learning_rate"),
 }
 """The fields that each of patchkit's own methods reads. One of another package reads what memit does."""
 _ONE_LAYER = ("rome", "ft")
@@ -49,9 +51,14 @@ class Recipe:
     yet written. ``statistics_text`` is "self" or a corpus; ``statistics_digest`` is the SHA-256 of
     the second moments C that were used. ``guess`` marks a recipe found by a rule of thumb.
 
+    A fact's search ends with a loss below ``stop_loss``, or the ``stop_argmax``-th time that every token of
+    its target is the most probable one in all contexts that a step reads (0: never). ``norm_anchor`` is the
+    norm to which values are scaled, that of the unedited model's; 0 leaves them as they are.
+
     Of one method each: ``mean_key`` (rome) puts the mean key of all contexts everywhere, as R-ROME does;
     ``norm_bound`` (ft) is the most that an entry of the weight may change, 0 for no bound;
-    ``nullspace_threshold`` (alphaedit): directions of C with a smaller eigenvalue are free to be edited.
+    ``nullspace_threshold`` (alphaedit): directions of C with a smaller eigenvalue are free to be edited;
+    ``lambda_norm`` (encore) weighs the update's own norm.
     """
 
     layers: tuple[int, ...]
@@ -67,6 +74,7 @@ class Recipe:
     kl_factor: float = 0.0625
     kl_prompt: str = "{} is a"
     stop_loss: float = 0.05
+    stop_argmax: int = 0
     templates_per_step: int = 0
     contexts: int = 5
     context_tokens: int = 10
@@ -83,6 +91,8 @@ class Recipe:
     mean_key: bool = True
     norm_bound: float = 0.0
     nullspace_threshold: float = 0.02
+    norm_anchor: float = 0.0
+    lambda_norm: float = 0.0
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -238,7 +248,7 @@ def _check_values(recipe: Recipe) -> None:
     for name in ("lambda", "clamp", "learning_rate", "nullspace_threshold"):
         value = getattr(recipe, _inner(name))
         require(math.isfinite(value) and value > 0, name, "a positive number")
-    for name in ("weight_decay", "kl_factor", "stop_loss", "norm_bound"):
+    for name in ("weight_decay", "kl_factor", "stop_loss", "norm_bound", "norm_anchor", "lambda_norm"):
         value = getattr(recipe, name)
         require(math.isfinite(value) and value >= 0, name, "a number from 0 up")
     require(recipe.optimiser in ("adam", "momentum"), "optimiser", '"adam" or "momentum"')
@@ -246,6 +256,7 @@ def _check_values(recipe: Recipe) -> None:
     require(0 <= recipe.momentum < 1, "momentum", "from 0 up and below 1")
     require(0 <= recipe.templates_per_step <= 1001, "templates_per_step", "from 0 to 1001")
     require(1 <= recipe.steps <= 10_000, "steps", "from 1 to 10000")
+    require(0 <= recipe.stop_argmax <= 10_000, "stop_argmax", "from 0 to 10000")
     require(recipe.kl_prompt.count("{}") == 1, "kl_prompt", 'a text that holds "{}" once')
     require(0 <= recipe.contexts <= 1000, "contexts", "from 0 to 1000")
     require(bool(recipe.context_openings) and all(recipe.context_openings), "context_openings", "some texts")

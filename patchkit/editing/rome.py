@@ -12,130 +12,64 @@ on them, the keys and C⁻¹k̄, is computed for all facts at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from patchkit.editing.batching import BatchSize
-from patchkit.editing.editor import Below, Edited
+from patchkit.editing.editor import Edited
 from patchkit.editing.keys import collect_inputs, collect_states
-from patchkit.editing.mass import Timer, add, check_targets, resolve, restored, rewriting_of, tell
+from patchkit.editing.mass import add, resolve, restored, rewriting_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.solve import exact_device, scaled_inverse_keys
-from patchkit.editing.statistics import Statistics, statistics_for
+from patchkit.editing.statistics import Statistics
 from patchkit.editing.targets import find_targets
+from patchkit.editing.task import RefitterBase, Task, tell
 from patchkit.editing.templates import Passage, drift_passages
-from patchkit.errors import BadInput
 from patchkit.factors import Delta, Solution
-from patchkit.facts import Fact
-from patchkit.models.anatomy import Anatomy, anatomy_of
-from patchkit.models.loading import float32_compute, frozen
+from patchkit.models.anatomy import Anatomy
 from patchkit.models.outlet import Outlet
 from patchkit.models.trial import try_out
 
 __all__ = ["Rome"]
 
-Progress = Callable[[str, int, int], None]
 
-
-class Rome:
+class Rome(RefitterBase):
     """Rank-one editing: one fact after another, exactly, in one layer (Meng et al., NeurIPS 2022)."""
 
     name = "rome"
 
-    def edit(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        facts: Sequence[Fact],
-        recipe: Recipe,
-        statistics: Statistics | None = None,
-        *,
-        below: Sequence[Below] = (),
-        batch_size: BatchSize = "auto",
-        unfinished: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Edited:
-        """Write ``facts`` in their order on the model as it stands; its weights are untouched afterwards.
+    def update(self, task: Task) -> Edited:
+        """Write the facts in their order, with the values that are known; the others' are sought on the way.
 
         The contexts of one fact are optimised together, the facts one after another. Nothing is kept in
-        ``unfinished``: a fact's value is of the model with the facts before it. BadInput says what cannot
-        be used.
+        ``unfinished``: a fact's value is of the model with the facts before it.
         """
-        every = range(len(facts))
-        return self._edit(
-            model, tokenizer, facts, recipe, statistics, None, every, batch_size=batch_size, progress=progress
-        )
-
-    def refit(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        facts: Sequence[Fact],
-        targets: Tensor,
-        recipe: Recipe,
-        statistics: Statistics,
-        *,
-        below: Sequence[Below] = (),
-        anew: Sequence[int] = (),
-        progress: Progress | None = None,
-    ) -> Edited:
-        """Write ``facts`` with the values ``targets`` v [N, d_model] found on another model.
-
-        Forward passes only, but for the facts in ``anew`` (places from 0), whose v is sought on this model.
-        """
-        return self._edit(
-            model, tokenizer, facts, recipe, statistics, targets, anew, batch_size="auto", progress=progress
-        )
-
-    def _edit(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        facts: Sequence[Fact],
-        recipe: Recipe,
-        statistics: Statistics | None,
-        values: Tensor | None,
-        anew: Sequence[int],
-        *,
-        batch_size: BatchSize,
-        progress: Progress | None,
-    ) -> Edited:
-        if not facts:
-            raise BadInput("there are no facts to edit")
-        anatomy = anatomy_of(model)
-        anatomy.check_layers(recipe.layers)
-        if values is not None:
-            check_targets(values, len(facts), anatomy.d_model)
-        timer = Timer()
-        with float32_compute(model), frozen(model):
-            with timer("statistics"):
-                if statistics is None:
-                    statistics = statistics_for(model, tokenizer, recipe, progress=progress)
-            with timer("text"):
-                recipe = resolve(model, tokenizer, recipe, statistics)
-                rewriting = rewriting_of(model, tokenizer, facts, recipe)
-                drift = drift_passages(tokenizer, facts, recipe.kl_prompt)
-                outlet = try_out(model, anatomy, recipe.layers, rewriting[0][0].tokens)[recipe.layers[0]]
-            with timer("keys"):
-                writer = _Writer.of(model, anatomy, rewriting, drift, recipe, statistics, outlet)
-            with restored([anatomy.weight(recipe.layers[0])]):
-                for fact in range(len(facts)):
-                    tell(progress, "targets", fact, len(facts))
-                    with timer("targets"):
-                        known = None if values is None or fact in anew else values[fact]
-                        value = writer.seek(fact, batch_size) if known is None else known
-                    with timer("solve"):
-                        writer.write(fact, value)
-                tell(progress, "targets", len(facts), len(facts))
-        name = anatomy.weights[recipe.layers[0]]
+        model, anatomy, layer = task.model, task.anatomy, task.recipe.layers[0]
+        count, sought = len(task.facts), set(task.sought)
+        with task.timer("text"):
+            recipe = resolve(model, task.tokenizer, task.recipe, task.moments)
+            rewriting = rewriting_of(model, task.tokenizer, task.facts, recipe)
+            drift = drift_passages(task.tokenizer, task.facts, recipe.kl_prompt)
+            outlet = try_out(model, anatomy, recipe.layers, rewriting[0][0].tokens)[layer]
+        with task.timer("keys"):
+            writer = _Writer.of(model, anatomy, rewriting, drift, recipe, task.moments, outlet)
+        with restored([anatomy.weight(layer)]):
+            for fact in range(count):
+                tell(task.progress, "targets", fact, count)
+                with task.timer("targets"):
+                    known = None if task.known is None or fact in sought else task.known[fact]
+                    value = writer.seek(fact, task.batch_size) if known is None else known
+                with task.timer("solve"):
+                    writer.write(fact, value)
+            tell(task.progress, "targets", count, count)
+        name = anatomy.weights[layer]
         solution = Solution(torch.stack(writer.values), {name: writer.keys})
         delta = Delta(torch.stack(writer.B, 1), writer.A, transposed=anatomy.transposed)
-        return Edited({name: delta}, solution, recipe, timer.seconds, writer.steps, writer.losses)
+        return Edited({name: delta}, solution, recipe, task.timer.seconds, writer.steps, writer.losses)
 
 
 @dataclass

@@ -19,20 +19,32 @@ def exact_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def solve_keys(keys: Tensor, factor: Tensor) -> Tensor:
+def solve_keys(keys: Tensor, factor: Tensor, beside: Tensor | None = None) -> Tensor:
     """The solved keys A [N, d_in] float64, one row a fact: ΔW = Rᵀ A for residuals R [N, d_out].
 
-    ``keys`` [N, d_in]; ``factor`` [d_in, d_in] is the lower Cholesky factor of λC, float64.
+    ``keys`` [N, d_in]; ``factor`` [d_in, d_in] is the lower Cholesky factor of λC, float64. Rows of
+    ``beside`` [N_p, d_in] are keys K_p for which ΔW should give nothing: (λC + K_p K_pᵀ + K Kᵀ)⁻¹ K. BadInput
+    where the system cannot be solved.
     """
     K = keys.to(factor.device, torch.float64).T
+    if beside is not None and len(beside):
+        if len(beside) > len(factor):  # the larger of the two systems is not made
+            served = factor @ factor.T + beside.T @ beside
+            return solve_keys(keys, _lower(served))
+        return solve_keys(torch.cat([beside.to(K), K.T]), factor)[len(beside) :]
     PK = torch.cholesky_solve(K, factor)
-    system = torch.eye(K.shape[1], dtype=K.dtype, device=K.device) + K.T @ PK
-    inner, failed = torch.linalg.cholesky_ex((system + system.T) / 2)
-    if failed.item() or not inner.isfinite().all():
+    identity = torch.eye(K.shape[1], dtype=K.dtype, device=K.device)
+    return torch.cholesky_solve(PK.T, _lower(identity + K.T @ PK))
+
+
+def _lower(system: Tensor) -> Tensor:
+    """The Cholesky factor of a symmetric system; BadInput where it is not positive definite."""
+    factor, failed = torch.linalg.cholesky_ex((system + system.T) / 2)
+    if failed.item() or not factor.isfinite().all():
         raise BadInput(
             "the keys of these facts cannot be solved for; raise lambda, or leave out facts on one subject"
         )
-    return torch.cholesky_solve(PK.T, inner)
+    return factor
 
 
 def scaled_inverse_keys(keys: Tensor, factor: Tensor, at: Tensor | None = None) -> Tensor:

@@ -48,21 +48,26 @@ class Statistics:
 
     layers: dict[int, Tensor]
     tokens: int
-    _factors: dict[tuple[int, float], Tensor] = field(default_factory=dict, repr=False)
+    _factors: dict[tuple[int, float, float], Tensor] = field(default_factory=dict, repr=False)
     _spaces: dict[tuple[int, float], Tensor] = field(default_factory=dict, repr=False)
 
-    def cholesky(self, layer: int, lambda_: float) -> Tensor:
-        """The lower float64 factor of λC, made once for each layer and λ; BadInput if C lacks full rank."""
-        if (layer, lambda_) not in self._factors:
+    def cholesky(self, layer: int, lambda_: float, norm: float = 0.0) -> Tensor:
+        """The lower float64 factor of λC + ``norm`` I, made once for each layer and pair of weights.
+
+        BadInput where that is not positive definite: without ``norm``, where C lacks full rank.
+        """
+        if (layer, lambda_, norm) not in self._factors:
             C = self.layers[layer]
-            factor, failed = torch.linalg.cholesky_ex(lambda_ * C.to(exact_device(C.device)).double())
+            served = lambda_ * C.to(exact_device(C.device)).double()
+            served.diagonal().add_(norm)
+            factor, failed = torch.linalg.cholesky_ex(served)
             if failed.item() or not factor.isfinite().all():
                 raise BadInput(
                     f"layer {layer}: the statistics of {self.tokens} tokens leave directions unseen "
                     f"(C is not positive definite); set statistics_tokens to {2 * len(C)} or more"
                 )
-            self._factors[layer, lambda_] = factor
-        return self._factors[layer, lambda_]
+            self._factors[layer, lambda_, norm] = factor
+        return self._factors[layer, lambda_, norm]
 
     def null_space(self, layer: int, threshold: float) -> Tensor:
         """Eigenvectors [d_ff, m] of C with eigenvalues below ``threshold``, float64, made once for each; so

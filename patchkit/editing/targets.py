@@ -31,6 +31,7 @@ from patchkit.models.replay import capture
 
 __all__ = ["Targets", "find_targets"]
 
+_OF_THE_SOLVE = ("lambda", "lambda_norm", "guess", "method", "nullspace_threshold", "norm_anchor")
 _Part = TypeVar("_Part", Rewriting, Drift)
 
 
@@ -135,8 +136,7 @@ def _key(rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage], recip
     settings = {
         name: value
         for name, value in recipe.to_dict().items()
-        if name not in ("lambda", "guess", "method", "nullspace_threshold")
-        and not name.startswith("statistics")
+        if name not in _OF_THE_SOLVE and not name.startswith("statistics")
     }
     texts = [
         [[list(p.tokens), p.subject, p.target] for p in (*of, d)]
@@ -179,21 +179,28 @@ def _optimise(
     tell: Callable[[int, int], None],
     size: Tensor | None = None,
 ) -> Targets:
-    """One batch in the published order: loss, stop tests, a step down, clamp; ``steps`` - 1 moves at most."""
+    """One batch in the published order: loss, stop tests, a step down, clamp; ``steps`` - 1 moves at most.
+
+    ENCORE's test (arXiv 2502.01636) stands beside MEMIT's: the ``stop_argmax``-th time that a fact is said.
+    """
     parts, init = _prepare(model, anatomy, rewriting, drift, recipe, budget)
     size = init.norm(dim=1) if size is None else size
     delta, descent = torch.zeros_like(init), descent_of(init, size, recipe)
     alive = torch.ones(len(init), dtype=torch.bool, device=init.device)
-    last = init.new_zeros(len(init))
+    last, said = init.new_zeros(len(init)), torch.zeros_like(alive, dtype=torch.long)
     steps = [0] * len(init)
     for step in range(1, recipe.steps + 1):
         for fact in parts.facts:
             steps[fact] = step
-        loss, gradient = _evaluate(parts.at(step), delta, size, recipe, differentiate=step < recipe.steps)
+        loss, gradient = _evaluate(
+            parts.at(step), delta, size, recipe, said, differentiate=step < recipe.steps
+        )
         last = torch.where(alive, loss, last)
         if step == recipe.steps:
             break
         alive &= ~(loss < recipe.stop_loss)
+        if recipe.stop_argmax:
+            alive &= said < recipe.stop_argmax
         moved = delta + descent.move(gradient, step)
         delta = torch.where(alive[:, None], _clamped(moved, recipe.clamp * size), delta)
         living = alive.tolist()  # the step's one synchronisation
@@ -205,9 +212,18 @@ def _optimise(
 
 
 def _evaluate(
-    parts: Sequence[Rewriting | Drift], delta: Tensor, size: Tensor, recipe: Recipe, *, differentiate: bool
+    parts: Sequence[Rewriting | Drift],
+    delta: Tensor,
+    size: Tensor,
+    recipe: Recipe,
+    said: Tensor,
+    *,
+    differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The total loss [N] of each fact and its gradient [N, d_model], chunk by chunk to bound memory."""
+    """The total loss [N] of each fact and its gradient [N, d_model], chunk by chunk to bound memory.
+
+    Where ``stop_argmax`` is set, ``said`` [N] is one more for each fact whose target is the most probable.
+    """
     gradient = torch.zeros_like(delta)
     with torch.set_grad_enabled(differentiate):
         leaf = delta.detach().requires_grad_(differentiate)
@@ -217,7 +233,11 @@ def _evaluate(
         loss = loss.detach()
         for part in parts:
             own = leaf.index_select(0, part.where)
-            value = part.of(own)
+            if recipe.stop_argmax and isinstance(part, Rewriting):
+                value, right = part.of_and_said(own)
+                said.index_add_(0, part.where, right.long())
+            else:
+                value = part.of(own)
             if differentiate:
                 gradient.index_add_(0, part.where, torch.autograd.grad(value.sum(), own)[0])
             loss = loss.index_add(0, part.where, value.detach())
