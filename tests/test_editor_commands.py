@@ -145,7 +145,10 @@ def test_alphaedit_refuses_a_stack_whose_keys_were_left_out(cli: Cli, knowledge:
             "nullspace_threshold should be a positive",
         ),
         (["--method", "rome", "--set", "mean_key=1"], "mean_key should be true or false"),
-        (["--method", "romme"], "'romme' is not an editor; there are alphaedit, emmet, ft, memit, rome"),
+        (
+            ["--method", "romme"],
+            "'romme' is not an editor; there are alphaedit, emmet, ft, memit, mend, rome",
+        ),
     ],
 )
 def test_what_a_method_does_not_read_is_refused(

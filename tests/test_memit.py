@@ -264,7 +264,7 @@ def test_editors_are_found_by_name(monkeypatch):
     assert find_editor("memit").name == "memit"
     assert "memit" in editor_names()
     with pytest.raises(
-        BadInput, match="'nemit' is not an editor; there are alphaedit, emmet, ft, memit, rome"
+        BadInput, match="'nemit' is not an editor; there are alphaedit, emmet, ft, memit, mend, rome"
     ):
         find_editor("nemit")
     from patchkit.editing import editor

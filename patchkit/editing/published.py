@@ -26,7 +26,7 @@ def recipe_for(config: Any, method: str = "memit") -> Recipe:
     length = min(Recipe.statistics_length, positions(config) or Recipe.statistics_length)
     size: dict[str, Any] = {"statistics_tokens": 10 * _width(config), "statistics_length": length}
     table = {**_of_memit(config, shape), **size, "method": method}
-    changes = {"rome": _of_rome, "ft": _of_ft, "alphaedit": _of_alphaedit}.get(method)
+    changes = {"rome": _of_rome, "ft": _of_ft, "alphaedit": _of_alphaedit, "mend": _of_mend}.get(method)
     if changes is not None:
         table |= changes(shape, table)
     read = fields_read(method)
@@ -66,8 +66,8 @@ def _switched(recipe: Recipe, method: str, config: Any) -> Recipe:
     return found.override(**{name: value for name, value in same.items() if name not in _APART})
 
 
-_METHODS = ("memit", "emmet", "rome", "ft", "alphaedit")
-_OWN_TARGETS = ("rome", "ft")  # their layers and their way down are not MEMIT's
+_METHODS = ("memit", "emmet", "rome", "ft", "alphaedit", "mend")
+_OWN_TARGETS = ("rome", "ft", "mend")  # their layers and their way down are not MEMIT's
 _APART = ("method", "lambda")  # AlphaEdit's λ weighs a norm, MEMIT's weighs C
 
 
@@ -100,6 +100,7 @@ _PUBLISHED: dict[_Shape, dict[str, Any]] = {
 # The published code of ROME and of R-ROME: one layer, Adam, a wide clamp.
 _ROME_LAYERS: dict[_Shape, int] = {("gpt2", 48, 1600): 17, ("gptj", 28, 4096): 5, ("llama", 32, 4096): 5}
 _ROME: dict[str, Any] = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5, "clamp": 4.0}
+_MEND_PUBLISHED: tuple[_Shape, ...] = (("gptj", 28, 4096), ("gpt2", 48, 1600))
 _FT_LAYERS: dict[_Shape, int] = {("gptj", 28, 4096): 21, ("llama", 32, 4096): 21}
 
 
@@ -135,6 +136,13 @@ def _of_ft(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     layer = _FT_LAYERS.get(shape, min(round(0.75 * shape[1]), shape[1] - 1))
     rest = {"learning_rate": 5e-4, "rate_decay": 1.0, "steps": 25, "weight_decay": 0.0, "stop_loss": 0.01}
     return {"layers": (layer,), **rest, "guess": shape not in (*_FT_LAYERS, _SMOLLM2)}
+
+
+def _of_mend(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
+    """The last three blocks, as published for GPT-J and GPT-2 XL; one block at least is left below them."""
+    depth = shape[1]
+    guess = shape not in (*_MEND_PUBLISHED, _SMOLLM2)
+    return {"layers": _layers(max(depth - 3, min(1, depth - 1)), depth - 1), "guess": guess}
 
 
 def _of_alphaedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:

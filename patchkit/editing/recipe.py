@@ -34,6 +34,7 @@ _READ: dict[str, tuple[str, ...]] = {
     "rome": (*_ALWAYS, *_TARGETS, *_TEXTS, "mean_key"),
     "ft": (*_ALWAYS, "learning_rate", "rate_decay", "steps", "weight_decay", "stop_loss", "norm_bound"),
     "alphaedit": (*_ALWAYS, "lambda", *_TARGETS, *_TEXTS, "nullspace_threshold"),
+    "mend": (*_ALWAYS, "network_digest"),
 }
 """The fields that each of patchkit's own methods reads. One of another package reads what memit does."""
 _ONE_LAYER = ("rome", "ft")
@@ -51,7 +52,8 @@ class Recipe:
 
     Of one method each: ``mean_key`` (rome) puts the mean key of all contexts everywhere, as R-ROME does;
     ``norm_bound`` (ft) is the most that an entry of the weight may change, 0 for no bound;
-    ``nullspace_threshold`` (alphaedit): directions of C with a smaller eigenvalue are free to be edited.
+    ``nullspace_threshold`` (alphaedit): directions of C with a smaller eigenvalue are free to be edited;
+    ``network_digest`` (mend) is the SHA-256 of the trained hypernetwork that was used.
     """
 
     layers: tuple[int, ...]
@@ -83,6 +85,7 @@ class Recipe:
     mean_key: bool = True
     norm_bound: float = 0.0
     nullspace_threshold: float = 0.02
+    network_digest: str = ""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -133,6 +136,8 @@ class Recipe:
             changes.setdefault("templates", ())
         if any(name.startswith("statistics") or name == "layers" for name in changes):
             changes.setdefault("statistics_digest", "")
+        if "layers" in changes:
+            changes.setdefault("network_digest", "")
         if {"layers", "lambda_"} <= changes.keys():
             changes.setdefault("guess", False)
         for name, default in _unread(changes.get("method", self.method)).items():

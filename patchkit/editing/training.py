@@ -1,0 +1,187 @@
+"""Training MEND's hypernetwork: Adam down a `Course`, the best parameters on what is held out, checkpoints.
+
+A run that was killed goes on from its last checkpoint to the bytes that it would have given.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from patchkit.editing.course import Course, Score
+from patchkit.editing.hypernetwork import Hypernetwork
+from patchkit.editing.kept import read_kept, write_kept
+from patchkit.editing.mass import tell
+from patchkit.errors import BadInput
+from patchkit.models.anatomy import anatomy_of
+from patchkit.models.loading import float32_compute, frozen
+from patchkit.models.trial import try_out
+
+__all__ = ["Report", "train"]
+
+Progress = Callable[[str, int, int], None]
+
+_RATE_SHARE = 100  # log α learns so many times faster than the network, as α does where it is published
+_VALIDATE_EVERY = 50  # steps
+_PATIENCE = 10  # validations without a better one
+_KEEP_EVERY = 20.0  # seconds between two checkpoints
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a training went: ``best`` is the step whose parameters are kept; ``why`` it ended, in words."""
+
+    steps: int
+    best: int
+    seconds: float
+    why: str
+    before: Score
+    after: Score
+
+
+def train(
+    model: PreTrainedModel,
+    course: Course,
+    *,
+    steps: int,
+    minutes: float | None = None,
+    unfinished: Path | None = None,
+    base: str = "",
+    progress: Progress | None = None,
+    keep_every: float = _KEEP_EVERY,
+) -> tuple[Hypernetwork, Report]:
+    """Train for ``steps`` or ``minutes`` in all, whichever ends first, or until it gets no better.
+
+    A run that was killed goes on from what it kept in the folder ``unfinished``, at most ``keep_every``
+    seconds old; ``base`` is the model's fingerprint. The model's weights are untouched. BadInput where the
+    model cannot be edited, or the loss is not a number.
+    """
+    with float32_compute(model), frozen(model):
+        try_out(model, anatomy_of(model), [course.layers[0] - 1], course.lessons[0].edit.tokens)
+        start = course.untrained(progress).to(model.device, model.dtype)
+        run = _Run(course, start, unfinished and unfinished / course.name(base))
+        kept = time.monotonic()
+        while not (why := run.over(steps, minutes)):
+            run.advance()
+            tell(progress, "training", run.step, steps)
+            if time.monotonic() - kept >= keep_every:
+                run.keep()
+                kept = time.monotonic()
+        if run.step % _VALIDATE_EVERY:
+            run.validate()
+    tell(progress, "training", steps, steps)
+    run.forget()
+    return run.result(), Report(run.step, run.best_step, run.seconds, why, run.before, run.after)
+
+
+class _Run:
+    """Parameters on their way, Adam's moments, and the best parameters so far."""
+
+    def __init__(self, course: Course, start: Hypernetwork, path: Path | None) -> None:
+        self.course, self.path = course, path
+        leaves = {name: tensor.requires_grad_() for name, tensor in start.tensors.items()}
+        self.network = replace(start, tensors=leaves)
+        own = {name for name in leaves if name.endswith(".log_rate")}
+        rate = course.settings.learning_rate
+        network = {"params": [leaves[name] for name in leaves if name not in own], "lr": rate}
+        rates = {"params": [leaves[name] for name in leaves if name in own], "lr": _RATE_SHARE * rate}
+        self.adam = torch.optim.Adam([network, rates])
+        self.step, self.best_step, self.stale, self.seconds = 0, 0, 0, 0.0
+        if not self._resumed():
+            self.before = self.after = course.validate(self.network)
+            self.best = self._copied()
+
+    def over(self, steps: int, minutes: float | None) -> str:
+        """Why the training ends here; "" where it goes on."""
+        if self.step >= steps:
+            return f"{steps} steps"
+        if minutes is not None and self.seconds >= 60 * minutes:
+            return f"{minutes:g} minutes"
+        if self.stale >= _PATIENCE:
+            return f"no better for {self.stale * _VALIDATE_EVERY} steps"
+        return ""
+
+    def advance(self) -> None:
+        """One step down, and a validation where one is due."""
+        begun = time.monotonic()
+        loss = self.course.loss(self.network, self.step)
+        self.adam.zero_grad()
+        loss.backward()
+        if not bool(loss.isfinite()):
+            raise BadInput(f"step {self.step + 1}: the loss is not a number; lower --learning-rate")
+        self.adam.step()
+        self.step += 1
+        if self.step % _VALIDATE_EVERY == 0:
+            self.validate()
+        self.seconds += time.monotonic() - begun
+
+    def validate(self) -> None:
+        score = self.course.validate(self.network)
+        if score.loss < self.after.loss:
+            self.after, self.best_step, self.best, self.stale = score, self.step, self._copied(), 0
+        else:
+            self.stale += 1
+
+    def result(self) -> Hypernetwork:
+        """The best network, and how it came about."""
+        course = self.course
+        settings = {**asdict(course.settings), "step": self.best_step}
+        about = {**settings, "lessons": len(course.lessons), "held_out": len(course.held)}
+        return replace(self.network, tensors=self.best, about=about)
+
+    def keep(self) -> None:
+        """Durably, all that the rest of the run depends on."""
+        if self.path is not None:
+            write_kept(self.path, self._state())
+
+    def forget(self) -> None:
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: leaf.detach().clone() for name, leaf in self.network.tensors.items()}
+
+    def _moments(self) -> dict[str, Tensor]:
+        """By name, where Adam has begun."""
+        return {
+            f"{name}.{part}": self.adam.state[leaf][part]
+            for name, leaf in self.network.tensors.items()
+            for part in ("exp_avg", "exp_avg_sq")
+        }
+
+    def _state(self) -> dict[str, Tensor]:
+        numbers = [self.step, self.best_step, self.stale, self.seconds]
+        scores = [*astuple(self.before), *astuple(self.after)]
+        return {
+            "numbers": torch.tensor([*numbers, *scores], dtype=torch.float64),
+            **{f"now.{name}": leaf.detach() for name, leaf in self.network.tensors.items()},
+            **{f"best.{name}": tensor for name, tensor in self.best.items()},
+            **{f"adam.{name}": tensor for name, tensor in self._moments().items()},
+        }
+
+    def _resumed(self) -> bool:
+        shapes = {name: list(leaf.shape) for name, leaf in self.network.tensors.items()}
+        wanted = {"numbers": [12]}
+        for name, shape in shapes.items():
+            parts = (f"now.{name}", f"best.{name}", f"adam.{name}.exp_avg", f"adam.{name}.exp_avg_sq")
+            wanted |= dict.fromkeys(parts, shape)
+        kept = read_kept(self.path, wanted)
+        if kept is None:
+            return False
+        numbers = kept["numbers"].tolist()
+        self.step, self.best_step, self.stale = map(int, numbers[:3])
+        self.seconds, self.before, self.after = numbers[3], Score(*numbers[4:8]), Score(*numbers[8:])
+        self.best = {}
+        for name, leaf in self.network.tensors.items():
+            with torch.no_grad():
+                leaf.copy_(kept[f"now.{name}"])
+            self.best[name] = kept[f"best.{name}"].to(leaf)
+            moments = {part: kept[f"adam.{name}.{part}"].to(leaf) for part in ("exp_avg", "exp_avg_sq")}
+            self.adam.state[leaf] = {"step": torch.tensor(float(self.step)), **moments}
+        return True
