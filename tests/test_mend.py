@@ -154,9 +154,9 @@ def test_the_norms_are_the_means_and_deviations_over_all_tokens(kind):
             rows.setdefault(shapes_of(modules)[name], []).append(torch.cat([u, delta], 1)[there])
     for (d_out, d_in), found in rows.items():
         every = torch.cat(found)
-        torch.testing.assert_close(norms[f"{d_out}x{d_in}.mean"], every.mean(0).float())
+        torch.testing.assert_close(norms[f"{d_out}x{d_in}.mean"].float(), every.mean(0).float())
         torch.testing.assert_close(
-            norms[f"{d_out}x{d_in}.deviation"], every.std(0).float(), rtol=1e-4, atol=1e-6
+            norms[f"{d_out}x{d_in}.deviation"].float(), every.std(0).float(), rtol=1e-4, atol=1e-6
         )
 
 
@@ -285,8 +285,36 @@ def test_a_training_that_gets_no_better_ends(monkeypatch):
     network, report = train(model, course, steps=50)
     assert report.why == "no better for 2 steps"
     assert (report.steps, report.best) == (2, 0)
-    untrained = Hypernetwork.untrained(network.shapes, 8, network.norms, 0)
+    with frozen(model):
+        untrained = course.untrained()
     assert all(torch.equal(t, network.tensors[name]) for name, t in untrained.tensors.items())
+
+
+def test_a_training_begins_at_the_best_of_some_rates():
+    model, course = course_of()
+    with frozen(model):
+        start = course.untrained()
+        rates = {float(t.exp()) for name, t in start.tensors.items() if name.endswith(".log_rate")}
+        others = [course.validate(start.at(rate)).loss for rate in (1e-7, 1e-5, 1e-3)]
+        assert course.validate(start).loss <= min(others)
+    assert len(rates) == 1
+
+
+def test_what_is_read_of_a_text_does_not_depend_on_the_others():
+    """Nor on the order: a resumed training asks in another one. Half of the texts belong to no group."""
+    model, tokenizer, _ = parts(dtype=torch.float32)
+    lessons = lessons_of(tokenizer, FACTS, [()] * 5)
+    texts = [page.tokens for lesson in lessons for page in (*lesson.said, *lesson.stays)]
+    seen = []
+    with frozen(model):
+        for order in (texts, texts[::-1]):
+            feet = Feet(model, anatomy_of(model), 0, texts[::2])
+            tails = {text: feet.tail([text]) for text in order}
+            seen.append({text: tail.hidden for text, tail in tails.items()})
+            together = feet.tail(order)
+            for text, row in zip(order, together.hidden, strict=True):
+                assert torch.equal(row[: len(text)], tails[text].hidden[0])
+    assert all(torch.equal(seen[0][text], seen[1][text]) for text in texts)
 
 
 def test_minutes_end_a_training_too():

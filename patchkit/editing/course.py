@@ -11,7 +11,7 @@ Some lessons are held out for the same question. What is drawn depends on seed a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -35,6 +35,7 @@ EDIT_SHARE = 0.1  # c
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 100  # of the lessons, and at most
 _NEIGHBOURS_ASKED = 2  # of a fact that is held out
 _AT_ONCE = 32  # facts whose gradients are read together
+_RATES = (1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 1e-3)  # what α may start at
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ class Course:
                 f"{len(order)} facts are too few: {count} held out, and {settings.edits} edited together in "
                 "a step; give more, or lower --edits"
             )
-        feet = Feet(model, anatomy, layers[0] - 1)
+        pages = [page for lesson in lessons for page in (*lesson.said, *lesson.stays)] + list(text)
+        feet = Feet(model, anatomy, layers[0] - 1, [page.tokens for page in pages])
         held_text = text[::10]
         rest = [page for place, page in enumerate(text) if place % 10] or text
         return cls(
@@ -134,7 +136,8 @@ class Course:
         return f"mend-{key_of(about)}.safetensors"
 
     def untrained(self, progress: Progress | None = None) -> Hypernetwork:
-        """The identity, with the means and deviations of u and δ over the tokens of all lessons' edits."""
+        """The identity, with the means and deviations of u and δ over the tokens of all lessons' edits, and
+        the α with which that does best on the first facts that are held out."""
         sums: dict[Shape, Sums] = {}
         for start in range(0, len(self.lessons), _AT_ONCE):
             tell(progress, "gradients", start, len(self.lessons))
@@ -143,7 +146,12 @@ class Course:
                 shape = self.shapes[name]
                 sums[shape] = sums.get(shape, Sums()).plus(torch.cat(pair, -1))
         tell(progress, "gradients", len(self.lessons), len(self.lessons))
-        return Hypernetwork.untrained(self.shapes, self.settings.rank, norms_of(sums), self.settings.seed)
+        identity = Hypernetwork.untrained(self.shapes, self.settings.rank, norms_of(sums), self.settings.seed)
+        weight = next(iter(self.modules.values())).weight
+        assert isinstance(weight, Tensor)
+        network = identity.to(weight.device, weight.dtype)
+        few = [next(self._held_draws())]
+        return min((network.at(rate) for rate in _RATES), key=lambda found: self._score(found, few).loss)
 
     def loss(self, network: Hypernetwork, step: int) -> Tensor:
         """Of the facts that are drawn at ``step``, from 0."""
@@ -153,9 +161,12 @@ class Course:
 
     def validate(self, network: Hypernetwork) -> Score:
         """On what is held out, as many facts edited together as in training."""
+        return self._score(network, self._held_draws())
+
+    def _score(self, network: Hypernetwork, draws: Iterable[_Draw]) -> Score:
         sums, said, stays = [0.0] * 4, 0, 0
         with torch.no_grad():
-            for draw in self._held_draws():
+            for draw in draws:
                 nll, kl, right, same = self._asked(network, draw)
                 found = (float(nll), float(kl), right, same)
                 sums = [total + value for total, value in zip(sums, found, strict=True)]

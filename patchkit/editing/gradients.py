@@ -6,7 +6,7 @@ gradient of rank T at most, held as its pairs (u, δ). Nothing is multiplied out
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from patchkit.editing.batching import pack
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.replay import Row, Tail, capture, stand_in
 
@@ -22,7 +23,8 @@ __all__ = ["Feet", "Pairs", "read_pairs", "updated"]
 
 Pairs = dict[str, tuple[Tensor, Tensor]]
 
-_HELD = 1 << 29  # bytes of states
+_HELD = 1 << 31  # bytes of states
+_AT_ONCE = 512  # tokens
 
 
 def read_pairs(
@@ -77,14 +79,23 @@ def _hooked(hooks: Mapping[str, tuple[nn.Module, Callable[..., Any]]]) -> Iterat
 class Feet:
     """Tails of texts above one block; what the blocks up to it give is computed once a text, and held.
 
-    Each text goes through those blocks alone, so that what they give does not depend on the others.
+    ``texts`` go through those blocks in fixed groups of like length, each when one of it is first asked for:
+    what they give does not depend on the order in which they are. What there is no room for goes alone.
     """
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, layer: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, anatomy: Anatomy, layer: int, texts: Iterable[tuple[int, ...]] = ()
+    ) -> None:
         self._model, self._anatomy, self._layer = model, anatomy, layer
         self._states: dict[tuple[int, ...], Tensor] = {}
-        self._room = _HELD
+        self._groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         self._as_tuple = False
+        every, room = list(dict.fromkeys(texts)), _HELD
+        for places in pack([len(text) for text in every], _AT_ONCE):
+            group = [every[place] for place in places]
+            room -= 4 * anatomy.d_model * sum(map(len, group))
+            if room >= 0:
+                self._groups |= dict.fromkeys(group, group)
 
     def tail(self, texts: Sequence[tuple[int, ...]]) -> Tail:
         """All tokens of the texts, as rows in their order."""
@@ -94,15 +105,16 @@ class Feet:
             return self._captured(texts)
 
     def _given(self, text: tuple[int, ...]) -> Tensor:
+        """[T, d_model] that block ``layer`` gives."""
         if text in self._states:
             return self._states[text]
-        tail = self._captured([text])
+        group = self._groups.get(text, [text])
+        tail = self._captured(group)
         self._as_tuple = tail.as_tuple
-        states = tail.hidden[0].clone()
-        if states.nbytes <= self._room:
-            self._states[text] = states
-            self._room -= states.nbytes
-        return states
+        given = {each: row[: len(each)].clone() for each, row in zip(group, tail.hidden, strict=True)}
+        if text in self._groups:
+            self._states |= given
+        return given[text]
 
     def _captured(self, texts: Sequence[tuple[int, ...]]) -> Tail:
         return capture(self._model, self._anatomy, [Row((), text) for text in texts], layer=self._layer)

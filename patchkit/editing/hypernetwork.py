@@ -7,7 +7,8 @@ but for a scale and a shift of their own in each of its two layers, and for α.
 
 As in the paper's public code, the second layer has no nonlinearity, and u and δ are normed by means and
 deviations that weights of one shape share. Differences: those are taken once, over all training facts; α is
-held as its logarithm; V starts with entries of variance 1/width, so that a rate of learning serves any width.
+held as its logarithm, and starts where it suits the model (published: 1e-4); V starts with entries of variance
+1/width, so that a rate of learning serves any width.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["ANEW", "Hypernetwork", "Shape", "Sums", "network_name", "norms_of", 
 Shape = tuple[int, int]
 
 _FORMAT, _ABOUT = 1, "mend"
-_RATE = 1e-4  # α before training, as published
+_RATE = 1e-4  # α at first, as published
 _APART = 1e-7  # added to deviations, as published: a number that never varies is no division by zero
 ANEW = "train it: patchkit mend train RECORDS"
 
@@ -75,6 +76,12 @@ class Hypernetwork:
                 tensors |= {f"{name}.scale{layer}": ones.clone(), f"{name}.shift{layer}": zeros.clone()}
             tensors[f"{name}.log_rate"] = torch.tensor([_RATE]).log()
         return cls(dict(shapes), tensors, dict(norms), {})
+
+    def at(self, rate: float) -> Hypernetwork:
+        """The same with α = ``rate`` for every weight."""
+        log = torch.tensor([rate]).log()
+        rates = {name: log.to(t) for name, t in self.tensors.items() if name.endswith(".log_rate")}
+        return replace(self, tensors={**self.tensors, **rates})
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Hypernetwork:
         """The same, to compute there with."""

@@ -27,7 +27,7 @@ __all__ = ["Report", "train"]
 
 Progress = Callable[[str, int, int], None]
 
-_RATE_SHARE = 100  # log α learns so many times faster than the network, as α does where it is published
+_RATE_OF_RATES = 0.02  # of log α: a fiftieth of α a step at most
 _VALIDATE_EVERY = 50  # steps
 _PATIENCE = 10  # validations without a better one
 _KEEP_EVERY = 20.0  # seconds between two checkpoints
@@ -64,7 +64,7 @@ def train(
     """
     with float32_compute(model), frozen(model):
         try_out(model, anatomy_of(model), [course.layers[0] - 1], course.lessons[0].edit.tokens)
-        start = course.untrained(progress).to(model.device, model.dtype)
+        start = course.untrained(progress)
         run = _Run(course, start, unfinished and unfinished / course.name(base))
         kept = time.monotonic()
         while not (why := run.over(steps, minutes)):
@@ -90,7 +90,7 @@ class _Run:
         own = {name for name in leaves if name.endswith(".log_rate")}
         rate = course.settings.learning_rate
         network = {"params": [leaves[name] for name in leaves if name not in own], "lr": rate}
-        rates = {"params": [leaves[name] for name in leaves if name in own], "lr": _RATE_SHARE * rate}
+        rates = {"params": [leaves[name] for name in leaves if name in own], "lr": _RATE_OF_RATES}
         self.adam = torch.optim.Adam([network, rates])
         self.step, self.best_step, self.stale, self.seconds = 0, 0, 0, 0.0
         if not self._resumed():
