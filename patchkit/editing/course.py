@@ -135,6 +135,15 @@ class Course:
         about = {"base": base, "layers": self.layers, "lessons": lessons, "text": text, "settings": settings}
         return f"mend-{key_of(about)}.safetensors"
 
+    def identity(self, sums: Mapping[Shape, Sums]) -> Hypernetwork:
+        """With the norms of those sums (0 for a shape that is not there), where the model computes."""
+        none = {shape: Sums().plus(torch.zeros(1, sum(shape))) for shape in self.shapes.values()}
+        norms = norms_of({**none, **sums})
+        found = Hypernetwork.untrained(self.shapes, self.settings.rank, norms, self.settings.seed)
+        weight = next(iter(self.modules.values())).weight
+        assert isinstance(weight, Tensor)
+        return found.to(weight.device, weight.dtype)
+
     def untrained(self, progress: Progress | None = None) -> Hypernetwork:
         """The identity, with the means and deviations of u and δ over the tokens of all lessons' edits, and
         the α with which that does best on the first facts that are held out."""
@@ -146,10 +155,7 @@ class Course:
                 shape = self.shapes[name]
                 sums[shape] = sums.get(shape, Sums()).plus(torch.cat(pair, -1))
         tell(progress, "gradients", len(self.lessons), len(self.lessons))
-        identity = Hypernetwork.untrained(self.shapes, self.settings.rank, norms_of(sums), self.settings.seed)
-        weight = next(iter(self.modules.values())).weight
-        assert isinstance(weight, Tensor)
-        network = identity.to(weight.device, weight.dtype)
+        network = self.identity(sums)
         few = [next(self._held_draws())]
         return min((network.at(rate) for rate in _RATES), key=lambda found: self._score(found, few).loss)
 

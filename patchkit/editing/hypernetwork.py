@@ -7,8 +7,8 @@ but for a scale and a shift of their own in each of its two layers, and for α.
 
 As in the paper's public code, the second layer has no nonlinearity, and u and δ are normed by means and
 deviations that weights of one shape share. Differences: those are taken once, over all training facts; α is
-held as its logarithm, and starts where it suits the model (published: 1e-4); V starts with entries of variance
-1/width, so that a rate of learning serves any width.
+held as its logarithm, and starts where it suits the model (published: 1e-4); V starts with entries of
+variance 1/width, so that a rate of learning serves any width.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ A run that was killed goes on from its last checkpoint to the bytes that it woul
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ Progress = Callable[[str, int, int], None]
 
 _RATE_OF_RATES = 0.02  # of log α: a fiftieth of α a step at most
 _VALIDATE_EVERY = 50  # steps
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch names them
 _PATIENCE = 10  # validations without a better one
 _KEEP_EVERY = 20.0  # seconds between two checkpoints
 
@@ -64,9 +65,8 @@ def train(
     """
     with float32_compute(model), frozen(model):
         try_out(model, anatomy_of(model), [course.layers[0] - 1], course.lessons[0].edit.tokens)
-        start = course.untrained(progress)
-        run = _Run(course, start, unfinished and unfinished / course.name(base))
         kept = time.monotonic()
+        run = _Run.begin(course, unfinished and unfinished / course.name(base), progress)
         while not (why := run.over(steps, minutes)):
             run.advance()
             tell(progress, "training", run.step, steps)
@@ -85,7 +85,7 @@ class _Run:
 
     def __init__(self, course: Course, start: Hypernetwork, path: Path | None) -> None:
         self.course, self.path = course, path
-        leaves = {name: tensor.requires_grad_() for name, tensor in start.tensors.items()}
+        leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in start.tensors.items()}
         self.network = replace(start, tensors=leaves)
         own = {name for name in leaves if name.endswith(".log_rate")}
         rate = course.settings.learning_rate
@@ -93,9 +93,24 @@ class _Run:
         rates = {"params": [leaves[name] for name in leaves if name in own], "lr": _RATE_OF_RATES}
         self.adam = torch.optim.Adam([network, rates])
         self.step, self.best_step, self.stale, self.seconds = 0, 0, 0, 0.0
-        if not self._resumed():
-            self.before = self.after = course.validate(self.network)
-            self.best = self._copied()
+        self.before = self.after = Score(0.0, 0.0, 0.0, 0.0)
+        self.best = self._copied()
+
+    @classmethod
+    def begin(cls, course: Course, path: Path | None, progress: Progress | None) -> _Run:
+        """Where the checkpoint at ``path`` stands; from the identity where there is none."""
+        begun = time.monotonic()
+        blank = course.identity({})
+        kept = read_kept(path, _shapes(blank))
+        if kept is not None:
+            norms = {name: kept[f"norms.{name}"].to(tensor) for name, tensor in blank.norms.items()}
+            run = cls(course, replace(blank, norms=norms), path)
+            run._take(kept)
+            return run
+        run = cls(course, course.untrained(progress), path)
+        run.before = run.after = course.validate(run.network)
+        run.seconds = time.monotonic() - begun
+        return run
 
     def over(self, steps: int, minutes: float | None) -> str:
         """Why the training ends here; "" where it goes on."""
@@ -152,7 +167,7 @@ class _Run:
         return {
             f"{name}.{part}": self.adam.state[leaf][part]
             for name, leaf in self.network.tensors.items()
-            for part in ("exp_avg", "exp_avg_sq")
+            for part in _MOMENTS
         }
 
     def _state(self) -> dict[str, Tensor]:
@@ -160,28 +175,28 @@ class _Run:
         scores = [*astuple(self.before), *astuple(self.after)]
         return {
             "numbers": torch.tensor([*numbers, *scores], dtype=torch.float64),
+            **{f"norms.{name}": tensor for name, tensor in self.network.norms.items()},
             **{f"now.{name}": leaf.detach() for name, leaf in self.network.tensors.items()},
             **{f"best.{name}": tensor for name, tensor in self.best.items()},
             **{f"adam.{name}": tensor for name, tensor in self._moments().items()},
         }
 
-    def _resumed(self) -> bool:
-        shapes = {name: list(leaf.shape) for name, leaf in self.network.tensors.items()}
-        wanted = {"numbers": [12]}
-        for name, shape in shapes.items():
-            parts = (f"now.{name}", f"best.{name}", f"adam.{name}.exp_avg", f"adam.{name}.exp_avg_sq")
-            wanted |= dict.fromkeys(parts, shape)
-        kept = read_kept(self.path, wanted)
-        if kept is None:
-            return False
+    def _take(self, kept: Mapping[str, Tensor]) -> None:
         numbers = kept["numbers"].tolist()
         self.step, self.best_step, self.stale = map(int, numbers[:3])
         self.seconds, self.before, self.after = numbers[3], Score(*numbers[4:8]), Score(*numbers[8:])
-        self.best = {}
         for name, leaf in self.network.tensors.items():
             with torch.no_grad():
                 leaf.copy_(kept[f"now.{name}"])
             self.best[name] = kept[f"best.{name}"].to(leaf)
-            moments = {part: kept[f"adam.{name}.{part}"].to(leaf) for part in ("exp_avg", "exp_avg_sq")}
+            moments = {part: kept[f"adam.{name}.{part}"].to(leaf) for part in _MOMENTS}
             self.adam.state[leaf] = {"step": torch.tensor(float(self.step)), **moments}
-        return True
+
+
+def _shapes(network: Hypernetwork) -> dict[str, list[int]]:
+    """Of every tensor in a checkpoint."""
+    found = {"numbers": [12], **{f"norms.{name}": list(t.shape) for name, t in network.norms.items()}}
+    for name, tensor in network.tensors.items():
+        parts = (f"now.{name}", f"best.{name}", *(f"adam.{name}.{part}" for part in _MOMENTS))
+        found |= {part: list(tensor.shape) for part in parts}
+    return found
