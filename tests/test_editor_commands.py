@@ -211,7 +211,7 @@ def test_a_stack_whose_keys_were_left_out_is_refused(
         (["--method", "ultraedit", "--set", "contexts=2"], "contexts is nothing that ultraedit reads"),
         (
             ["--method", "romme"],
-            "'romme' is not an editor; there are alphaedit, emmet, encore, ft, memit, rome, ultra",
+            "'romme' is not an editor; there are alphaedit, emmet, encore, ft, memit, mend, rome, ultra",
         ),
     ],
 )

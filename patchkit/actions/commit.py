@@ -27,7 +27,7 @@ from patchkit.actions.edit import as_patch, below
 from patchkit.actions.environment import environment, measured_trailers
 from patchkit.actions.given import as_batch
 from patchkit.actions.workbench import Workbench
-from patchkit.editing.editor import find_editor
+from patchkit.editing.editor import Trained, find_editor
 from patchkit.editing.kept import key_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
@@ -127,6 +127,8 @@ def commit(
     stack = repository.stack()
     recipe = repository.recipe(overrides)
     editor = find_editor(recipe.method)
+    if isinstance(editor, Trained):
+        editor.load(repository.store.private / "statistics", repository.settings.base_fingerprint, recipe)
     if not replace:
         refuse_clashes(batch, stack)
     patches = repository.patches(stack)

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from patchkit.actions.given import Facts, as_batch
 from patchkit.checkpoint import Checkpoint
-from patchkit.editing.editor import Below, Edited, find_editor
+from patchkit.editing.editor import Below, Edited, Trained, find_editor
 from patchkit.editing.published import recipe_for
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
@@ -35,6 +35,7 @@ def edit(
     base: str | Path | None = None,
     recipe: Recipe | None = None,
     statistics: Statistics | None = None,
+    trained: str | Path | None = None,
     batch_size: int | str = "auto",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Patch:
@@ -43,6 +44,7 @@ def edit(
     ``facts``: a file's path, or facts, or mappings with the fields of a fact. ``base``: the checkpoint
     that the model was loaded from, where ``model.name_or_path`` does not say it; the patch is bound to
     its fingerprint. ``recipe``: the base's own by default. Statistics are kept in the user's cache.
+    ``trained``: the folder of what an editor was trained to, ``patchkit path statistics`` of the repository.
     The edited weights are base + Σ B A rounded once to the model's dtype: where that is the base's
     dtype, they are those of a build. Raises FactsError, or BadInput for a model that cannot be edited.
     """
@@ -59,7 +61,11 @@ def edit(
         statistics = statistics_for(
             model, tokenizer, recipe, folder=folder, base=checkpoint.fingerprint(), progress=progress
         )
-    edited = find_editor(recipe.method).edit(
+    editor = find_editor(recipe.method)
+    if isinstance(editor, Trained):
+        kept = Path(trained) if trained is not None else cache_folder() / "statistics"
+        editor.load(kept, checkpoint.fingerprint(), recipe)
+    edited = editor.edit(
         model, tokenizer, batch.facts, recipe, statistics, batch_size=batch_size, progress=progress
     )
     parameters = dict(model.named_parameters())

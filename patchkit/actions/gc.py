@@ -123,7 +123,10 @@ class _Search:
         for path in sorted((self.private / "statistics").glob("*")):
             if is_temporary(path.name):
                 continue
-            if path.suffix == ".json":
+            if path.suffix == ".safetensors":
+                if path.name not in self._networks:
+                    yield _leftover("hypernetwork", path)
+            elif path.suffix == ".json":
                 if path.name not in self._texts:
                     yield _leftover("text", path)
             elif path.is_dir() and not self._is_used(path):
@@ -151,6 +154,13 @@ class _Search:
 
         patches, settings = self._references
         return {text_name(recipe, base) for base, recipe in (*patches, *settings)}
+
+    @cached_property
+    def _networks(self) -> set[str]:
+        from patchkit.editing.hypernetwork import network_name
+
+        named = [(base, recipe) for of in self._references for base, recipe in of]
+        return {network_name(base, recipe.layers) for base, recipe in named if recipe.method == "mend"}
 
     def _is_used(self, folder: Path) -> bool:
         """Whether a patch's or a patchkit.toml's recipe asks for these; where nothing is noted beside them,

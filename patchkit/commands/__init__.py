@@ -51,6 +51,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "ask": "Ask the base and the stack side by side.",
         "eval": "Score a stack on facts, beside the base or another stack.",
         "editors": "List the editing methods.",
+        "mend": "Train the hypernetwork of the editor mend.",
     },
     "Ship": {
         "build": "Write base and stack as an ordinary checkpoint folder.",

@@ -26,7 +26,16 @@ if TYPE_CHECKING:
     from patchkit.factors import Delta, Solution
     from patchkit.facts import Fact
 
-__all__ = ["Below", "Edited", "Editor", "Refitter", "editor_names", "find_editor", "foreign_editors"]
+__all__ = [
+    "Below",
+    "Edited",
+    "Editor",
+    "Refitter",
+    "Trained",
+    "editor_names",
+    "find_editor",
+    "foreign_editors",
+]
 
 GROUP = "patchkit.editors"
 _OWN = {
@@ -35,6 +44,7 @@ _OWN = {
     "encore": "patchkit.editing.encore:Encore",
     "ft": "patchkit.editing.finetune:FineTune",
     "memit": "patchkit.editing.memit:Memit",
+    "mend": "patchkit.editing.mend:Mend",
     "rome": "patchkit.editing.rome:Rome",
     "ultraedit": "patchkit.editing.ultraedit:UltraEdit",
 }
@@ -115,6 +125,17 @@ class Refitter(Protocol):
         anew: Sequence[int] = (),
         progress: Progress | None = None,
     ) -> Edited: ...
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """An editor that was trained on the base beforehand."""
+
+    def load(self, folder: Path, base: str, recipe: Recipe) -> None:
+        """Read what was trained on ``base`` (a fingerprint) for ``recipe``, from the folder of statistics.
+
+        NotFound where nothing was, BadInput where it is not what the recipe names; both say how to train it.
+        """
 
 
 def editor_names() -> list[str]:

@@ -66,8 +66,8 @@ def _switched(recipe: Recipe, method: str, config: Any) -> Recipe:
     return found.override(**{name: value for name, value in same.items() if name not in apart})
 
 
-_METHODS = ("memit", "emmet", "rome", "ft", "alphaedit", "encore", "ultraedit")
-_OWN_TARGETS = ("rome", "ft", "ultraedit")  # their layers and their way down are not MEMIT's
+_METHODS = ("memit", "emmet", "rome", "ft", "alphaedit", "encore", "ultraedit", "mend")
+_OWN_TARGETS = ("rome", "ft", "ultraedit", "mend")  # their layers and their way down are not MEMIT's
 _APART = ("method", "lambda")  # AlphaEdit's λ weighs a norm, MEMIT's and ENCORE's weigh C
 
 
@@ -100,6 +100,7 @@ _PUBLISHED: dict[_Shape, dict[str, Any]] = {
 # The published code of ROME and of R-ROME: one layer, Adam, a wide clamp.
 _ROME_LAYERS: dict[_Shape, int] = {("gpt2", 48, 1600): 17, ("gptj", 28, 4096): 5, ("llama", 32, 4096): 5}
 _ROME: dict[str, Any] = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5, "clamp": 4.0}
+_MEND_PUBLISHED: tuple[_Shape, ...] = (("gptj", 28, 4096), ("gpt2", 48, 1600))
 _FT_LAYERS: dict[_Shape, int] = {("gptj", 28, 4096): 21, ("llama", 32, 4096): 21}
 _SEARCH: dict[str, Any] = {"learning_rate": 0.5, "weight_decay": 0.5, "clamp": 0.75}
 # ENCORE's public settings: λ_p, λ_n, how often a fact is said before its search stops; MEMIT's own search.
@@ -149,6 +150,13 @@ def _of_ft(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     return {"layers": (layer,), **rest, "guess": shape not in (*_FT_LAYERS, _SMOLLM2)}
 
 
+def _of_mend(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
+    """The last three blocks, as published for GPT-J and GPT-2 XL; one block at least is left below them."""
+    depth = shape[1]
+    guess = shape not in (*_MEND_PUBLISHED, _SMOLLM2)
+    return {"layers": _layers(max(depth - 3, min(1, depth - 1)), depth - 1), "guess": guess}
+
+
 def _of_alphaedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     """λ is the published L2; all else is MEMIT's, as there."""
     return {"lambda_": 10.0, "nullspace_threshold": 0.02}
@@ -178,6 +186,7 @@ _CHANGES = {
     "alphaedit": _of_alphaedit,
     "encore": _of_encore,
     "ultraedit": _of_ultraedit,
+    "mend": _of_mend,
 }
 
 

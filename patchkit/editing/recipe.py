@@ -36,6 +36,7 @@ _READ: dict[str, tuple[str, ...]] = {
     "alphaedit": (*_ALWAYS, "lambda", *_TARGETS, *_TEXTS, "norm_anchor", "nullspace_threshold"),
     "encore": (*_ALWAYS, "lambda", "lambda_norm", *_TARGETS, *_TEXTS, "norm_anchor"),
     "ultraedit": (*_ALWAYS, "lambda", "learning_rate"),
+    "mend": (*_ALWAYS, "network_digest"),
 }
 """The fields that each of patchkit's own methods reads. One of another package reads what memit does."""
 _ONE_LAYER = ("rome", "ft")
@@ -58,7 +59,8 @@ class Recipe:
     Of one method each: ``mean_key`` (rome) puts the mean key of all contexts everywhere, as R-ROME does;
     ``norm_bound`` (ft) is the most that an entry of the weight may change, 0 for no bound;
     ``nullspace_threshold`` (alphaedit): directions of C with a smaller eigenvalue are free to be edited;
-    ``lambda_norm`` (encore) weighs the update's own norm.
+    ``lambda_norm`` (encore) weighs the update's own norm; ``network_digest`` (mend) is the SHA-256 of the
+    trained hypernetwork that was used.
     """
 
     layers: tuple[int, ...]
@@ -93,6 +95,7 @@ class Recipe:
     nullspace_threshold: float = 0.02
     norm_anchor: float = 0.0
     lambda_norm: float = 0.0
+    network_digest: str = ""
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -143,6 +146,8 @@ class Recipe:
             changes.setdefault("templates", ())
         if any(name.startswith("statistics") or name == "layers" for name in changes):
             changes.setdefault("statistics_digest", "")
+        if "layers" in changes:
+            changes.setdefault("network_digest", "")
         if {"layers", "lambda_"} <= changes.keys():
             changes.setdefault("guess", False)
         for name, default in _unread(changes.get("method", self.method)).items():

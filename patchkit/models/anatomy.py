@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from patchkit.errors import BadInput
 
-__all__ = ["Anatomy", "anatomy_of"]
+__all__ = ["Anatomy", "anatomy_of", "feed_forward", "shape_of"]
 
 _NAMES = ("down_proj", "c_proj", "fc_out", "dense_4h_to_h", "fc2", "w2", "linear_out", "proj_out")
 
@@ -81,8 +81,23 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
         weights=weights,
         transposed=isinstance(first, Conv1D),
         d_model=config.hidden_size,
-        d_ff=_shape(first)[1],
+        d_ff=shape_of(first)[1],
     )
+
+
+def feed_forward(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> dict[str, nn.Module]:
+    """The feed-forward projections of a block by parameter name: those that stand beside the last one and
+    read d_model numbers (``up_proj``, ``gate_proj``, ``c_fc``, ``fc_in``, ...), then the last one itself."""
+    down = anatomy.weights[layer]
+    home = down.rsplit(".", 2)[0]
+    found = {
+        f"{home}.{name}.weight": module
+        for name, module in model.get_submodule(home).named_children()
+        if isinstance(module, nn.Linear | Conv1D) and shape_of(module)[1] == anatomy.d_model
+    }
+    found.pop(down, None)  # a square one
+    _refuse_tied(model, tuple(found))
+    return {**found, down: anatomy.downs[layer]}
 
 
 def _depth(model: PreTrainedModel, config: Any) -> int:
@@ -119,7 +134,7 @@ def _down_projection(model: PreTrainedModel, block: nn.Module, d_model: int) -> 
         (path, module)
         for path, module in block.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
-        and _shape(module)[0] == d_model
+        and shape_of(module)[0] == d_model
         and not any(path == part or path.startswith(part + ".") for part in attention)
     ]
     if not candidates:
@@ -128,7 +143,7 @@ def _down_projection(model: PreTrainedModel, block: nn.Module, d_model: int) -> 
     return (named or candidates)[-1]
 
 
-def _shape(module: nn.Module) -> tuple[int, int]:
+def shape_of(module: nn.Module) -> tuple[int, int]:
     """(d_out, d_in) whatever the storage."""
     weight = module.weight
     assert isinstance(weight, Tensor)
