@@ -208,7 +208,7 @@ def test_it_is_a_method_too(knowledge: Path, facts: Path) -> None:
     from patchkit.evaluation.cases import read_cases
 
     cases, repository = read_cases(str(facts)), Repository.open(knowledge)
-    for wrong in ({"samples": 0}, {"noise": -1.0}, {"noise": math.inf}, {"seed": -1}):
+    for wrong in ({"samples": 0}, {"samples": 1001}, {"noise": -1.0}, {"noise": math.inf}, {"seed": -1}):
         with pytest.raises(BadInput):
             repository.locate(cases, device="cpu", **wrong)
     told: list[tuple[str, int, int]] = []

@@ -177,8 +177,8 @@ def locate(
 
 
 def _check(samples: int, noise: float, seed: int) -> None:
-    if samples < 1:
-        raise BadInput(f"{samples} samples of the noise: choose a number from 1")
+    if not 1 <= samples <= 1000:
+        raise BadInput(f"{samples} samples of the noise: choose from 1 to 1000")
     if not (math.isfinite(noise) and noise >= 0):
         raise BadInput(f"noise of {noise} σ: choose a number from 0")
     if seed < 0:

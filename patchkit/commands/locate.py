@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ WIDE = 120  # columns from which the intervals fit
 )
 @click.option(
     "--samples",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1000),
     default=10,
     show_default=True,
     metavar="N",
@@ -127,10 +128,8 @@ def command(
 def _show(out: Console, found: Located) -> None:
     from patchkit.evaluation.tracing import CLASSES, KINDS
 
-    drawn = (
-        "" if len(found.traced) == 1 else f", noise of {found.noise:g} σ, {counted(found.samples, 'sample')}"
-    )
-    say(out, f"{counted(len(found.traced), 'fact')} of {found.source} on {found.revision}{drawn}", "bold")
+    how = f"noise of {found.noise:g} σ, {counted(found.samples, 'sample')}"
+    say(out, f"{counted(len(found.traced), 'fact')} of {found.source} on {found.revision}, {how}", "bold")
     clean, corrupted, total = (found.means[name] for name in ("clean", "corrupted", "total"))
     effect = f"total effect {_points(total, True)}"
     say(out, f"P(object) {100 * clean.value:.1f} % → {100 * corrupted.value:.1f} %: {effect}")
@@ -157,4 +156,4 @@ def _highest(found: Located, kind: str, place: str, bounds: bool) -> str:
 def _points(effect: Interval, bounds: bool) -> str:
     """An effect in percent points, perhaps with its interval."""
     value, low, high = (f"{100 * number:+.1f}" for number in (effect.value, effect.low, effect.high))
-    return f"{value} ({low} to {high})" if bounds and effect.low == effect.low else value
+    return f"{value} ({low} to {high})" if bounds and not math.isnan(effect.low) else value

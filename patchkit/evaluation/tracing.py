@@ -39,7 +39,9 @@ CLASSES = (
     "last token",
 )
 """Where a token stands, as in the paper's figures; a subject of one token has a last one only."""
-_CPU_TOKENS, _CUDA_TOKENS = 96, 16384  # a pass: fewer run more often, but little that is as it was
+# A pass. Places that run together run from the first of them on, so the fewer, the less is run in vain; a GPU
+# would rather have many.
+_CPU_TOKENS, _CUDA_TOKENS = 96, 16384
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def deviation(model: PreTrainedModel, prompts: Sequence[Prompt]) -> float:
     tokens = [token for p in prompts for token in p.tokens[p.subject.start : p.subject.stop]]
     with torch.no_grad():
         embedded = model.get_input_embeddings()(torch.tensor(tokens, device=model.device))
-    return float(embedded.double().std())
+    return float(embedded.cpu().double().std())
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ class Tracer:
             corrupted = self._probabilities(prompt, count, 0, past)
         behind = [_state(output, count, len(prompt.tokens)) for output in noted]
         by_kind = {kind: states[n * self.depth : (n + 1) * self.depth] for n, kind in enumerate(KINDS)}
-        found = float(clean[0]), float(corrupted.double().mean())
+        found = float(clean[0]), float(corrupted.cpu().double().mean())
         return _Runs(prompt, noise, by_kind, behind, past, as_tuple, found)
 
     def _restored(self, runs: _Runs, kind: str, layers: range) -> Tensor:
@@ -243,7 +245,7 @@ class Tracer:
                 self._patched(runs, kind, layers, group.start, rows[n : n + at_once])
                 for n in range(0, len(rows), at_once)
             ]
-            means.append(torch.cat(parts).double().cpu().view(len(group), count).mean(1))
+            means.append(torch.cat(parts).cpu().double().view(len(group), count).mean(1))
         return torch.cat(means)
 
     def _patched(
@@ -285,7 +287,8 @@ class Tracer:
             use_cache=past is not None,
             logits_to_keep=1,
         )
-        probabilities: Tensor = out.logits[:, -1].softmax(-1)[:, prompt.object]
+        logits = out.logits[:, -1]
+        probabilities: Tensor = (logits[:, prompt.object] - logits.logsumexp(-1)).exp()
         return probabilities
 
     @contextmanager
