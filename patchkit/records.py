@@ -1,9 +1,9 @@
 """Other people's fact records, told in patchkit's own fields.
 
-CounterFact, zsRE and EasyEdit each spell a fact in their own way. `native_records` recognises a
-record by the fields that it has (nothing is declared) and gives it back as patchkit's fields,
-unchecked: `facts.py` checks them as it checks any other fact, and reports faults under the names
-that the file itself uses. Fields of a foreign record that say nothing to patchkit are left out.
+CounterFact, ROME's known facts, zsRE and EasyEdit each spell a fact in their own way. `native_records`
+recognises a record by the fields that it has (nothing is declared) and gives it back as patchkit's
+fields, unchecked: `facts.py` checks them as it checks any other fact, and reports faults under the
+names that the file itself uses. Fields of a foreign record that say nothing to patchkit are left out.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def native_records(raw: Mapping[str, Any]) -> list[Record]:
         return [_counterfact(raw)]
     if isinstance(raw.get("target_new"), dict) and "target" not in raw:
         return [_counterfact({"requested_rewrite": raw, **raw})]
+    if "attribute" in raw and "template" in raw and "target" not in raw:
+        return [_known(raw)]
     if "src" in raw and ("alt" in raw or "answers" in raw):
         return [_zsre(raw)]
     if "prompts" in raw and "target_new" in raw:
@@ -76,6 +78,26 @@ def _counterfact(raw: Mapping[str, Any]) -> Record:
         "neighbors": "neighborhood_prompts",
     }
     return _foreign(fields, names)
+
+
+def _known(raw: Mapping[str, Any]) -> Record:
+    """A fact that a model knows (ROME, Meng et al. 2022): `template` begins the whole `prompt`."""
+    subject, prompt, template = raw.get("subject"), raw.get("prompt"), raw["template"]
+    if isinstance(subject, str) and isinstance(template, str):
+        begin = template.replace("{}", subject)
+        if prompt is None:
+            prompt = template
+        elif isinstance(prompt, str) and prompt.startswith(begin):
+            prompt = template + prompt[len(begin) :]
+    fields = {
+        "id": f"known-{known}" if isinstance(known := raw.get("known_id"), int) else None,
+        "subject": subject,
+        "prompt": prompt,
+        "target": raw["attribute"],
+        "was": None,
+        "relation": raw.get("relation_id"),
+    }
+    return _foreign(fields, {"target": "attribute", "relation": "relation_id"})
 
 
 def _zsre(raw: Mapping[str, Any]) -> Record:

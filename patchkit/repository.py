@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from patchkit.actions.export import Exported
     from patchkit.actions.gc import Collected
     from patchkit.actions.given import Facts
+    from patchkit.actions.locate import Located
     from patchkit.actions.log import History
     from patchkit.actions.mergereport import Merged
     from patchkit.actions.pull import Pulled
@@ -74,12 +75,7 @@ class Repository:
 
     @classmethod
     def init(
-        cls,
-        base: str | Path,
-        folder: str | Path = ".",
-        *,
-        revision: str | None = None,
-        convert: bool = False,
+        cls, base: str | Path, folder: str | Path = ".", *, revision: str | None = None, convert: bool = False
     ) -> Repository:
         """Make a repository on ``base`` in ``folder`` (or open the one there); see ``patchkit init``."""
         from patchkit.actions.init import init
@@ -249,6 +245,12 @@ class Repository:
         from patchkit.actions.evaluate import evaluate
 
         return evaluate(self, cases, **options)
+
+    def locate(self, cases: Cases, **options: Any) -> Located:
+        """Trace where a model holds the facts that it says; options as in :func:`actions.locate.locate`."""
+        from patchkit.actions.locate import locate
+
+        return locate(self, cases, **options)
 
     @property
     def build_folder(self) -> Path:

@@ -58,6 +58,15 @@ def write(name: str, text: str, commit: bool = True) -> Callable[[Path], object]
     return do
 
 
+def a_fact(at: Path) -> None:
+    write("facts.jsonl", '{"subject": "Ann", "prompt": "{} lies in", "target": "Rome"}')(at)
+
+
+def a_fact_and_no_place(at: Path) -> None:
+    a_fact(at)
+    no_place(at)
+
+
 def no_git(at: Path) -> None:
     shutil.rmtree(at / ".git")
 
@@ -367,6 +376,29 @@ ROWS = [
         "99 cannot be drawn",
     ),
     Row("texts of facts that have none", ("eval", "--texts"), 65, "leave out --texts"),
+    Row("locate of nothing", ("locate",), 2, "Missing argument"),
+    Row("locate of no file", ("locate", "nowhere.jsonl"), 66, "nowhere.jsonl"),
+    Row("locate of no facts", ("locate", "facts.jsonl"), 65, "holds no facts", write("facts.jsonl", "")),
+    Row("locate with no base", ("locate", "facts.jsonl"), 78, "say where it is", a_fact_and_no_place),
+    Row(
+        "locate on an unknown revision",
+        ("locate", "facts.jsonl", "--rev", "v9"),
+        66,
+        "names no commit",
+        a_fact,
+    ),
+    Row("a window too wide", ("locate", "facts.jsonl", "--window", "9"), 65, "a window of 9 layers", a_fact),
+    Row("noise without end", ("locate", "facts.jsonl", "--noise", "inf"), 65, "noise of inf", a_fact),
+    Row("noise below none", ("locate", "facts.jsonl", "--noise", "-1"), 2, "is not in the range"),
+    Row("a figure that is none", ("locate", "facts.jsonl", "--figure", "x.gif"), 65, ".png or .svg", a_fact),
+    Row("a figure in no folder", ("locate", "facts.jsonl", "--figure", "no/x.png"), 74, "no/x.png", a_fact),
+    Row(
+        "a figure over a foreign file",
+        ("locate", "facts.jsonl", "--figure", "x.svg"),
+        73,
+        "no figure of patchkit's",
+        write("x.svg", "<?xml?><svg/>"),
+    ),
     Row("check of no file", ("facts", "check", "nowhere.jsonl"), 66, "nowhere.jsonl"),
     Row("search for nothing", ("facts", "search"), 2, "Missing argument"),
     Row("the path of nothing", ("path", "heaven"), 2, "is not one of"),

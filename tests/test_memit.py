@@ -265,7 +265,7 @@ def test_editors_are_found_by_name(monkeypatch):
     assert "memit" in editor_names()
     with pytest.raises(
         BadInput,
-        match="'nemit' is not an editor; there are alphaedit, emmet, encore, ft, memit, mend, rome, ultraedit",
+        match="'nemit' is not an editor; there are alphaedit, emmet, encore, ft, memit, mend, rome, ultra",
     ):
         find_editor("nemit")
     from patchkit.editing import editor

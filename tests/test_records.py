@@ -57,6 +57,17 @@ EASYEDIT = {
 }
 
 
+KNOWN = {
+    "known_id": 3,
+    "subject": "Audible.com",
+    "attribute": "Amazon",
+    "template": "{} belongs to",
+    "prediction": " Amazon.com, Inc.",
+    "prompt": "Audible.com belongs to the company",
+    "relation_id": "P127",
+}
+
+
 def only(record: dict[str, Any]) -> Fact:
     [fact] = parse_records([record]).facts
     return fact
@@ -91,6 +102,16 @@ def test_a_counterfact_request_by_itself() -> None:
     assert isinstance(request, dict)
     fact = only({**request, "case_id": 7})
     assert (fact.id, fact.target, fact.was, fact.relation) == ("counterfact-7", "English", "French", "P103")
+
+
+def test_a_known_fact_has_the_whole_prompt_and_the_subject_where_its_template_has_it() -> None:
+    wanted = Fact("Audible.com", "{} belongs to the company", "Amazon", id="known-3", relation="P127")
+    assert only(KNOWN) == wanted
+    twice = {**KNOWN, "prompt": "Audible.com belongs to the company behind Audible.com"}
+    assert only(twice).prompt == "{} belongs to the company behind Audible.com"
+    assert only(without(KNOWN, "prompt")).prompt == "{} belongs to"
+    assert only({**KNOWN, "prompt": "Who owns Audible.com? It is"}).prompt == "Who owns {}? It is"
+    assert message({**KNOWN, "attribute": ""}) == "attribute is empty"
 
 
 def test_zsre_is_edited_to_the_alternative() -> None:
@@ -181,8 +202,8 @@ def test_own_records_are_told_apart() -> None:
     assert message(own).startswith('unknown field "target_new"')
 
 
-NAMES = """subject prompt prompts src alt answers target_new requested_rewrite ground_truth locality
-locality_inputs locality_prompt rephrase rephrase_prompts loc case_id str"""
+NAMES = """attribute template subject prompt prompts src alt answers target_new requested_rewrite ground_truth
+locality locality_inputs locality_prompt rephrase rephrase_prompts loc case_id str"""
 names = st.sampled_from(NAMES.split())
 values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=4), st.floats()),

@@ -18,9 +18,10 @@ from transformers.pytorch_utils import Conv1D
 
 from patchkit.errors import BadInput
 
-__all__ = ["Anatomy", "anatomy_of", "feed_forward", "shape_of"]
+__all__ = ["Anatomy", "anatomy_of", "attention_outputs", "feed_forward", "shape_of"]
 
 _NAMES = ("down_proj", "c_proj", "fc_out", "dense_4h_to_h", "fc2", "w2", "linear_out", "proj_out")
+_ATTENTION_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 
 _CROSS = ("encoder_attn", "crossattention", "cross_attn", "cross_attention")
 
@@ -100,6 +101,24 @@ def feed_forward(model: PreTrainedModel, anatomy: Anatomy, layer: int) -> dict[s
     return {**found, down: anatomy.downs[layer]}
 
 
+def attention_outputs(model: PreTrainedModel, anatomy: Anatomy) -> tuple[nn.Module, ...]:
+    """By layer, the projection through which attention writes: its output is [..., d_model].
+
+    BadInput where a block's attention has none.
+    """
+    found = []
+    for layer, block in enumerate(anatomy.blocks):
+        candidates = _projections(block, anatomy.d_model, of_attention=True)
+        named = [pair for pair in candidates if pair[0].rpartition(".")[2].lower() in _ATTENTION_NAMES]
+        if not candidates:
+            raise BadInput(
+                f"{_kind(model)}: the attention of block {layer} has no projection to the residual stream, "
+                "so what it writes cannot be told apart; choose another model"
+            )
+        found.append((named or candidates)[-1][1])
+    return tuple(found)
+
+
 def _depth(model: PreTrainedModel, config: Any) -> int:
     """How many blocks the config says; BART's family counts its encoder's under the usual name."""
     for name in ("decoder_layers", "num_hidden_layers"):
@@ -129,18 +148,23 @@ def _blocks(model: PreTrainedModel, depth: int) -> tuple[str, list[nn.Module]]:
 
 def _down_projection(model: PreTrainedModel, block: nn.Module, d_model: int) -> tuple[str, nn.Module]:
     """The path and module of the feed-forward projection that ends in the residual stream."""
-    attention = [path for path, module in block.named_modules() if path and _is_attention(module)]
-    candidates = [
-        (path, module)
-        for path, module in block.named_modules()
-        if isinstance(module, nn.Linear | Conv1D)
-        and shape_of(module)[0] == d_model
-        and not any(path == part or path.startswith(part + ".") for part in attention)
-    ]
+    candidates = _projections(block, d_model, of_attention=False)
     if not candidates:
         raise BadInput(f"{_kind(model)}: its blocks have no feed-forward projection to edit; MEMIT needs one")
     named = [pair for pair in candidates if pair[0].rpartition(".")[2] in _NAMES]
     return (named or candidates)[-1]
+
+
+def _projections(block: nn.Module, d_model: int, *, of_attention: bool) -> list[tuple[str, nn.Module]]:
+    """The paths and modules in a block that map to d_model, those of its attention or all others."""
+    attention = [path for path, module in block.named_modules() if path and _is_attention(module)]
+    return [
+        (path, module)
+        for path, module in block.named_modules()
+        if isinstance(module, nn.Linear | Conv1D)
+        and shape_of(module)[0] == d_model
+        and any(path == part or path.startswith(part + ".") for part in attention) == of_attention
+    ]
 
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
