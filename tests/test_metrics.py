@@ -135,8 +135,8 @@ CASES = [
             neighbors=("Ann plays the sport of", "Paris plays the sport of"),
             reverse=Reverse("football", "{} is the sport of", "LeBron James"),
         ),
-        answers=("basketball", "dancers"),
-        portability=(Question("Who is Ann?", "a painter"),),
+        answers=(("basketball",), ("dancers",)),
+        portability=(Question("Who is Ann?", ("a painter",)),),
         texts=("The dancers",),
     ),
     Case(Fact("Ann", "Who is {}? She is a well known", "pope of Rome")),
@@ -172,6 +172,35 @@ def test_a_model_is_asked_as_one_prompt_at_a_time(kind: str) -> None:
     assert first.texts == (written,)
     assert second.rewrite.was is None
     assert second.neighbors == second.portability == second.reverse == second.texts == ()
+
+
+def test_any_of_several_right_answers_is_right() -> None:
+    """Freely: one of them is said. Teacher forced: the one that scores best counts."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    prompt = "Ann plays the sport of"
+    (said,) = continue_greedily(model, tokenizer, [prompt])
+    own = said.strip().split()[0]
+    wrong = ("painter", "pope of Rome")
+    fact = Fact("LeBron James", "{} plays", "football", was="Paris", neighbors=("Rome lies in",))
+    hop = Case(fact, (("France", "Paris"),), portability=(Question(prompt, (*wrong, own)),))
+    other = Case(replace(fact, was="Japan"), (("France", "Paris"),), portability=(Question(prompt, wrong),))
+    first, second = look(model, tokenizer, [hop, other])
+    assert says(said, own)
+    assert first.portability[0].right is True
+    assert second.portability[0].right is False
+    by_name = {name: score_targets(model, tokenizer, [(prompt, name)])[0] for name in (*wrong, own)}
+    for seen, names in ((first, (*wrong, own)), (second, wrong)):
+        scores = [by_name[name] for name in names]
+        best = max(one.hits / one.tokens for one in scores)
+        found = seen.portability[0].target
+        assert found.hits / found.tokens == best
+        assert found.nll == pytest.approx(
+            min(one.nll for one in scores if one.hits / one.tokens == best), rel=1e-4
+        )
+    answers = [score_targets(model, tokenizer, [("Rome lies in", name)])[0] for name in ("France", "Paris")]
+    assert first.neighbors[0].answer is not None
+    assert first.neighbors[0].answer.hits == max(answers, key=lambda one: one.hits / one.tokens).hits
+    assert [seen.neighbors[0].was_is_true for seen in (first, second)] == [True, False]
 
 
 def test_a_long_object_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,8 @@ Sums = tuple[float, float]
 @dataclass(frozen=True)
 class Asked:
     """One prompt asked of one model: how the object scores that an edit puts there, the one that it takes
-    away and the right answer (where the record has them), and what the model says (where it was left to)."""
+    away and the right answer (where the record has them; of several the one that scores best), and what the
+    model says (where it was left to)."""
 
     target: Score
     was: Score | None = None
@@ -88,14 +89,18 @@ def _pairs(case: Case) -> list[tuple[str, str]]:
     prompts = (fact.text, *fact.paraphrases, *fact.neighbors)
     objects = [fact.target, *([fact.was] if fact.was is not None else [])]
     found = [(prompt, each) for prompt in prompts for each in objects]
-    found += zip(fact.neighbors, case.answers, strict=False)
-    found += [(question.prompt, question.answer) for question in _questions(case)]
+    found += [
+        (prompt, each)
+        for prompt, answers in zip(fact.neighbors, case.answers, strict=False)
+        for each in answers
+    ]
+    found += [(question.prompt, each) for question in _questions(case) for each in question.answers]
     return list(dict.fromkeys(found))
 
 
 def _questions(case: Case) -> list[Question]:
     reverse = case.fact.reverse
-    return [*case.portability, *([Question(reverse.text, reverse.target)] if reverse else [])]
+    return [*case.portability, *([Question(reverse.text, (reverse.target,))] if reverse else [])]
 
 
 def _free(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[dict[str, str]]:
@@ -112,7 +117,7 @@ def _free(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[dict[str, s
         for case in cases
     ]
     objects = {case.fact.target for case in cases}
-    objects |= {question.answer for case in cases for question in _questions(case)}
+    objects |= {each for case in cases for question in _questions(case) for each in question.answers}
     longest = max(len(tokenizer(f" {each}", add_special_tokens=False)["input_ids"]) for each in objects)
     prompts = [prompt for each in asked for prompt in each]
     said = iter(continue_greedily(model, tokenizer, prompts, new_tokens=max(NEW_TOKENS, longest)))
@@ -130,18 +135,25 @@ def _seen(
 ) -> Seen:
     fact = case.fact
 
-    def asked(prompt: str, answer: str | None = None) -> Asked:
+    def best(prompt: str, answers: Sequence[str]) -> Score:
+        """The answer that scores best: by the share of its tokens that are the argmax, then by nll."""
+        return max(
+            (scores[prompt, each] for each in answers), key=lambda one: (one.hits / one.tokens, -one.nll)
+        )
+
+    def asked(prompt: str, answers: Sequence[str] = ()) -> Asked:
         was = None if fact.was is None else scores[prompt, fact.was]
         right = says(said[prompt], fact.target) if prompt in said else None
-        known = None if answer is None else scores[prompt, answer]
-        true = answer is None or answer == fact.was
+        known = best(prompt, answers) if answers else None
+        true = not answers or fact.was in answers
         return Asked(scores[prompt, fact.target], was, known, said.get(prompt), true, right)
 
     def question(one: Question) -> Asked:
         text = said[one.prompt]
-        return Asked(scores[one.prompt, one.answer], said=text, right=says(text, one.answer))
+        right = any(says(text, each) for each in one.answers)
+        return Asked(best(one.prompt, one.answers), said=text, right=right)
 
-    answers = case.answers or (None,) * len(fact.neighbors)
+    answers = case.answers or ((),) * len(fact.neighbors)
     hops, back = _questions(case)[: len(case.portability)], _questions(case)[len(case.portability) :]
     return Seen(
         rewrite=asked(fact.text),
