@@ -13,14 +13,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from patchkit.evaluation.cases import Case, Question
-from patchkit.evaluation.generation import NEW_TOKENS, continue_greedily, normalise, says
+from patchkit.evaluation.generation import NEW_TOKENS, normalise, says
 from patchkit.evaluation.intervals import Tally
-from patchkit.evaluation.likelihood import Score, score_targets
+from patchkit.evaluation.likelihood import Score
+from patchkit.evaluation.voice import Voice
 
 __all__ = ["METRICS", "Asked", "Seen", "entropy", "look", "tally"]
 
@@ -58,29 +58,28 @@ class Seen:
 
 
 def look(
-    model: Any,
-    tokenizer: Any,
+    voice: Voice,
     cases: Sequence[Case],
     *,
     texts: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Seen]:
-    """Ask ``model`` everything that the cases ask; with ``texts``, let it write on their beginnings too."""
+    """Ask a model everything that the cases ask; with ``texts``, let it write on their beginnings too."""
     told = progress or (lambda done, total: None)
     told(0, 3)
-    forced = _forced(model, tokenizer, cases)
+    forced = _forced(voice, cases)
     told(1, 3)
-    free = _free(model, tokenizer, cases)
+    free = _free(voice, cases)
     told(2, 3)
-    written = _written(model, tokenizer, cases) if texts else [()] * len(cases)
+    written = _written(voice, cases) if texts else [()] * len(cases)
     told(3, 3)
     return [_seen(*row) for row in zip(cases, forced, free, written, strict=True)]
 
 
-def _forced(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[dict[tuple[str, str], Score]]:
+def _forced(voice: Voice, cases: Sequence[Case]) -> list[dict[tuple[str, str], Score]]:
     """Of each case, the score of every (prompt, object) that it asks about."""
     pairs = [_pairs(case) for case in cases]
-    scores = iter(score_targets(model, tokenizer, [pair for each in pairs for pair in each]))
+    scores = iter(voice.score([pair for each in pairs for pair in each]))
     return [{pair: next(scores) for pair in each} for each in pairs]
 
 
@@ -103,7 +102,7 @@ def _questions(case: Case) -> list[Question]:
     return [*case.portability, *([Question(reverse.text, (reverse.target,))] if reverse else [])]
 
 
-def _free(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[dict[str, str]]:
+def _free(voice: Voice, cases: Sequence[Case]) -> list[dict[str, str]]:
     """Of each case, what the model says after the prompts whose answer is asked for.
 
     As many tokens after each, enough for the longest object of them all.
@@ -118,15 +117,15 @@ def _free(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[dict[str, s
     ]
     objects = {case.fact.target for case in cases}
     objects |= {each for case in cases for question in _questions(case) for each in question.answers}
-    longest = max(len(tokenizer(f" {each}", add_special_tokens=False)["input_ids"]) for each in objects)
+    longest = max(map(voice.length, objects))
     prompts = [prompt for each in asked for prompt in each]
-    said = iter(continue_greedily(model, tokenizer, prompts, new_tokens=max(NEW_TOKENS, longest)))
+    said = iter(voice.say(prompts, max(NEW_TOKENS, longest)))
     return [{prompt: next(said) for prompt in each} for each in asked]
 
 
-def _written(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[tuple[str, ...]]:
+def _written(voice: Voice, cases: Sequence[Case]) -> list[tuple[str, ...]]:
     begun = [beginning for case in cases for beginning in case.texts]
-    texts = iter(continue_greedily(model, tokenizer, begun, new_tokens=TEXT_TOKENS))
+    texts = iter(voice.say(begun, TEXT_TOKENS))
     return [tuple(next(texts) for _ in case.texts) for case in cases]
 
 
