@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from patchkit.checkpoint import Checkpoint
     from patchkit.repository import Repository
 
-__all__ = ["BASE", "Evaluation", "Score", "Side", "evaluate", "facts_in_force"]
+__all__ = ["BASE", "Evaluation", "Score", "Side", "evaluate", "facts_in_force", "growths"]
 
 BASE = "base"
 
@@ -147,7 +147,7 @@ def evaluate(
             voice.answers.keep()
         except PatchkitError as error:
             notes.append(f"the answers are not kept for another time: {error}")
-    growth = _growth(checkpoint, weights)
+    growth = growths(checkpoint, weights)
     divergence = None
     if text is not None:
         name, rows = windows(asking.tokenizer, *text)
@@ -200,10 +200,10 @@ def _scores(first: Sequence[Seen], second: Sequence[Seen], seed: int) -> list[Sc
     return [Score(name, *(each[name] for each in found)) for name in names_with_whole(names)]
 
 
-def _growth(checkpoint: Checkpoint, weights: Sequence[Mapping[str, Tensor]]) -> list[float]:
-    """‖W + ΔW‖ / ‖W‖ of each side, over all the weights that either changes."""
+def growths(checkpoint: Checkpoint, weights: Sequence[Mapping[str, Tensor]]) -> list[float]:
+    """‖W + ΔW‖ / ‖W‖ of each set of weights, over all that any of them changes."""
     names = sorted({name for side in weights for name in side})
-    squares = [0.0, 0.0, 0.0]
+    squares = [0.0] * (1 + len(weights))
     for name in names:
         plain = checkpoint.read(name)
         for place, weight in enumerate((plain, *(side.get(name, plain) for side in weights))):

@@ -48,7 +48,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Try": {
         "ask": "Ask the base and the stack side by side.",
-        "eval": "Score a stack on facts, beside the base or another stack.",
+        "eval": "Score a stack on facts, or sweep over edits of the base.",
         "editors": "List the editing methods.",
     },
     "Ship": {
