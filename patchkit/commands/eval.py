@@ -27,6 +27,7 @@ from patchkit.commands.display import (
     Column,
     console,
     counted,
+    in_bytes,
     progress_bars,
     say,
     table,
@@ -104,7 +105,8 @@ def score(
     there are 100 columns for them), and the paired difference. Scores are in percent, GE in bits.
 
     RECORDS is a file of facts, or of CounterFact, zsRE, EasyEdit or KnowEdit records ("-" reads
-    standard input); without it, the facts in force at B are asked. Nothing is edited. What was found
+    standard input), or one of the data sets counterfact and zsre, which are fetched once; without it,
+    the facts in force at B are asked. Nothing is edited. What was found
     is kept in the catalogue too (patchkit sql "select * from evaluations").
 
     ES, PS, NS and S are CounterFact's. "says" is free generation, in which nothing of the answer is
@@ -122,9 +124,9 @@ def score(
     from patchkit.evaluation.texts import read_text
 
     a, b = compare
-    cases = None if records is None else read_cases(records)
     running = (text, read_text(text)) if text is not None else None
     with progress_bars(as_json) as progress:
+        cases = None if records is None else read_cases(records, in_bytes(progress))
         found = open_repository(directory).evaluate(
             cases,
             a=a,
@@ -144,7 +146,9 @@ def score(
 
 @command.command("sweep", short_help="Reproduce a study of the paper: many edits of the base, scored.")
 @click.argument("study", type=click.Choice(list(STUDIES)), metavar="STUDY")
-@click.option("--records", required=True, metavar="FILE", help="Facts, or records as `eval` reads them.")
+@click.option(
+    "--records", required=True, metavar="FILE", help="Records as `eval` reads them, or counterfact or zsre."
+)
 @click.option("--methods", default="memit,rome,ft", show_default=True, metavar="LIST", help="The editors.")
 @click.option("--counts", metavar="LIST", help="Numbers of facts in one batch, such as 1,10,100.")
 @click.option("--relations", metavar="LIST", help="For relations and mixtures: whose facts.")
@@ -195,7 +199,7 @@ def sweep(
     \b
     Examples:
       patchkit eval sweep scaling --records counterfact.json --methods memit,ft --counts 1,3,10
-      patchkit eval sweep zsre --records zsre.jsonl --counts 300
+      patchkit eval sweep zsre --records zsre --counts 300
       patchkit eval sweep tradeoff --records counterfact.json --methods memit --lambdas 100,300,1000
     """
     from patchkit.actions import sweep as action
@@ -214,7 +218,7 @@ def sweep(
         found = action.sweep(
             repository,
             asked,
-            read_cases(records),
+            read_cases(records, in_bytes(progress)),
             Path(out or f"sweep-{study}"),
             sample=sample,
             seed=seed,

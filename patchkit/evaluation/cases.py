@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from patchkit.errors import BadInput, NotFound
+from patchkit.evaluation.datasets import DATASETS, fetch
 from patchkit.facts import Fact, parse_apart
 from patchkit.jsonlines import numbered_values
+from patchkit.models.cache import Progress, silent
 from patchkit.records import native_records
 
 __all__ = ["Case", "Cases", "Question", "parse_cases", "read_cases", "sampled"]
@@ -53,14 +55,22 @@ class Cases:
     notes: tuple[str, ...] = ()
 
 
-def read_cases(source: str) -> Cases:
-    """The cases of a file, or of standard input for "-". FactsError with all faults; NotFound."""
+def read_cases(source: str, report: Progress | None = None) -> Cases:
+    """The cases of a file, of standard input for "-", or of a data set by its name, fetched where it must be.
+
+    FactsError with all faults; NotFound, Unavailable.
+    """
     if source == "-":
         return parse_cases(sys.stdin.buffer.read(), "standard input")
     try:
-        return parse_cases(Path(source).read_bytes(), os.fspath(source))
+        named = source in DATASETS and not os.path.lexists(source)
+        path = fetch(DATASETS[source], report or silent) if named else Path(source)
+        return parse_cases(path.read_bytes(), source)
     except FileNotFoundError:
-        raise NotFound(f"{source}: there is no such file; name one of records or facts") from None
+        known = " or ".join(DATASETS)
+        raise NotFound(
+            f"{source}: there is no such file; name one of records or facts, or {known} to have it fetched"
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"{source}: cannot be read ({reason}); name a readable file") from None
