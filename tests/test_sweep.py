@@ -107,6 +107,12 @@ def test_a_folder_is_of_one_sweep_and_one_process(tmp_path: Path) -> None:
     with pytest.raises(WouldOverwrite, match="no sweep's"), Rows.open(tmp_path / "mine", {}):
         pass
     assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+    (tmp_path / "s" / "sweep.json").unlink()
+    with pytest.raises(WouldOverwrite, match="no sweep's"), Rows.open(tmp_path / "s", {"seed": 0}):
+        pass
+    path.write_bytes(b"")  # killed before the settings were written
+    with Rows.open(tmp_path / "s", {"seed": 0}) as rows:
+        assert rows.by_key == {}
 
 
 def test_tables_by_hand() -> None:

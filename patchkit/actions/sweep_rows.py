@@ -6,6 +6,7 @@ and so is a second process. A line that a kill cut off is taken away. No torch h
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -38,8 +39,9 @@ class Rows:
         WouldOverwrite where it holds something else, Busy where another process writes there, BadInput where
         its rows are damaged.
         """
-        _claim(folder, settings)
+        _refuse_another_use(folder)
         with writing(folder / _ROWS):
+            folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(folder / _ROWS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             try:
@@ -47,6 +49,7 @@ class Rows:
             except OSError:
                 raise Busy(f"{folder}: another sweep writes there; wait for it to end") from None
             fsync_folder(folder)
+            _claim(folder / _SETTINGS, settings)
             yield cls(folder, handle, _read(folder / _ROWS, handle))
         finally:
             os.close(handle)
@@ -55,22 +58,29 @@ class Rows:
         """Put a row behind the others; it is on the disk when this returns."""
         line = canonical_json(row)
         with writing(self.folder / _ROWS):
-            os.write(self._handle, line + b"\n")
+            if os.write(self._handle, line + b"\n") <= len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             sync(self._handle)
         self.by_key[_key(row)] = strict_json(line)  # as another run would read it
 
 
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
+def _refuse_another_use(folder: Path) -> None:
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        there = set(os.listdir(folder))
-    path = folder / _SETTINGS
-    if _SETTINGS not in there:
-        if there:
-            raise WouldOverwrite(f"{folder}: holds files that are no sweep's; name another folder with --out")
-        write_durably(
-            path, (json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
-        )
+        there = set(os.listdir(folder)) if folder.exists() else set()
+    begun = there <= {_ROWS} and not _size(folder / _ROWS)  # killed before the settings were written
+    if _SETTINGS not in there and not begun:
+        raise WouldOverwrite(f"{folder}: holds files that are no sweep's; name another folder with --out")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _claim(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings, or hold them against those that are there; the folder is this process's."""
+    if not path.exists():
+        text = json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False)
+        write_durably(path, f"{text}\n".encode())
         return
     try:
         old = strict_json(path.read_bytes())
@@ -78,8 +88,9 @@ def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
     except (OSError, ValueError, AttributeError) as error:
         raise BadInput(f"{path}: cannot be read ({error}); name another folder with --out") from None
     if other:
+        named = ", ".join(other)
         raise WouldOverwrite(
-            f"{folder}: holds a sweep of other settings ({', '.join(other)}); name another folder with --out"
+            f"{path.parent}: holds a sweep of other settings ({named}); name another folder with --out"
         )
 
 
