@@ -106,7 +106,8 @@ def _percent(row: Row, score: str) -> tuple[float, float, float]:
 
 def _line(axes: Axes, xs: Sequence[float], rows: Sequence[Row], score: str, **look: Any) -> None:
     values, below, above = zip(*(_percent(row, score) for row in rows), strict=True)
-    axes.errorbar(xs, values, yerr=(below, above), capsize=2.5, linewidth=1.6, markersize=5, **look)
+    bars = {"capsize": 2.5, "elinewidth": 0.9, "linewidth": 1.6, "markersize": 5}
+    axes.errorbar(xs, values, yerr=(below, above), **bars, **look)
 
 
 def _counts_axis(axes: Axes, counts: Sequence[int]) -> None:
@@ -114,6 +115,10 @@ def _counts_axis(axes: Axes, counts: Sequence[int]) -> None:
     axes.set_xticks(counts, [f"{count:,}" for count in counts])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("facts in one batch")
+
+
+def _facts(count: int) -> str:
+    return "1 fact" if count == 1 else f"{count:,} facts"
 
 
 def _shares_axis(axes: Axes) -> None:
@@ -135,7 +140,8 @@ def _scaling(rows: Sequence[Row]) -> Figure:
     for axes, score in zip(panels, scores, strict=False):
         for method in (UNEDITED, *methods):
             own = [row for row in rows if row["method"] == method]
-            xs = [row["count"] for row in own]
+            beside = 1.03 ** methods.index(method) if method in methods else 1.0  # or lines hide each other
+            xs = [row["count"] * beside for row in own]
             _line(axes, xs, own, score, label=method, **_look(method, methods))
         axes.set_title(_TITLES[score], fontsize=10)
         _counts_axis(axes, counts)
@@ -163,7 +169,7 @@ def _bars(rows: Sequence[Row]) -> Figure:
         colour = _look(row["method"], methods)["color"]
         axes.bar(xs, values, width * 0.92, yerr=(below, above), color=colour, capsize=2, label=row["method"])
     axes.set_xticks(range(len(scores)), [_TITLES[score].partition(",")[0] for score in scores])
-    axes.set_title(f"{largest:,} facts in one batch", fontsize=10)
+    axes.set_title(f"{_facts(largest)} in one batch", fontsize=10)
     axes.grid(visible=False, axis="x")
     _shares_axis(axes)
     _legend(figure, axes)
@@ -184,10 +190,12 @@ def _relations(rows: Sequence[Row]) -> Figure:
         ys = [groups.index(row["group"]) + (len(methods) / 2 - place) * shift for row in points]
         look = {**_look(method, methods), "linestyle": ""}
         look["marker"] = look["marker"] or "|"
-        axes.errorbar(values, ys, xerr=(below, above), capsize=2.5, label=method, **look)
+        bars = {"capsize": 2.5, "elinewidth": 0.9}
+        axes.errorbar(values, ys, xerr=(below, above), label=method, **bars, **look)
     axes.set_yticks(range(len(groups)), groups)
+    axes.set_ylim(-0.6, len(groups) - 0.4)
     axes.set_xlim(-3, 103)
-    axes.set_xlabel(f"{_TITLES[score]}, %, {largest:,} facts of one relation in a batch")
+    axes.set_xlabel(f"{_TITLES[score]}, %, {_facts(largest)} of one relation in a batch")
     _legend(figure, axes)
     return figure
 
@@ -203,13 +211,13 @@ def _tradeoff(rows: Sequence[Row]) -> Figure:
             xs, left, right = zip(*(_percent(row, special) for row in own), strict=True)
             look = {**_look(method, methods), "label": method}
             look["marker"] = look["marker"] or "x"
-            _line(axes, xs, own, general, xerr=(left, right), elinewidth=0.7, **look)
+            _line(axes, xs, own, general, xerr=(left, right), **look)
             for x, row in zip(xs, own, strict=True):
                 if row["lambda"] is not None:
                     at, told = (x, _percent(row, general)[0]), f"{row['lambda']:g}"
                     beside = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
                     axes.annotate(told, at, color=look["color"], **beside)
-        axes.set_title(f"{count:,} facts; numbers are λ", fontsize=10)
+        axes.set_title(f"{_facts(count)}; numbers are λ", fontsize=10)
         axes.set_xlabel(f"{_TITLES[special]}, %")
         axes.set_ylabel(f"{_TITLES[general]}, %")
     _blank(panels[len(counts) :])
