@@ -65,13 +65,13 @@ def lines(*records: dict[str, Any]) -> bytes:
 def test_each_shape_gives_what_it_holds() -> None:
     found = parse_cases(lines(COUNTERFACT, ZSRE, KNOWEDIT), "mixed.jsonl")
     counterfact, zsre, knowedit = found.cases
-    assert counterfact.answers == ("basketball", "basketball")
+    assert counterfact.answers == (("basketball",), ("basketball",))
     assert counterfact.texts == ("LeBron James is known for", "LeBron James")
     assert counterfact.portability == ()
-    assert zsre.answers == ("France",)
-    assert zsre.portability == (Question("What do its founders do?", "Dance"),)
-    assert knowedit.answers == ("Italy",)
-    assert knowedit.portability == (Question("Its currency is the", "yen"),)
+    assert zsre.answers == (("France",),)
+    assert zsre.portability == (Question("What do its founders do?", ("Dance",)),)
+    assert knowedit.answers == (("Italy", "Italia"),)
+    assert knowedit.portability == (Question("Its currency is the", ("yen", "JPY")),)
     assert [case.fact.target for case in found.cases] == ["football", "two dancers", "Japan"]
     assert found.notes == ()
 
@@ -79,7 +79,7 @@ def test_each_shape_gives_what_it_holds() -> None:
 def test_the_prompts_that_easyedit_calls_paraphrases_are_left_out_and_told() -> None:
     found = parse_cases(lines(FLAT), "flat.json")
     assert found.cases[0].fact.paraphrases == ()
-    assert found.cases[0].answers == ("English",)
+    assert found.cases[0].answers == (("English",),)
     (note,) = found.notes
     assert note.startswith("1 rephrase prompts were left out")
 
@@ -87,6 +87,14 @@ def test_the_prompts_that_easyedit_calls_paraphrases_are_left_out_and_told() -> 
 def test_answers_are_known_only_where_every_neighbour_has_one() -> None:
     two = {**KNOWEDIT, "locality": [{"prompt": "Rome lies in"}, {"prompt": "Ann lies in"}]}
     assert parse_cases(lines(two), "x").cases[0].answers == ()
+
+
+def test_several_neighbours_have_an_answer_each_and_one_may_have_several() -> None:
+    several = {**ZSRE, "loc": ["where is Paris", "where is Rome"], "loc_ans": ["France", ["Italy", "Italia"]]}
+    one = {**ZSRE, "loc_ans": ["France", "the Republic", "France"]}
+    first, second = parse_cases(lines(several, one), "x").cases
+    assert first.answers == (("France",), ("Italy", "Italia"))
+    assert second.answers == (("France", "the Republic"),)
 
 
 def test_facts_of_patchkit_and_list_forms_are_cases_too() -> None:
@@ -98,14 +106,14 @@ def test_facts_of_patchkit_and_list_forms_are_cases_too() -> None:
     native = {"subject": "Japan", "prompt": "{} lies in", "target": "Asia"}
     found = parse_cases(json.dumps([native, columns, ZSRE]).encode(), "array.json")
     assert [case.fact.subject for case in found.cases] == ["Japan", "Rome", "Ann", "Microsoft"]
-    assert found.cases[3].answers == ("France",)
+    assert found.cases[3].answers == (("France",),)
 
 
 @pytest.mark.parametrize("odd", [{"portability": 3}, {"portability": [None]}, {"loc_ans": {"a": 1}}])
 def test_odd_extras_are_no_questions(odd: dict[str, Any]) -> None:
     (case,) = parse_cases(lines({**ZSRE, "portability": None, **odd}), "x").cases
     assert case.portability == ()
-    assert case.answers == (() if "loc_ans" in odd else ("France",))
+    assert case.answers == (() if "loc_ans" in odd else (("France",),))
 
 
 def test_faults_are_told_as_of_facts() -> None:

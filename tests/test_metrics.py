@@ -16,6 +16,7 @@ from patchkit.evaluation.generation import continue_greedily, says
 from patchkit.evaluation.intervals import differences, intervals, names_with_whole
 from patchkit.evaluation.likelihood import Score, score_targets
 from patchkit.evaluation.metrics import METRICS, Asked, Seen, entropy, look, tally
+from patchkit.evaluation.voice import Loaded
 from patchkit.facts import Fact, Reverse
 
 NAMES = list(METRICS)
@@ -135,8 +136,8 @@ CASES = [
             neighbors=("Ann plays the sport of", "Paris plays the sport of"),
             reverse=Reverse("football", "{} is the sport of", "LeBron James"),
         ),
-        answers=("basketball", "dancers"),
-        portability=(Question("Who is Ann?", "a painter"),),
+        answers=(("basketball",), ("dancers",)),
+        portability=(Question("Who is Ann?", ("a painter",)),),
         texts=("The dancers",),
     ),
     Case(Fact("Ann", "Who is {}? She is a well known", "pope of Rome")),
@@ -146,7 +147,7 @@ CASES = [
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_model_is_asked_as_one_prompt_at_a_time(kind: str) -> None:
     model, tokenizer = tiny_model(kind), tiny_tokenizer()
-    first, second = look(model, tokenizer, CASES, texts=True)
+    first, second = look(Loaded(model, tokenizer), CASES, texts=True)
     fact = CASES[0].fact
 
     def alone(prompt: str, object_: str) -> Any:
@@ -174,6 +175,35 @@ def test_a_model_is_asked_as_one_prompt_at_a_time(kind: str) -> None:
     assert second.neighbors == second.portability == second.reverse == second.texts == ()
 
 
+def test_any_of_several_right_answers_is_right() -> None:
+    """Freely: one of them is said. Teacher forced: the one that scores best counts."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    prompt = "Ann plays the sport of"
+    (said,) = continue_greedily(model, tokenizer, [prompt])
+    own = said.strip().split()[0]
+    wrong = ("painter", "pope of Rome")
+    fact = Fact("LeBron James", "{} plays", "football", was="Paris", neighbors=("Rome lies in",))
+    hop = Case(fact, (("France", "Paris"),), portability=(Question(prompt, (*wrong, own)),))
+    other = Case(replace(fact, was="Japan"), (("France", "Paris"),), portability=(Question(prompt, wrong),))
+    first, second = look(Loaded(model, tokenizer), [hop, other])
+    assert says(said, own)
+    assert first.portability[0].right is True
+    assert second.portability[0].right is False
+    by_name = {name: score_targets(model, tokenizer, [(prompt, name)])[0] for name in (*wrong, own)}
+    for seen, names in ((first, (*wrong, own)), (second, wrong)):
+        scores = [by_name[name] for name in names]
+        best = max(one.hits / one.tokens for one in scores)
+        found = seen.portability[0].target
+        assert found.hits / found.tokens == best
+        assert found.nll == pytest.approx(
+            min(one.nll for one in scores if one.hits / one.tokens == best), rel=1e-4
+        )
+    answers = [score_targets(model, tokenizer, [("Rome lies in", name)])[0] for name in ("France", "Paris")]
+    assert first.neighbors[0].answer is not None
+    assert first.neighbors[0].answer.hits == max(answers, key=lambda one: one.hits / one.tokens).hits
+    assert [seen.neighbors[0].was_is_true for seen in (first, second)] == [True, False]
+
+
 def test_a_long_object_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every prompt is followed by as many tokens as the longest object has, so no length is given away."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
@@ -184,22 +214,22 @@ def test_a_long_object_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(new_tokens)
         return real(*args, new_tokens=new_tokens)
 
-    monkeypatch.setattr("patchkit.evaluation.metrics.continue_greedily", counted)
-    look(model, tokenizer, CASES)
+    monkeypatch.setattr("patchkit.evaluation.voice.continue_greedily", counted)
+    look(Loaded(model, tokenizer), CASES)
     long = Fact("Ann", "{} is", "a painter of the dancers of the city of Paris in France, and a pope of Rome")
-    look(model, tokenizer, [*CASES, Case(long)])
+    look(Loaded(model, tokenizer), [*CASES, Case(long)])
     assert asked == [12, len(tokenizer(f" {long.target}", add_special_tokens=False)["input_ids"])]
     assert asked[1] > 12
 
 
 def test_texts_are_written_only_where_they_are_asked_for() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    assert [seen.texts for seen in look(model, tokenizer, CASES)] == [(), ()]
+    assert [seen.texts for seen in look(Loaded(model, tokenizer), CASES)] == [(), ()]
 
 
 def test_the_sums_of_every_score_are_numbers() -> None:
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    seen = look(model, tokenizer, CASES)
+    seen = look(Loaded(model, tokenizer), CASES)
     counts = tally(seen, seen)
     assert counts.shape == (2, len(METRICS), 2)
     assert np.isfinite(counts).all()

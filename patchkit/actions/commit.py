@@ -44,7 +44,7 @@ from patchkit.stack import Stack
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["Committed", "commit", "record_committed"]
+__all__ = ["Committed", "commit", "record_committed", "text_and_statistics"]
 
 Progress = Callable[[str, int, int], None] | None
 
@@ -138,7 +138,7 @@ def commit(
     bench = repository.workbench(device)
     tell("loading", 1, 1)
     clock.lap("loading")
-    recipe, statistics = _text_and_statistics(repository, bench, recipe, progress)
+    recipe, statistics = text_and_statistics(repository, bench, recipe, progress)
     clock.lap("statistics")
 
     bench.put(patches.values())
@@ -195,7 +195,7 @@ def commit(
     return done
 
 
-def _text_and_statistics(
+def text_and_statistics(
     repository: Repository, bench: Workbench, recipe: Recipe, progress: Progress
 ) -> tuple[Recipe, Statistics | None]:
     """Context templates and second moments of the base with nothing on it, where the method reads them."""

@@ -1,6 +1,7 @@
 """Two models beside each other on the same cases: scores with intervals, paired differences, text, norms.
 
-One model is loaded; the weights of the two stacks are exchanged in place, as builds of them hold them.
+One model is loaded, where something is asked that was not asked before; the weights of the two stacks are
+exchanged in place, as builds of them hold them.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.environment import environment
+from patchkit.actions.asking import Asking
+from patchkit.actions.workbench import stacked_weights
 from patchkit.errors import BadInput, PatchkitError
+from patchkit.evaluation.answers import FOLDER
 from patchkit.evaluation.cases import Case, Cases, sampled
 from patchkit.evaluation.intervals import Interval, differences, intervals, names_with_whole
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
@@ -23,10 +26,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from patchkit.actions.workbench import Workbench
+    from patchkit.checkpoint import Checkpoint
     from patchkit.repository import Repository
 
-__all__ = ["BASE", "Evaluation", "Score", "Side", "evaluate", "facts_in_force"]
+__all__ = ["BASE", "Evaluation", "Score", "Side", "evaluate", "facts_in_force", "growths"]
 
 BASE = "base"
 
@@ -132,21 +135,23 @@ def evaluate(
     if texts and not any(case.texts for case in chosen.cases):
         raise BadInput(f"{chosen.source}: has no beginnings of texts (generation_prompts); leave out --texts")
     stacks = [None if name == BASE else repository.stack(name) for name in (a, b)]
-    told("loading", 0, 1)
-    bench = repository.workbench(device)
+    checkpoint = repository.checkpoint()
     patches = [{} if stack is None else repository.patches(stack) for stack in stacks]
-    weights = [bench.weights(each.values()) for each in patches]
-    told("loading", 1, 1)
-    seen = []
-    for place, each in enumerate(weights):
-        bench.use(each)
-        part = partial(_part, told, place)
-        seen.append(look(bench.model, bench.tokenizer, chosen.cases, texts=texts, progress=part))
-    growth = _growth(bench, weights)
+    weights = [stacked_weights(checkpoint, each.values()) for each in patches]
+    asking = Asking(checkpoint, device, repository.store.private / FOLDER, told)
+    seen, notes = [], []
+    for place, (ids, each) in enumerate(zip(patches, weights, strict=True)):
+        voice = asking.voice(ids, each)
+        seen.append(look(voice, chosen.cases, texts=texts, progress=partial(_part, told, place)))
+        try:
+            voice.answers.keep()
+        except PatchkitError as error:
+            notes.append(f"the answers are not kept for another time: {error}")
+    growth = growths(checkpoint, weights)
     divergence = None
     if text is not None:
-        name, rows = windows(bench.tokenizer, *text)
-        divergence = compare_on(bench, weights, name, rows, partial(told, "text"))
+        name, rows = windows(asking.tokenizer, *text)
+        divergence = compare_on(asking.bench, weights, name, rows, partial(told, "text"))
     commits = [None if stack is None else stack.commit for stack in stacks]
     sides = [Side(*row) for row in zip((a, b), commits, map(len, patches), growth, strict=True)]
     done = Evaluation(
@@ -157,12 +162,11 @@ def evaluate(
         sides=(sides[0], sides[1]),
         scores=tuple(_scores(seen[0], seen[1], seed)),
         text=divergence,
-        notes=(*chosen.notes, *_broken(seen)),
+        notes=(*chosen.notes, *_broken(seen), *notes),
     )
     tree = None if stacks[1] is None else stacks[1].tree
-    kept = environment(str(bench.model.device))
     try:
-        repository.catalogue.record_evaluation(None, cases.source, done.to_dict(), kept, tree)
+        repository.catalogue.record_evaluation(None, cases.source, done.to_dict(), asking.computed_with, tree)
     except PatchkitError as error:
         return replace(done, notes=(*done.notes, f"not kept in the catalogue: {error}"))
     return done
@@ -196,12 +200,12 @@ def _scores(first: Sequence[Seen], second: Sequence[Seen], seed: int) -> list[Sc
     return [Score(name, *(each[name] for each in found)) for name in names_with_whole(names)]
 
 
-def _growth(bench: Workbench, weights: Sequence[Mapping[str, Tensor]]) -> list[float]:
-    """‖W + ΔW‖ / ‖W‖ of each side, over all the weights that either changes."""
+def growths(checkpoint: Checkpoint, weights: Sequence[Mapping[str, Tensor]]) -> list[float]:
+    """‖W + ΔW‖ / ‖W‖ of each set of weights, over all that any of them changes."""
     names = sorted({name for side in weights for name in side})
-    squares = [0.0, 0.0, 0.0]
+    squares = [0.0] * (1 + len(weights))
     for name in names:
-        plain = bench.checkpoint.read(name)
+        plain = checkpoint.read(name)
         for place, weight in enumerate((plain, *(side.get(name, plain) for side in weights))):
             squares[place] += float(weight.double().square().sum())
     return [math.sqrt(each / squares[0]) if squares[0] else 1.0 for each in squares[1:]]

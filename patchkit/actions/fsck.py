@@ -6,6 +6,7 @@ With `full`, what can be derived is derived again too: ids, the edited tensors o
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,11 @@ from patchkit.actions.versions import reached, versions
 from patchkit.build_record import BUILD_RECORD, verify_build
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, PatchkitError
+from patchkit.evaluation.answers import FOLDER, kept_answers, read_answers
 from patchkit.gitcheck import fsck_git, fsck_worktree
 from patchkit.gitstore import GitStore
 from patchkit.locks import being_written
-from patchkit.problem import Problem
+from patchkit.problem import Problem, one_line
 from patchkit.stack import problems
 from patchkit.writers import PATIENCE
 
@@ -43,7 +45,7 @@ def fsck(repository: Repository, *, full: bool = False, progress: Progress = Non
             found.append(Problem(str(store.folder), error.message, "see patchkit status"))
     found += base
     catalogue = check_catalogue(repository)
-    found += catalogue
+    found += [*catalogue, *_answers(store)]
     for folder in build_folders(repository):
         lines = verify_build(folder, progress=_told(progress, "build"))
         found += [Problem(str(folder), line.removeprefix(f"{folder}: "), "patchkit build") for line in lines]
@@ -100,6 +102,18 @@ def build_folders(repository: Repository) -> list[Path]:
     if os.path.lexists(default / BUILD_RECORD):
         known.append(default)
     return [folder for folder in dict.fromkeys(known) if os.path.lexists(folder)]
+
+
+def _answers(store: GitStore) -> list[Problem]:
+    """What evaluations kept; an altered file is never believed, so that to lose it costs a computation."""
+    found = []
+    for path in kept_answers(store.private / FOLDER):
+        try:
+            read_answers(path)
+        except (PatchkitError, ValueError) as error:
+            message = f"kept answers of an evaluation: {one_line(str(error))}"
+            found.append(Problem(str(path), message, f"rm -rf -- {shlex.quote(str(path))}"))
+    return found
 
 
 def base_at_hand(repository: Repository) -> Checkpoint | None:

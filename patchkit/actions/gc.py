@@ -23,10 +23,12 @@ from patchkit.actions.versions import Reached, reached, versions
 from patchkit.canonical import strict_json
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import PatchkitError
+from patchkit.evaluation.answers import FOLDER, kept_answers, read_answers
 from patchkit.files import is_temporary, writing
 from patchkit.gitstore import GitStore
 from patchkit.patch import solved_by
 from patchkit.settings import parse_settings
+from patchkit.stack import StoredPatch
 from patchkit.tensors import header_of_file
 from patchkit.writers import writers_lock
 
@@ -113,6 +115,9 @@ class _Search:
             if not is_temporary(path.name):
                 yield _leftover("unfinished edit", path)
         yield from self._statistics()
+        for path in kept_answers(self.private / FOLDER):
+            if not self._is_asked(path):
+                yield _leftover("answers", path)
         for place, folders, names in os.walk(self.private):
             for name in sorted(n for n in (*folders, *names) if is_temporary(n)):
                 yield _leftover("temporary", Path(place, name))
@@ -132,20 +137,43 @@ class _Search:
             elif path.is_dir() and not self._is_used(path):
                 yield _leftover("statistics", path)
 
+    def _is_asked(self, path: Path) -> bool:
+        """Whether a file of answers is whole, and of a stack that can be had from something that is there."""
+        try:
+            about = read_answers(path)["about"]
+            ids, base = set(about["patches"]), about["base"]
+        except (PatchkitError, ValueError, KeyError, TypeError):
+            return False
+        versions_, bases = self._found
+        return base in bases and ids <= {stored.id for stored in versions_}
+
     @cached_property
-    def _references(self) -> tuple[list[tuple[str, Recipe]], list[tuple[str, Recipe]]]:
-        """(base, recipe) of every patch version, and of every patchkit.toml, of all stacks."""
-        patches, settings = [], []
+    def _found(self) -> tuple[list[StoredPatch], dict[str, list[dict[str, Any]]]]:
+        """Every patch version, and the recipes of every patchkit.toml by its base, of all stacks."""
+        patches: list[StoredPatch] = []
+        settings: dict[str, list[dict[str, Any]]] = {}
         for store in _stacks(self.store):
             everything = reached(store, reflogs=True, progress=self.progress)
-            for stored in versions(store, everything, self.progress).patches.values():
-                for recipe in solved_by(stored.header, stored.name):
-                    with suppress(PatchkitError):  # of another editor, which has no statistics of ours
-                        patches.append((stored.header.base, Recipe.from_dict(recipe)))
+            patches += versions(store, everything, self.progress).patches.values()
             for oid in everything.settings:
                 with suppress(PatchkitError):
                     found = parse_settings(store.read(oid))
-                    settings.append((found.base_fingerprint, Recipe.from_dict(found.recipe)))
+                    settings.setdefault(found.base_fingerprint, []).append(dict(found.recipe))
+        return patches, settings
+
+    @cached_property
+    def _references(self) -> tuple[list[tuple[str, Recipe]], list[tuple[str, Recipe]]]:
+        """(base, recipe) of every patch version, and of every patchkit.toml."""
+        patches, settings = [], []
+        versions_, tables = self._found
+        for stored in versions_:
+            for recipe in solved_by(stored.header, stored.name):
+                with suppress(PatchkitError):  # of another editor, which has no statistics of ours
+                    patches.append((stored.header.base, Recipe.from_dict(recipe)))
+        for base, recipes in tables.items():
+            for recipe in recipes:
+                with suppress(PatchkitError):
+                    settings.append((base, Recipe.from_dict(recipe)))
         return patches, settings
 
     @cached_property

@@ -1,7 +1,8 @@
 """Mends what `fsck` finds where nothing can be lost by it, and says of the rest why it was left.
 
 Mended: the catalogue (derived again; what was measured is kept), builds (their tensors written again),
-what a killed patchkit left. Never touched: Git's objects, references and locks, and the user's files.
+what a killed patchkit left, altered answers of evaluations (removed). Never touched: Git's objects,
+references and locks, and the user's files.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from patchkit.beliefs import put_patches
 from patchkit.build_record import BuildRecord, verify_build
 from patchkit.canonical import canonical_json, hash_bytes
 from patchkit.errors import PatchkitError
+from patchkit.evaluation.answers import FOLDER
 from patchkit.files import is_temporary, writing
 from patchkit.problem import Problem
 from patchkit.stack import read_patch
@@ -76,6 +78,8 @@ class _Mender:
             how = self._catalogue
         elif problem.path in self.builds:
             how = self._build
+        elif Path(problem.path).parent == self.store.private / FOLDER:
+            how = self._answers
         else:
             return Repair(problem, False, f"it is not patchkit's to change; {problem.remedy}")
         if problem.path not in self.outcomes:
@@ -102,6 +106,11 @@ class _Mender:
     def _is_ours(self, path: Path) -> bool:
         temporary = path.parent == self.store.folder and is_temporary(path.name)
         return temporary or path == self.store.private / INCOMING
+
+    def _answers(self, path: str) -> tuple[bool, str]:
+        with writing(Path(path)):
+            Path(path).unlink(missing_ok=True)
+        return True, "removed; the next evaluation asks the model again"
 
     def _catalogue(self, path: str) -> tuple[bool, str]:
         catalogue = self.repository.catalogue

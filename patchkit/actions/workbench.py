@@ -16,7 +16,7 @@ from patchkit.factors import Delta, Patch
 from patchkit.models.loading import load_model, put_weights, stored_parameters
 from patchkit.rounding import materialise
 
-__all__ = ["Workbench"]
+__all__ = ["Workbench", "stacked_weights"]
 
 
 class Workbench:
@@ -40,17 +40,7 @@ class Workbench:
 
     def weights(self, patches: Iterable[Patch]) -> dict[str, Tensor]:
         """The weights that these patches change (by stored name), as a build holds them; for `use`."""
-        chosen = list(patches)
-        for patch in chosen:
-            if patch.base != self.checkpoint.fingerprint():
-                raise BadInput(
-                    f"{patch.name}: was made for another base ({patch.base[:19]}…); "
-                    "name a commit that stands on the base of HEAD"
-                )
-        return {
-            name: materialise(self.checkpoint.read(name), deltas, name)
-            for name, deltas in sorted(stacked(chosen).items())
-        }
+        return stacked_weights(self.checkpoint, patches)
 
     def use(self, weights: Mapping[str, Tensor]) -> None:
         """Make the model that of the base with ``weights`` in place of its own."""
@@ -77,6 +67,24 @@ class Workbench:
             with torch.no_grad():
                 for name, weight in weights.items():
                     weight.copy_(saved[name])
+
+
+def stacked_weights(checkpoint: Checkpoint, patches: Iterable[Patch]) -> dict[str, Tensor]:
+    """The weights of the base that these patches change (by stored name), as a build holds them.
+
+    BadInput for a patch of another base.
+    """
+    chosen = list(patches)
+    for patch in chosen:
+        if patch.base != checkpoint.fingerprint():
+            raise BadInput(
+                f"{patch.name}: was made for another base ({patch.base[:19]}…); "
+                "name a commit that stands on the base of HEAD"
+            )
+    return {
+        name: materialise(checkpoint.read(name), deltas, name)
+        for name, deltas in sorted(stacked(chosen).items())
+    }
 
 
 def _subtract(weight: Tensor, delta: Delta) -> None:

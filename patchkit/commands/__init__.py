@@ -49,7 +49,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Try": {
         "ask": "Ask the base and the stack side by side.",
-        "eval": "Score a stack on facts, beside the base or another stack.",
+        "eval": "Score a stack on facts, or sweep over edits of the base.",
         "locate": "Find the layers that hold facts, by causal tracing.",
         "editors": "List the editing methods.",
         "mend": "Train the hypernetwork of the editor mend.",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from patchkit.repository import Repository
 
 __all__ = [
+    "DefaultGroup",
     "directory_option",
     "dry_run_option",
     "engine_options",
@@ -27,6 +28,19 @@ __all__ = [
 ]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class DefaultGroup(click.Group):
+    """A group whose command ``default`` stands for the group itself where none is named."""
+
+    def __init__(self, *args: Any, default: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not any(arg in self.commands or arg in ctx.help_option_names for arg in args[:1]):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
 
 
 def directory_option(command: Command) -> Command:

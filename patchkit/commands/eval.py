@@ -1,14 +1,24 @@
-"""``patchkit eval``: what a stack does to facts, with the field's metrics and intervals."""
+"""``patchkit eval``: what a stack does to facts, and what edits do to a base, with the field's metrics."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
-from patchkit.commands.common import directory_option, json_option, open_repository, print_json
+from patchkit.commands.common import (
+    DefaultGroup,
+    directory_option,
+    engine_options,
+    json_option,
+    open_repository,
+    print_json,
+    quiet_option,
+)
 from patchkit.commands.display import (
     BAD,
     GOOD,
@@ -17,16 +27,19 @@ from patchkit.commands.display import (
     Column,
     console,
     counted,
+    in_bytes,
     progress_bars,
     say,
     table,
 )
 from patchkit.commands.display import text as cell
+from patchkit.evaluation.studies import STUDIES
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from patchkit.actions.evaluate import Evaluation, Score
+    from patchkit.actions.sweep import Swept
     from patchkit.evaluation.intervals import Interval
 
 __all__ = ["command"]
@@ -34,7 +47,25 @@ __all__ = ["command"]
 WIDE = 100  # columns from which the intervals of both fit beside that of their difference
 
 
-@click.command("eval", short_help="Score a stack on facts, beside the base or another stack.")
+@click.group(
+    "eval",
+    cls=DefaultGroup,
+    default="score",
+    short_help="Score a stack on facts, or sweep over edits of the base.",
+)
+def command() -> None:
+    """Score a stack on facts, or sweep over edits of the base: `patchkit eval RECORDS` is `patchkit
+    eval score RECORDS`.
+
+    \b
+    Examples:
+      patchkit eval
+      patchkit eval counterfact.json --sample 100
+      patchkit eval sweep scaling --records counterfact.json --counts 1,10,100
+    """
+
+
+@command.command("score", short_help="Score a stack on facts, beside the base or another stack.")
 @click.argument("records", required=False, metavar="[RECORDS]")
 @click.option(
     "--compare",
@@ -59,7 +90,7 @@ WIDE = 100  # columns from which the intervals of both fit beside that of their 
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 @directory_option
 @json_option
-def command(
+def score(
     records: str | None,
     compare: tuple[str, str],
     sample: int | None,
@@ -74,7 +105,8 @@ def command(
     there are 100 columns for them), and the paired difference. Scores are in percent, GE in bits.
 
     RECORDS is a file of facts, or of CounterFact, zsRE, EasyEdit or KnowEdit records ("-" reads
-    standard input); without it, the facts in force at B are asked. Nothing is edited. What was found
+    standard input), or one of the data sets counterfact and zsre, which are fetched once; without it,
+    the facts in force at B are asked. Nothing is edited. What was found
     is kept in the catalogue too (patchkit sql "select * from evaluations").
 
     ES, PS, NS and S are CounterFact's. "says" is free generation, in which nothing of the answer is
@@ -84,7 +116,7 @@ def command(
 
     \b
     Examples:
-      patchkit eval
+      patchkit eval score
       patchkit eval counterfact.json --sample 100
       patchkit eval zsre.jsonl --sample 200 --compare v1 v2 --text held-out.txt
     """
@@ -92,9 +124,9 @@ def command(
     from patchkit.evaluation.texts import read_text
 
     a, b = compare
-    cases = None if records is None else read_cases(records)
     running = (text, read_text(text)) if text is not None else None
     with progress_bars(as_json) as progress:
+        cases = None if records is None else read_cases(records, in_bytes(progress))
         found = open_repository(directory).evaluate(
             cases,
             a=a,
@@ -110,6 +142,142 @@ def command(
         print_json(found.to_dict())
     else:
         _show(console(), found)
+
+
+@command.command("sweep", short_help="Reproduce a study of the paper: many edits of the base, scored.")
+@click.argument("study", type=click.Choice(list(STUDIES)), metavar="STUDY")
+@click.option(
+    "--records", required=True, metavar="FILE", help="Records as `eval` reads them, or counterfact or zsre."
+)
+@click.option("--methods", default="memit,rome,ft", show_default=True, metavar="LIST", help="The editors.")
+@click.option("--counts", metavar="LIST", help="Numbers of facts in one batch, such as 1,10,100.")
+@click.option("--relations", metavar="LIST", help="For relations and mixtures: whose facts.")
+@click.option("--lambdas", metavar="LIST", help="For tradeoff: the values of λ.")
+@click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Score only N facts of each batch.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the facts' order.")
+@click.option("--texts", is_flag=True, help="Let the models write, and measure the entropy (GE).")
+@click.option("--out", metavar="DIR", help="Where rows, tables and figures go.  [default: sweep-STUDY]")
+@engine_options
+@directory_option
+@quiet_option
+@json_option
+def sweep(
+    study: str,
+    records: str,
+    methods: str,
+    counts: str | None,
+    relations: str | None,
+    lambdas: str | None,
+    sample: int | None,
+    seed: int,
+    texts: bool,
+    out: str | None,
+    device: str,
+    batch_size: int | str,
+    directory: str,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Reproduce a STUDY of MEMIT (arXiv 2210.07229) on the base of this repository.
+
+    \b
+    scaling      scores over the number of facts (figure 5)
+    counterfact  CounterFact's scores at one number of facts (table 2)
+    zsre         zsRE's scores at one number of facts (table 1)
+    relations    scores of facts of one relation each (figure 6a)
+    tradeoff     generalisation against specificity over λ (figure 6b)
+    mixtures     two relations, apart and mixed (figure 7)
+
+    Each edit is made from the base in memory, scored as `patchkit eval` scores, and taken off: nothing
+    is committed. Editors use the recipe in patchkit.toml, as `commit --method` does. Facts of a batch
+    never contradict one another, and a small batch is the beginning of a larger one.
+
+    A row is on the disk before the next edit begins: the same command goes on where it was stopped. A
+    folder of other settings is refused. In the end it holds rows.jsonl, a table (Markdown, CSV, JSON)
+    and a figure (PNG, SVG), which needs the extra patchkit-llm[figures].
+
+    \b
+    Examples:
+      patchkit eval sweep scaling --records counterfact.json --methods memit,ft --counts 1,3,10
+      patchkit eval sweep zsre --records zsre --counts 300
+      patchkit eval sweep tradeoff --records counterfact.json --methods memit --lambdas 100,300,1000
+    """
+    from patchkit.actions import sweep as action
+    from patchkit.evaluation.cases import read_cases
+    from patchkit.evaluation.studies import Asked
+
+    asked = Asked(
+        study,
+        tuple(_listed(methods, "--methods", str)),
+        None if counts is None else tuple(_listed(counts, "--counts", _count)),
+        None if relations is None else tuple(_listed(relations, "--relations", str)),
+        None if lambdas is None else tuple(_listed(lambdas, "--lambdas", _positive)),
+    )
+    repository = open_repository(directory)
+    with progress_bars(quiet or as_json) as progress:
+        found = action.sweep(
+            repository,
+            asked,
+            read_cases(records, in_bytes(progress)),
+            Path(out or f"sweep-{study}"),
+            sample=sample,
+            seed=seed,
+            texts=texts,
+            device=device,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    if as_json:
+        print_json(found.to_dict())
+    elif not quiet:
+        _show_sweep(console(), found)
+
+
+def _listed(text: str, option: str, read: Callable[[str], Any]) -> list[Any]:
+    """The parts of "a,b,c", each once."""
+    try:
+        found = [read(part.strip()) for part in text.split(",")]
+    except ValueError:
+        found = [""]
+    if "" in found or len(set(found)) != len(found):
+        raise click.BadParameter(f"{text!r}: expected a list such as {_EXAMPLES[option]}", param_hint=option)
+    return found
+
+
+_EXAMPLES = {
+    "--methods": "memit,ft",
+    "--counts": "1,10,100",
+    "--relations": "P27,P641",
+    "--lambdas": "100,300,1000",
+}
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(text)
+    return value
+
+
+def _show_sweep(out: Console, found: Swept) -> None:
+    from patchkit.evaluation.tables import shown_scores, table_rows
+
+    head, cells = table_rows(found.rows)
+    leading = len(head) - len(shown_scores(found.rows))
+    if out.width < WIDE:  # the files have the intervals
+        cells = [[*row[:leading], *(cell.partition(" (")[0] for cell in row[leading:])] for row in cells]
+    columns = [Column(name, right=name not in ("editor", "facts of")) for name in head]
+    out.print(table(out, columns, cells))
+    for path in found.files:
+        say(out, str(path), QUIET)
+    for note in found.notes:
+        say(out, note, WARNING)
 
 
 def _show(out: Console, found: Evaluation) -> None:

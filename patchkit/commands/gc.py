@@ -47,8 +47,9 @@ GRACE = 14.0  # as in `actions.gc`, which is not loaded for --help; a test holds
 def command(grace: float, directory: str, dry_run: bool, quiet: bool, as_json: bool) -> None:
     """Remove from the private folder (.git/patchkit): patches that were kept aside, targets
     of edits that were never finished, statistics and texts of bases and recipes that no patch or
-    patchkit.toml of any branch, tag or reflog names, damaged catalogues that were put aside, and
-    files that a killed command left; and, from the catalogue, trees that nothing reaches.
+    patchkit.toml of any branch, tag or reflog names, answers to evaluations of stacks whose patches
+    are gone, damaged catalogues that were put aside, and files that a killed command left; and, from
+    the catalogue, trees that nothing reaches.
 
     What was used within the last hour always stays, whatever --grace says: a running command may be
     using it. Git's own objects are not touched; for these there is `git gc`.

@@ -13,6 +13,7 @@ PLACES = (
     "patches",
     "catalogue",
     "statistics",
+    "answers",
     "build",
     "kept",
     "base",
@@ -26,8 +27,9 @@ PLACES = (
 @directory_option
 def command(what: str, directory: str) -> None:
     """Print one absolute path: of the repository, its patches, the catalogue, the statistics, the
-    default build, what was kept aside, the base, or the user's cache of models. The file of
-    datasette-metadata, which tells Datasette of the catalogue, is written when it is asked for.
+    answers that evaluations kept, the default build, what was kept aside, the base, or the user's
+    cache of models. The file of datasette-metadata, which tells Datasette of the catalogue, is
+    written when it is asked for.
 
     \b
     Examples:
@@ -48,6 +50,7 @@ def command(what: str, directory: str) -> None:
         "patches": lambda: repository.store.folder / "patches",
         "catalogue": lambda: own / "catalogue.db",
         "statistics": lambda: private / "statistics",
+        "answers": lambda: private / "answers",
         "build": lambda: repository.build_folder,
         "kept": lambda: own / "kept",
         "base": lambda: repository.base_folder,

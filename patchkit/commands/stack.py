@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from patchkit.commands.common import (
+    DefaultGroup,
     directory_option,
     dry_run_option,
     json_option,
@@ -47,16 +48,9 @@ _SORT: dict[str, tuple[Callable[[Row], Any], bool]] = {
 }
 
 
-class Listing(click.Group):
-    """A group whose first command stands for the group itself where none is named."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not any(arg in self.commands or arg in ctx.help_option_names for arg in args[:1]):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-@click.group("stack", cls=Listing, short_help="List the patches in force, or join some of them.")
+@click.group(
+    "stack", cls=DefaultGroup, default="list", short_help="List the patches in force, or join some of them."
+)
 def command() -> None:
     """List the patches in force, or join some of them: `patchkit stack` is `patchkit stack list`.
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from patchkit.errors import BadInput, NotFound
+from patchkit.evaluation.datasets import DATASETS, fetch
 from patchkit.facts import Fact, parse_apart
 from patchkit.jsonlines import numbered_values
+from patchkit.models.cache import Progress, silent
 from patchkit.records import native_records
 
 __all__ = ["Case", "Cases", "Question", "parse_cases", "read_cases", "sampled"]
@@ -24,22 +26,22 @@ __all__ = ["Case", "Cases", "Question", "parse_cases", "read_cases", "sampled"]
 
 @dataclass(frozen=True)
 class Question:
-    """A whole prompt and its right answer."""
+    """A whole prompt and its right answers: each of them alone is one."""
 
     prompt: str
-    answer: str
+    answers: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Case:
     """A fact and what else is asked about it.
 
-    ``answers``: what the neighbours' right answers are, in their order (none where the record does not say);
+    ``answers``: the right answers of each neighbour, in their order (none where the record does not say);
     ``portability``: questions one hop away; ``texts``: beginnings of texts about the subject.
     """
 
     fact: Fact
-    answers: tuple[str, ...] = ()
+    answers: tuple[tuple[str, ...], ...] = ()
     portability: tuple[Question, ...] = ()
     texts: tuple[str, ...] = ()
 
@@ -53,14 +55,22 @@ class Cases:
     notes: tuple[str, ...] = ()
 
 
-def read_cases(source: str) -> Cases:
-    """The cases of a file, or of standard input for "-". FactsError with all faults; NotFound."""
+def read_cases(source: str, report: Progress | None = None) -> Cases:
+    """The cases of a file, of standard input for "-", or of a data set by its name, fetched where it must be.
+
+    FactsError with all faults; NotFound, Unavailable.
+    """
     if source == "-":
         return parse_cases(sys.stdin.buffer.read(), "standard input")
     try:
-        return parse_cases(Path(source).read_bytes(), os.fspath(source))
+        named = source in DATASETS and not os.path.lexists(source)
+        path = fetch(DATASETS[source], report or silent) if named else Path(source)
+        return parse_cases(path.read_bytes(), source)
     except FileNotFoundError:
-        raise NotFound(f"{source}: there is no such file; name one of records or facts") from None
+        known = " or ".join(DATASETS)
+        raise NotFound(
+            f"{source}: there is no such file; name one of records or facts, or {known} to have it fetched"
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"{source}: cannot be read ({reason}); name a readable file") from None
@@ -108,20 +118,23 @@ def _rephrased(raw: Mapping[str, Any]) -> bool:
 
 def _case(fact: Fact, raw: Mapping[str, Any]) -> Case:
     if "requested_rewrite" in raw or isinstance(raw.get("target_new"), dict):
-        answers = (fact.was,) * len(fact.neighbors) if fact.was is not None else ()
+        answers = ((fact.was,),) * len(fact.neighbors) if fact.was is not None else ()
         return Case(fact, answers, texts=tuple(_strings(raw.get("generation_prompts"))))
     return Case(fact, _answers(fact, raw), tuple(_portability(raw.get("portability"))))
 
 
-def _answers(fact: Fact, raw: Mapping[str, Any]) -> tuple[str, ...]:
-    """Right answers of the neighbours: zsRE's and EasyEdit's own fields, then KnowEdit's tables."""
-    found = _strings(raw.get("loc_ans", raw.get("locality_ground_truth")))
+def _answers(fact: Fact, raw: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    """Right answers of each neighbour: zsRE's and EasyEdit's own fields, then KnowEdit's tables."""
+    given = raw.get("loc_ans", raw.get("locality_ground_truth"))
+    several = isinstance(raw.get("loc", raw.get("locality_prompt")), list)
+    found = [_alternatives(each) for each in (given if several and isinstance(given, list) else [given])]
+    found = [answers for answers in found if answers]
     locality = raw.get("locality")
     for table in locality.values() if isinstance(locality, dict) else ():
         for probe in table if isinstance(table, list) else [table]:
             if isinstance(probe, dict):
-                found += _strings(probe.get("ground_truth"))[:1]
-    return tuple(found) if len(found) == len(fact.neighbors) else ()
+                found.append(_alternatives(probe.get("ground_truth")))
+    return tuple(found) if all(found) and len(found) == len(fact.neighbors) else ()
 
 
 def _portability(value: Any) -> Iterator[Question]:
@@ -129,9 +142,14 @@ def _portability(value: Any) -> Iterator[Question]:
     tables = [value] if isinstance(value, dict) and "New Question" in value else _tables(value)
     for table in tables:
         prompt = table.get("New Question", table.get("prompt"))
-        answer = next(iter(_strings(table.get("New Answer", table.get("ground_truth")))), None)
-        if isinstance(prompt, str) and prompt.strip() and answer:
-            yield Question(prompt.strip(), answer)
+        answers = _alternatives(table.get("New Answer", table.get("ground_truth")))
+        if isinstance(prompt, str) and prompt.strip() and answers:
+            yield Question(prompt.strip(), answers)
+
+
+def _alternatives(value: Any) -> tuple[str, ...]:
+    """A string, or KnowEdit's lists (of lists) of names, each of which alone is right."""
+    return tuple(dict.fromkeys(_strings(value)))
 
 
 def _tables(value: Any) -> list[dict[str, Any]]:

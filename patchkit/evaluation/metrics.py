@@ -13,14 +13,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from patchkit.evaluation.cases import Case, Question
-from patchkit.evaluation.generation import NEW_TOKENS, continue_greedily, normalise, says
+from patchkit.evaluation.generation import NEW_TOKENS, normalise, says
 from patchkit.evaluation.intervals import Tally
-from patchkit.evaluation.likelihood import Score, score_targets
+from patchkit.evaluation.likelihood import Score
+from patchkit.evaluation.voice import Voice
 
 __all__ = ["METRICS", "Asked", "Seen", "entropy", "look", "tally"]
 
@@ -32,7 +32,8 @@ Sums = tuple[float, float]
 @dataclass(frozen=True)
 class Asked:
     """One prompt asked of one model: how the object scores that an edit puts there, the one that it takes
-    away and the right answer (where the record has them), and what the model says (where it was left to)."""
+    away and the right answer (where the record has them; of several the one that scores best), and what the
+    model says (where it was left to)."""
 
     target: Score
     was: Score | None = None
@@ -57,29 +58,28 @@ class Seen:
 
 
 def look(
-    model: Any,
-    tokenizer: Any,
+    voice: Voice,
     cases: Sequence[Case],
     *,
     texts: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Seen]:
-    """Ask ``model`` everything that the cases ask; with ``texts``, let it write on their beginnings too."""
+    """Ask a model everything that the cases ask; with ``texts``, let it write on their beginnings too."""
     told = progress or (lambda done, total: None)
     told(0, 3)
-    forced = _forced(model, tokenizer, cases)
+    forced = _forced(voice, cases)
     told(1, 3)
-    free = _free(model, tokenizer, cases)
+    free = _free(voice, cases)
     told(2, 3)
-    written = _written(model, tokenizer, cases) if texts else [()] * len(cases)
+    written = _written(voice, cases) if texts else [()] * len(cases)
     told(3, 3)
     return [_seen(*row) for row in zip(cases, forced, free, written, strict=True)]
 
 
-def _forced(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[dict[tuple[str, str], Score]]:
+def _forced(voice: Voice, cases: Sequence[Case]) -> list[dict[tuple[str, str], Score]]:
     """Of each case, the score of every (prompt, object) that it asks about."""
     pairs = [_pairs(case) for case in cases]
-    scores = iter(score_targets(model, tokenizer, [pair for each in pairs for pair in each]))
+    scores = iter(voice.score([pair for each in pairs for pair in each]))
     return [{pair: next(scores) for pair in each} for each in pairs]
 
 
@@ -88,17 +88,21 @@ def _pairs(case: Case) -> list[tuple[str, str]]:
     prompts = (fact.text, *fact.paraphrases, *fact.neighbors)
     objects = [fact.target, *([fact.was] if fact.was is not None else [])]
     found = [(prompt, each) for prompt in prompts for each in objects]
-    found += zip(fact.neighbors, case.answers, strict=False)
-    found += [(question.prompt, question.answer) for question in _questions(case)]
+    found += [
+        (prompt, each)
+        for prompt, answers in zip(fact.neighbors, case.answers, strict=False)
+        for each in answers
+    ]
+    found += [(question.prompt, each) for question in _questions(case) for each in question.answers]
     return list(dict.fromkeys(found))
 
 
 def _questions(case: Case) -> list[Question]:
     reverse = case.fact.reverse
-    return [*case.portability, *([Question(reverse.text, reverse.target)] if reverse else [])]
+    return [*case.portability, *([Question(reverse.text, (reverse.target,))] if reverse else [])]
 
 
-def _free(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[dict[str, str]]:
+def _free(voice: Voice, cases: Sequence[Case]) -> list[dict[str, str]]:
     """Of each case, what the model says after the prompts whose answer is asked for.
 
     As many tokens after each, enough for the longest object of them all.
@@ -112,16 +116,16 @@ def _free(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[dict[str, s
         for case in cases
     ]
     objects = {case.fact.target for case in cases}
-    objects |= {question.answer for case in cases for question in _questions(case)}
-    longest = max(len(tokenizer(f" {each}", add_special_tokens=False)["input_ids"]) for each in objects)
+    objects |= {each for case in cases for question in _questions(case) for each in question.answers}
+    longest = max(map(voice.length, objects))
     prompts = [prompt for each in asked for prompt in each]
-    said = iter(continue_greedily(model, tokenizer, prompts, new_tokens=max(NEW_TOKENS, longest)))
+    said = iter(voice.say(prompts, max(NEW_TOKENS, longest)))
     return [{prompt: next(said) for prompt in each} for each in asked]
 
 
-def _written(model: Any, tokenizer: Any, cases: Sequence[Case]) -> list[tuple[str, ...]]:
+def _written(voice: Voice, cases: Sequence[Case]) -> list[tuple[str, ...]]:
     begun = [beginning for case in cases for beginning in case.texts]
-    texts = iter(continue_greedily(model, tokenizer, begun, new_tokens=TEXT_TOKENS))
+    texts = iter(voice.say(begun, TEXT_TOKENS))
     return [tuple(next(texts) for _ in case.texts) for case in cases]
 
 
@@ -130,18 +134,25 @@ def _seen(
 ) -> Seen:
     fact = case.fact
 
-    def asked(prompt: str, answer: str | None = None) -> Asked:
+    def best(prompt: str, answers: Sequence[str]) -> Score:
+        """The answer that scores best: by the share of its tokens that are the argmax, then by nll."""
+        return max(
+            (scores[prompt, each] for each in answers), key=lambda one: (one.hits / one.tokens, -one.nll)
+        )
+
+    def asked(prompt: str, answers: Sequence[str] = ()) -> Asked:
         was = None if fact.was is None else scores[prompt, fact.was]
         right = says(said[prompt], fact.target) if prompt in said else None
-        known = None if answer is None else scores[prompt, answer]
-        true = answer is None or answer == fact.was
+        known = best(prompt, answers) if answers else None
+        true = not answers or fact.was in answers
         return Asked(scores[prompt, fact.target], was, known, said.get(prompt), true, right)
 
     def question(one: Question) -> Asked:
         text = said[one.prompt]
-        return Asked(scores[one.prompt, one.answer], said=text, right=says(text, one.answer))
+        right = any(says(text, each) for each in one.answers)
+        return Asked(best(one.prompt, one.answers), said=text, right=right)
 
-    answers = case.answers or (None,) * len(fact.neighbors)
+    answers = case.answers or ((),) * len(fact.neighbors)
     hops, back = _questions(case)[: len(case.portability)], _questions(case)[len(case.portability) :]
     return Seen(
         rewrite=asked(fact.text),

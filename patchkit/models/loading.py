@@ -39,6 +39,7 @@ __all__ = [
     "float32_compute",
     "frozen",
     "load_model",
+    "load_tokenizer",
     "loader_of",
     "pick_device",
     "put_weights",
@@ -85,8 +86,8 @@ def load_model(
         raise NotFound(f"{folder}: no config.json; name the folder of a transformers checkpoint")
     config = read_config(folder)
     loader = loader_of(config, folder)
+    tokenizer = load_tokenizer(folder)
     with _one_line(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL)
         found: Any = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True, **_DATA)
     model, report = found
     for name, stored, wanted in sorted(report["mismatched_keys"]):
@@ -98,6 +99,13 @@ def load_model(
         raise BadInput(f"{folder}: the checkpoint lacks {missing[0]}; get it again, whole")
     model.to(device=place).eval().requires_grad_(False)
     return model, tokenizer
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder; BadInput where transformers cannot read it."""
+    with _one_line(folder):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **_LOCAL)
+    return tokenizer
 
 
 def read_config(folder: Path) -> Any:

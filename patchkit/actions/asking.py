@@ -1,0 +1,79 @@
+"""A base whose stacks are asked; what was asked before is looked up, the model loaded for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from patchkit.actions.environment import environment
+from patchkit.actions.workbench import Workbench
+from patchkit.canonical import canonical_json, hash_bytes, hash_file
+from patchkit.evaluation.answers import Answers
+from patchkit.evaluation.voice import Remembered
+from patchkit.models.loading import load_tokenizer, pick_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from patchkit.checkpoint import Checkpoint
+
+__all__ = ["Asking"]
+
+_READ = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
+"""Files beside the weights that say how text becomes tokens and tokens become numbers."""
+
+
+class Asking:
+    """``checkpoint`` on ``device``, in float32; ``folder`` is where answers are kept (None: nowhere)."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        device: str,
+        folder: Path | None,
+        told: Callable[[str, int, int], None],
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.device = pick_device(device)
+        self.tokenizer: Any = load_tokenizer(checkpoint.folder)
+        self._folder, self._told = folder, told
+
+    @cached_property
+    def bench(self) -> Workbench:
+        """The base, loaded."""
+        self._told("loading", 0, 1)
+        bench = Workbench.open(self.checkpoint, str(self.device))
+        self._told("loading", 1, 1)
+        return bench
+
+    def voice(self, patches: Collection[str], weights: Mapping[str, Tensor]) -> Remembered:
+        """The base with the patches of these ids, whose ``weights`` are `stacked_weights` of them."""
+
+        def load() -> Any:
+            self.bench.use(weights)
+            return self.bench.model
+
+        answers = Answers(self._folder, {**self._about, "patches": sorted(patches)})
+        return Remembered(answers, self.tokenizer, load)
+
+    @cached_property
+    def computed_with(self) -> dict[str, Any]:
+        """Versions, device and threads."""
+        return environment(str(self.device))
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        """What the numbers of every stack on this base depend on, its patches apart."""
+        found = sorted(path for path in self.checkpoint.folder.iterdir() if path.suffix in _READ)
+        files = {path.name: hash_file(path) for path in found if path.is_file()}
+        named = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        return {
+            "base": self.checkpoint.fingerprint(),
+            "files": hash_bytes(canonical_json(files)),
+            "dtype": "float32",
+            "computed_with": {**self.computed_with, "name": named},
+        }

@@ -1,0 +1,238 @@
+"""A study of several edits, none of which is kept: each made from the base in memory, scored, taken off.
+
+What is measured is what `evaluate` measures. A row is durable before the next trial begins, so that a sweep
+that was killed goes on with what is missing, to the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from patchkit.actions.asking import Asking
+from patchkit.actions.commit import text_and_statistics
+from patchkit.actions.edit import as_patch
+from patchkit.actions.evaluate import growths
+from patchkit.actions.sweep_rows import Rows
+from patchkit.actions.workbench import stacked_weights
+from patchkit.editing.editor import Edited, find_editor
+from patchkit.editing.mass import MassEditor
+from patchkit.editing.recipe import Recipe
+from patchkit.errors import BadInput, PatchkitError
+from patchkit.evaluation.answers import FOLDER
+from patchkit.evaluation.cases import Case, Cases
+from patchkit.evaluation.curves import draw, require_matplotlib
+from patchkit.evaluation.intervals import COMPARED, WHOLE, Interval, Tally, intervals, names_with_whole
+from patchkit.evaluation.metrics import METRICS, Seen, look, tally
+from patchkit.evaluation.studies import UNEDITED, ZSRE, Asked, Trial, digest_of, plan, pool
+from patchkit.evaluation.tables import csv_table, json_table, markdown_table
+from patchkit.evaluation.voice import Loaded
+from patchkit.files import write_durably
+
+if TYPE_CHECKING:
+    from patchkit.editing.statistics import Statistics
+    from patchkit.repository import Repository
+
+__all__ = ["Swept", "sweep"]
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A finished sweep: its settings, its rows in the order of the study, and the files that show them."""
+
+    settings: dict[str, Any]
+    rows: list[dict[str, Any]]
+    files: list[Path]
+    notes: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        files = [str(path) for path in self.files]
+        return {"settings": self.settings, "rows": self.rows, "files": files, "notes": list(self.notes)}
+
+
+def sweep(
+    repository: Repository,
+    asked: Asked,
+    cases: Cases,
+    out: Path,
+    *,
+    sample: int | None = None,
+    seed: int = 0,
+    texts: bool = False,
+    device: str = "auto",
+    batch_size: int | str = "auto",
+    progress: Progress | None = None,
+) -> Swept:
+    """Make the trials of a study that ``out`` does not hold yet, and write tables and figures of all.
+
+    ``sample``: score so many facts of each trial, the first ones. ``texts``: let the models write, for GE.
+    The stack plays no part: every edit is of the base. BadInput, WouldOverwrite, Busy, Unavailable.
+    """
+    require_matplotlib()
+    told = progress or (lambda phase, done, total: None)
+    chosen = pool(cases, seed)
+    if not chosen:
+        raise BadInput(f"{cases.source}: holds no facts")
+    if texts and not any(case.texts for case in chosen):
+        raise BadInput(f"{cases.source}: has no beginnings of texts (generation_prompts); leave out --texts")
+    trials = plan(asked, chosen, cases.source)
+    recipes = {method: repository.recipe({"method": method}) for method in asked.methods}
+    for method, recipe in recipes.items():
+        find_editor(method)
+        if asked.study == "tradeoff" and not recipe.reads("lambda"):
+            raise BadInput(f"{method}: reads no λ, so it has no trade-off over it; leave it out of --methods")
+    asking = Asking(repository.checkpoint(), device, repository.store.private / FOLDER, told)
+    settings = {
+        "study": asked.study,
+        "methods": list(asked.methods),
+        "counts": sorted({trial.count for trial in trials}),
+        "groups": list(dict.fromkeys(trial.group for trial in trials)),
+        "lambdas": sorted({trial.lambda_ for trial in trials if trial.lambda_ is not None}),
+        "records": digest_of(cases),
+        "sample": sample,
+        "seed": seed,
+        "texts": texts,
+        "batch_size": batch_size,
+        "base": asking.checkpoint.fingerprint(),
+        "recipes": {method: recipe.to_dict() for method, recipe in recipes.items()},
+        "computed_with": asking.computed_with,
+    }
+    with Rows.open(out, settings) as kept:
+        bench = _Bench(repository, asking, chosen, recipes, (sample, seed, texts, batch_size), told)
+        weight = [1 + trial.count for trial in trials]  # loading and measuring grow with the facts
+        for place, trial in enumerate(trials):
+            told("sweep", sum(weight[:place]), sum(weight))
+            if trial.key not in kept.by_key:
+                kept.add({"study": asked.study, **bench.row(trial, trials)})
+        told("sweep", 1, 1)
+        rows = [kept.by_key[trial.key] for trial in trials]
+        return Swept(settings, rows, _show(out, asked.study, rows), cases.notes)
+
+
+def _show(out: Path, study: str, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
+    contents = {
+        "table.md": markdown_table(rows),
+        "table.csv": csv_table(rows),
+        "table.json": json_table(rows),
+        **{f"figure.{kind}": data for kind, data in draw(study, rows).items()},
+    }
+    for name, data in contents.items():
+        write_durably(out / name, data)
+    return [out / name for name in contents]
+
+
+class _Bench:
+    """Makes trials on one loaded base, which has its own weights before and after each."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        asking: Asking,
+        cases: Sequence[Case],
+        recipes: Mapping[str, Recipe],
+        options: tuple[int | None, int, bool, int | str],
+        told: Progress,
+    ) -> None:
+        self.repository, self.asking, self.cases, self.recipes = repository, asking, cases, recipes
+        self.sample, self.seed, self.texts, self.batch_size = options
+        self.told = told
+        self.base: dict[int, Seen] = {}
+        self.prepared: dict[str, tuple[Recipe, Statistics | None]] = {}
+        self.last: tuple[tuple[str, tuple[int, ...]], Edited] | None = None
+
+    def row(self, trial: Trial, trials: Sequence[Trial]) -> dict[str, Any]:
+        """One trial's, in JSON's types; scores are shares with their 95 % intervals."""
+        self._ask_base(trials)
+        places = trial.cases[: self.sample]
+        reference = [self.base[place] for place in places]
+        growth, seen = 1.0, reference
+        if trial.method != UNEDITED:
+            growth, seen = self._edited(trial, places)
+        return {
+            "method": trial.method,
+            "group": trial.group,
+            "count": trial.count,
+            "lambda": trial.lambda_,
+            "asked": len(places),
+            "growth": growth,
+            "scores": _scores(tally(seen, reference), self.seed),
+        }
+
+    def _ask_base(self, trials: Sequence[Trial]) -> None:
+        """What the base says to all that any trial asks, in one run, whatever was done before."""
+        if self.base:
+            return
+        places = sorted({place for trial in trials for place in trial.cases[: self.sample]})
+        voice = self.asking.voice((), {})
+        part = partial(self.told, "asking the base")
+        seen = look(voice, [self.cases[place] for place in places], texts=self.texts, progress=part)
+        self.base = dict(zip(places, seen, strict=True))
+        try:
+            voice.answers.keep()
+        except PatchkitError:
+            return  # they are kept to save time alone
+
+    def _edited(self, trial: Trial, places: Sequence[int]) -> tuple[float, list[Seen]]:
+        bench = self.asking.bench
+        facts = [self.cases[place].fact for place in trial.cases]
+        bench.use({})
+        patch = as_patch(self._edit(trial, facts), facts, bench.model, bench.checkpoint, ())
+        weights = stacked_weights(bench.checkpoint, [patch])
+        bench.use(weights)
+        try:
+            voice = Loaded(bench.model, bench.tokenizer)
+            seen = look(voice, [self.cases[place] for place in places], texts=self.texts)
+        finally:
+            bench.use({})
+        (growth,) = growths(bench.checkpoint, [weights])
+        return growth, seen
+
+    def _edit(self, trial: Trial, facts: Sequence[Any]) -> Edited:
+        """From the facts; where λ alone is another than the last time, from the targets found then."""
+        bench, editor = self.asking.bench, find_editor(trial.method)
+        recipe, statistics = self._prepared(trial.method)
+        if trial.lambda_ is not None:
+            recipe = recipe.override(lambda_=trial.lambda_)
+        of = (trial.method, trial.cases)
+        if self.last is not None and self.last[0] == of and isinstance(editor, MassEditor):
+            solution = self.last[1].solution
+            assert solution is not None
+            assert statistics is not None
+            return editor.refit(bench.model, bench.tokenizer, facts, solution.targets, recipe, statistics)
+        edited = editor.edit(
+            bench.model, bench.tokenizer, facts, recipe, statistics, batch_size=self.batch_size
+        )
+        self.last = of, edited
+        return edited
+
+    def _prepared(self, method: str) -> tuple[Recipe, Statistics | None]:
+        """The recipe with its context templates, and the statistics that it reads; found once."""
+        if method not in self.prepared:
+            found = text_and_statistics(self.repository, self.asking.bench, self.recipes[method], self.told)
+            self.prepared[method] = found
+        return self.prepared[method]
+
+
+def _scores(counts: Tally, seed: int) -> dict[str, list[float | None]]:
+    """[value, low, high] of each score that was asked for, with zsRE's own mean of three behind them."""
+    asked = counts[..., 1].sum(0) > 0
+    names = [name for name, there in zip(METRICS, asked, strict=True) if there]
+    found = intervals(counts[:, asked], names, seed)
+    shown = {name: _plain(found[name]) for name in names_with_whole(names)}
+    whole, *parts = ZSRE
+    if set(parts) <= set(names):
+        three = counts[:, [list(METRICS).index(name) for name in parts]]
+        shown[whole] = _plain(intervals(three, COMPARED, seed)[WHOLE])
+    return shown
+
+
+def _plain(found: Interval) -> list[float | None]:
+    """JSON knows no NaN: null."""
+    return [None if np.isnan(value) else value for value in (found.value, found.low, found.high)]

@@ -1,0 +1,114 @@
+"""The folder of a sweep: what was asked of it, and a row for each trial, durable as it comes.
+
+``sweep.json`` holds the settings, ``rows.jsonl`` an object a line. A folder of other settings is refused,
+and so is a second process. A line that a kill cut off is taken away. No torch here.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from patchkit.canonical import canonical_json, strict_json
+from patchkit.errors import BadInput, Busy, WouldOverwrite
+from patchkit.files import fsync_folder, sync, write_durably, writing
+
+__all__ = ["Rows"]
+
+Key = tuple[Any, ...]
+_SETTINGS, _ROWS = "sweep.json", "rows.jsonl"
+
+
+class Rows:
+    """The rows of one sweep by what they are of; see `open`."""
+
+    def __init__(self, folder: Path, handle: int, rows: dict[Key, dict[str, Any]]) -> None:
+        self.folder, self._handle, self.by_key = folder, handle, rows
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, settings: Mapping[str, Any]) -> Iterator[Rows]:
+        """The folder, made or gone on with; it is this process's alone until the end.
+
+        WouldOverwrite where it holds something else, Busy where another process writes there, BadInput where
+        its rows are damaged.
+        """
+        _refuse_another_use(folder)
+        with writing(folder / _ROWS):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder / _ROWS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise Busy(f"{folder}: another sweep writes there; wait for it to end") from None
+            fsync_folder(folder)
+            _claim(folder / _SETTINGS, settings)
+            yield cls(folder, handle, _read(folder / _ROWS, handle))
+        finally:
+            os.close(handle)
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Put a row behind the others; it is on the disk when this returns."""
+        line = canonical_json(row)
+        with writing(self.folder / _ROWS):
+            if os.write(self._handle, line + b"\n") <= len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(self._handle)
+        self.by_key[_key(row)] = strict_json(line)  # as another run would read it
+
+
+def _refuse_another_use(folder: Path) -> None:
+    with writing(folder):
+        there = set(os.listdir(folder)) if folder.exists() else set()
+    begun = there <= {_ROWS} and not _size(folder / _ROWS)  # killed before the settings were written
+    if _SETTINGS not in there and not begun:
+        raise WouldOverwrite(f"{folder}: holds files that are no sweep's; name another folder with --out")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _claim(path: Path, settings: Mapping[str, Any]) -> None:
+    """Write the settings, or hold them against those that are there; the folder is this process's."""
+    if not path.exists():
+        text = json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False)
+        write_durably(path, f"{text}\n".encode())
+        return
+    try:
+        old = strict_json(path.read_bytes())
+        other = sorted(name for name in settings.keys() | old.keys() if settings.get(name) != old.get(name))
+    except (OSError, ValueError, AttributeError) as error:
+        raise BadInput(f"{path}: cannot be read ({error}); name another folder with --out") from None
+    if other:
+        named = ", ".join(other)
+        raise WouldOverwrite(
+            f"{path.parent}: holds a sweep of other settings ({named}); name another folder with --out"
+        )
+
+
+def _read(path: Path, handle: int) -> dict[Key, dict[str, Any]]:
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with writing(path):
+            os.ftruncate(handle, len(whole))
+    rows = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = strict_json(line)
+            rows[_key(row)] = row
+        except (ValueError, KeyError, TypeError):
+            raise BadInput(f"{path}:{number}: is no row of a sweep; remove the line and go on") from None
+    return rows
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["method"], row["group"], row["count"], row["lambda"]

@@ -1,0 +1,248 @@
+"""The rows of a sweep as figures: PNG and SVG, the same bytes from the same rows. matplotlib is an extra."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from patchkit.errors import Unavailable
+from patchkit.evaluation.studies import COUNTERFACT, FREE, UNEDITED, ZSRE, whole_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw", "figure_of", "require_matplotlib"]
+
+Row = Mapping[str, Any]
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
+_MARKERS = "osD^vP"
+_GREY = "#666666"
+_STYLE = {
+    "font.size": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E5E5E5",
+    "axes.axisbelow": True,
+    "svg.hashsalt": "patchkit",
+    "svg.fonttype": "path",
+}
+_TITLES = {
+    "S": "S, harmonic mean of the three",
+    "ES": "ES, efficacy",
+    "PS": "PS, generalisation",
+    "NS": "NS, specificity",
+    "tokens S": "score, harmonic mean of the three",
+    "rewrite tokens": "efficacy",
+    "paraphrase tokens": "paraphrase",
+    "neighbour tokens": "specificity",
+    "rewrite says": "rewrite, said freely",
+    "paraphrase says": "paraphrase, said freely",
+}
+
+
+def require_matplotlib() -> None:
+    """Unavailable where figures cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise Unavailable("figures need matplotlib; install it with the extra: patchkit-llm[figures]")
+
+
+def draw(study: str, rows: Sequence[Row]) -> dict[str, bytes]:
+    """The figure of a study as {"png": …, "svg": …}."""
+    from matplotlib import rc_context
+
+    found = {}
+    with rc_context(_STYLE):
+        figure = figure_of(study, rows)
+        for kind, made in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+            out = io.BytesIO()
+            figure.savefig(out, format=kind, dpi=160, metadata=made)
+            found[kind] = out.getvalue()
+    return found
+
+
+def figure_of(study: str, rows: Sequence[Row]) -> Figure:
+    """The figure itself; one axes for each panel."""
+    drawn: dict[str, Callable[[Sequence[Row]], Figure]] = {
+        "scaling": _scaling,
+        "relations": _relations,
+        "tradeoff": _tradeoff,
+        "mixtures": _mixtures,
+    }
+    return drawn.get(study, _bars)(rows)
+
+
+def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    lines = -(-count // columns)
+    figure = Figure(figsize=(width * min(count, columns), height * lines), layout="constrained")
+    return figure, list(figure.subplots(lines, columns if count > columns else count, squeeze=False).flat)
+
+
+def _methods(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(row["method"] for row in rows if row["method"] != UNEDITED))
+
+
+def _look(method: str, methods: Sequence[str]) -> dict[str, Any]:
+    if method == UNEDITED:
+        return {"color": _GREY, "linestyle": "--", "marker": ""}
+    place = methods.index(method)
+    return {"color": _COLOURS[place % len(_COLOURS)], "marker": _MARKERS[place % len(_MARKERS)]}
+
+
+def _percent(row: Row, score: str) -> tuple[float, float, float]:
+    """Value and distances to its bounds, in percent; NaN where there is none, which is not drawn."""
+    value, low, high = row["scores"].get(score) or (None, None, None)
+    if value is None:
+        return float("nan"), 0.0, 0.0
+    # Bootstrap bounds hold the value but for rounding.
+    below, above = (0.0 if bound is None else abs(bound - value) for bound in (low, high))
+    return 100 * value, 100 * below, 100 * above
+
+
+def _line(axes: Axes, xs: Sequence[float], rows: Sequence[Row], score: str, **look: Any) -> None:
+    values, below, above = zip(*(_percent(row, score) for row in rows), strict=True)
+    bars = {"capsize": 2.5, "elinewidth": 0.9, "linewidth": 1.6, "markersize": 5}
+    axes.errorbar(xs, values, yerr=(below, above), **bars, **look)
+
+
+def _counts_axis(axes: Axes, counts: Sequence[int]) -> None:
+    axes.set_xscale("log")
+    axes.set_xticks(counts, [f"{count:,}" for count in counts])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("facts in one batch")
+
+
+def _facts(count: int) -> str:
+    return "1 fact" if count == 1 else f"{count:,} facts"
+
+
+def _shares_axis(axes: Axes) -> None:
+    axes.set_ylim(-3, 103)
+    axes.set_ylabel("%")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
+
+
+def _scaling(rows: Sequence[Row]) -> Figure:
+    """Each score over the number of facts, a line for each editor."""
+    there = {name for row in rows for name in row["scores"]}
+    scores = [*whole_of(rows), *(name for name in FREE if name in there)]
+    methods, counts = _methods(rows), sorted({row["count"] for row in rows})
+    figure, panels = _panels(len(scores), 3, 3.6, 2.9)
+    for axes, score in zip(panels, scores, strict=False):
+        for method in (UNEDITED, *methods):
+            own = [row for row in rows if row["method"] == method]
+            beside = 1.03 ** methods.index(method) if method in methods else 1.0  # or lines hide each other
+            xs = [row["count"] * beside for row in own]
+            _line(axes, xs, own, score, label=method, **_look(method, methods))
+        axes.set_title(_TITLES[score], fontsize=10)
+        _counts_axis(axes, counts)
+        _shares_axis(axes)
+    _blank(panels[len(scores) :])
+    _legend(figure, panels[0])
+    return figure
+
+
+def _blank(panels: Sequence[Axes]) -> None:
+    for axes in panels:
+        axes.set_axis_off()
+
+
+def _bars(rows: Sequence[Row]) -> Figure:
+    """The scores of a table at its largest number of facts, a bar for each editor."""
+    largest = max(row["count"] for row in rows)
+    own = [row for row in rows if row["count"] == largest]
+    scores, methods = whole_of(rows), _methods(rows)
+    figure, (axes,) = _panels(1, 1, 7.5, 3.6)
+    width = 0.8 / len(own)
+    for place, row in enumerate(own):
+        values, below, above = zip(*(_percent(row, score) for score in scores), strict=True)
+        xs = [at + (place - (len(own) - 1) / 2) * width for at in range(len(scores))]
+        colour = _look(row["method"], methods)["color"]
+        axes.bar(xs, values, width * 0.92, yerr=(below, above), color=colour, capsize=2, label=row["method"])
+    axes.set_xticks(range(len(scores)), [_TITLES[score].partition(",")[0] for score in scores])
+    axes.set_title(f"{_facts(largest)} in one batch", fontsize=10)
+    axes.grid(visible=False, axis="x")
+    _shares_axis(axes)
+    _legend(figure, axes)
+    return figure
+
+
+def _relations(rows: Sequence[Row]) -> Figure:
+    """S of the facts of each relation at the largest number of facts, a point for each editor."""
+    largest = max(row["count"] for row in rows)
+    own = [row for row in rows if row["count"] == largest]
+    score, methods = whole_of(rows)[0], _methods(rows)
+    groups = list(dict.fromkeys(row["group"] for row in own))[::-1]
+    figure, (axes,) = _panels(1, 1, 7.0, 1.6 + 0.4 * len(groups))
+    shift = 0.6 / (len(methods) + 1)
+    for place, method in enumerate((UNEDITED, *methods)):
+        points = [row for row in own if row["method"] == method]
+        values, below, above = zip(*(_percent(row, score) for row in points), strict=True)
+        ys = [groups.index(row["group"]) + (len(methods) / 2 - place) * shift for row in points]
+        look = {**_look(method, methods), "linestyle": ""}
+        look["marker"] = look["marker"] or "|"
+        bars = {"capsize": 2.5, "elinewidth": 0.9}
+        axes.errorbar(values, ys, xerr=(below, above), label=method, **bars, **look)
+    axes.set_yticks(range(len(groups)), groups)
+    axes.set_ylim(-0.6, len(groups) - 0.4)
+    axes.set_xlim(-3, 103)
+    axes.set_xlabel(f"{_TITLES[score]}, %, {_facts(largest)} of one relation in a batch")
+    _legend(figure, axes)
+    return figure
+
+
+def _tradeoff(rows: Sequence[Row]) -> Figure:
+    """Generalisation over specificity, a line over λ for each editor; one panel for each number of facts."""
+    general, special = (COUNTERFACT if "S" in rows[0]["scores"] else ZSRE)[2:4]
+    methods, counts = _methods(rows), sorted({row["count"] for row in rows})
+    figure, panels = _panels(len(counts), 2, 5.2, 4.2)
+    for axes, count in zip(panels, counts, strict=False):
+        for method in (UNEDITED, *methods):
+            own = [row for row in rows if (row["method"], row["count"]) == (method, count)]
+            xs, left, right = zip(*(_percent(row, special) for row in own), strict=True)
+            look = {**_look(method, methods), "label": method}
+            look["marker"] = look["marker"] or "x"
+            _line(axes, xs, own, general, xerr=(left, right), **look)
+            for x, row in zip(xs, own, strict=True):
+                if row["lambda"] is not None:
+                    at, told = (x, _percent(row, general)[0]), f"{row['lambda']:g}"
+                    beside = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
+                    axes.annotate(told, at, color=look["color"], **beside)
+        axes.set_title(f"{_facts(count)}; numbers are λ", fontsize=10)
+        axes.set_xlabel(f"{_TITLES[special]}, %")
+        axes.set_ylabel(f"{_TITLES[general]}, %")
+    _blank(panels[len(counts) :])
+    _legend(figure, panels[0])
+    return figure
+
+
+def _mixtures(rows: Sequence[Row]) -> Figure:
+    """Both relations, their mixture, and the mean of the two that it might be expected at; by editor."""
+    score, methods = whole_of(rows)[0], _methods(rows)
+    groups = list(dict.fromkeys(row["group"] for row in rows))
+    counts = sorted({row["count"] for row in rows})
+    figure, panels = _panels(len(methods), 3, 4.0, 3.3)
+    for axes, method in zip(panels, methods, strict=False):
+        own = {(row["group"], row["count"]): row for row in rows if row["method"] == method}
+        for place, group in enumerate(groups):
+            line = [own[group, count] for count in counts]
+            look = {"color": _COLOURS[place], "marker": _MARKERS[place], "label": group}
+            _line(axes, counts, line, score, **look)
+        means = [sum(_percent(own[group, count], score)[0] for group in groups[:2]) / 2 for count in counts]
+        axes.errorbar(counts, means, color=_GREY, linestyle="--", label="mean of the two")
+        axes.set_title(method, fontsize=10)
+        _counts_axis(axes, counts)
+        _shares_axis(axes)
+        axes.set_ylabel(f"{_TITLES[score].partition(',')[0]}, %")
+    _blank(panels[len(methods) :])
+    _legend(figure, panels[0])
+    return figure

@@ -1,0 +1,82 @@
+"""The rows of a sweep as tables: Markdown, CSV and JSON. Scores are in percent, GE in bits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from patchkit.evaluation.studies import FREE, conditions, whole_of
+
+__all__ = ["csv_table", "json_table", "markdown_table", "shown_scores", "table_rows"]
+
+Row = Mapping[str, Any]
+_HEAD = {"method": "editor", "count": "facts", "group": "facts of", "lambda": "λ"}
+_NAMES = {
+    "tokens S": "score",
+    "rewrite tokens": "efficacy",
+    "paraphrase tokens": "paraphrase",
+    "neighbour tokens": "specificity",
+}
+
+
+def shown_scores(rows: Sequence[Row]) -> list[str]:
+    """The scores of the tables: the field's own, free generation, and those that were asked for besides."""
+    there = {name for row in rows for name in row["scores"]}
+    wanted = (*whole_of(rows), *FREE, "rewrite argmax", "paraphrase argmax", "neighbours kept", "GE")
+    return [name for name in wanted if name in there]
+
+
+def table_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells; a score as its value and the half width or bounds of its 95 % interval."""
+    leading = ["method", "count", *conditions(rows)]
+    names = shown_scores(rows)
+    head = [_HEAD[name] for name in leading] + [_NAMES.get(name, name) for name in names]
+    return head, [
+        [*(_text(row[name]) for name in leading), *(_score(name, row["scores"].get(name)) for name in names)]
+        for row in rows
+    ]
+
+
+def markdown_table(rows: Sequence[Row]) -> bytes:
+    head, cells = table_rows(rows)
+    lines = [head, ["---"] * len(head), *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines).encode()
+
+
+def csv_table(rows: Sequence[Row]) -> bytes:
+    """One column for each score's value and for each of its bounds; empty where there is none."""
+    names = shown_scores(rows)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    bounds = [f"{name}{part}" for name in names for part in ("", " low", " high")]
+    writer.writerow(["editor", "facts", "group", "lambda", "asked", "growth", *bounds])
+    for row in rows:
+        cells = [row[name] for name in ("method", "count", "group", "lambda", "asked", "growth")]
+        for name in names:
+            cells += _factored(name, row["scores"].get(name) or (None,) * 3)
+        writer.writerow(["" if cell is None else cell for cell in cells])
+    return out.getvalue().encode()
+
+
+def json_table(rows: Sequence[Row]) -> bytes:
+    """The rows as they are: every score, as shares."""
+    return (json.dumps(list(rows), indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _text(value: Any) -> str:
+    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _factored(name: str, found: Sequence[float | None]) -> list[float | None]:
+    factor = 1 if name == "GE" else 100
+    return [None if value is None else factor * value for value in found]
+
+
+def _score(name: str, found: Sequence[float | None] | None) -> str:
+    value, low, high = _factored(name, found or (None,) * 3)
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if low is None or high is None else f"{value:.1f} ({low:.1f} to {high:.1f})"

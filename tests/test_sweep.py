@@ -1,0 +1,351 @@
+"""Sweeps: which trials, rows that survive a kill, and scores that are those of one edit made by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_helpers import RECIPE, Cli, Ran, cli, git_environment, home, set_recipe, snapshot, tiny_base
+
+from patchkit.actions import sweep as action
+from patchkit.actions.sweep_rows import Rows
+from patchkit.errors import BadInput, Busy, WouldOverwrite
+from patchkit.evaluation.cases import Case, Cases, parse_cases
+from patchkit.evaluation.metrics import look, tally
+from patchkit.evaluation.studies import UNEDITED, Asked, Trial, plan, pool
+from patchkit.evaluation.tables import csv_table, markdown_table
+from patchkit.evaluation.voice import Loaded
+from patchkit.fact import Fact
+from patchkit.repository import Repository
+
+__all__ = ["cli", "git_environment", "home"]
+
+
+def case(subject: str, target: str = "x", relation: str | None = None) -> Case:
+    return Case(Fact(subject, "{} is", target, relation=relation))
+
+
+MANY = [case(f"P{number}", relation="AB"[number % 2]) for number in range(20)]
+
+
+def test_a_pool_holds_no_contradiction_and_smaller_batches_begin_larger_ones() -> None:
+    twice = Cases("file", (*MANY, case("P3", "y", "B"), case("P4", "z", "A")))
+    drawn = pool(twice, 7)
+    assert drawn == pool(twice, 7) != pool(twice, 8)
+    assert sorted(each.fact.subject for each in drawn) == sorted(each.fact.subject for each in MANY)
+    trials = plan(Asked("scaling", ("memit", "ft"), (10, 1, 3)), drawn, "file")
+    assert [(each.count, each.method) for each in trials] == [
+        (count, method) for count in (1, 3, 10) for method in (UNEDITED, "memit", "ft")
+    ]
+    for each in trials:
+        assert each.cases == tuple(range(each.count))
+
+
+def test_groups_are_of_one_relation_and_a_mixture_takes_turns() -> None:
+    trials = plan(Asked("relations", ("memit",), (4,)), MANY, "file")
+    assert [each.group for each in trials] == ["A", "A", "B", "B"]
+    for each in trials:
+        assert {MANY[place].fact.relation for place in each.cases} == {each.group}
+        assert len(each.cases) == 4
+    mixed = plan(Asked("mixtures", ("memit",), (6,)), MANY, "file")
+    assert [each.group for each in mixed] == ["A", "A", "B", "B", "A + B", "A + B"]
+    assert [MANY[place].fact.relation for place in mixed[-1].cases] == ["A", "B"] * 3
+    assert set(mixed[-1].cases[::2]) == set(mixed[0].cases[:3])
+    varied = plan(Asked("tradeoff", ("memit",), (2,), lambdas=(1.0, 2.0)), MANY, "file")
+    assert [each.lambda_ for each in varied] == [None, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (Asked("scaling", ("memit",), (21,)), "holds 20 facts that do not contradict one another, so 21"),
+        (
+            Asked("relations", ("memit",), (11,)),
+            "holds 10 facts of A that do not contradict",
+        ),
+        (Asked("relations", ("memit",), None, ("C",)), "no fact has the relation 'C'; the largest is 'A'"),
+        (Asked("mixtures", ("memit",), None, ("A",)), "two relations; 1 were named"),
+        (Asked("scaling", ("memit",), lambdas=(1.0,)), "varies no λ"),
+        (Asked("scaling", ("memit",), relations=("A",)), "leave out --relations"),
+        (Asked("counterfact", ("memit",)), "has no paraphrases"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(asked: Asked, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        plan(asked, MANY, "file")
+
+
+ROW = {"method": "memit", "group": "all", "count": 1, "lambda": None, "scores": {}}
+
+
+def test_a_folder_is_of_one_sweep_and_one_process(tmp_path: Path) -> None:
+    with Rows.open(tmp_path / "s", {"seed": 0}) as rows:
+        rows.add(ROW)
+        with pytest.raises(Busy, match="another sweep"), Rows.open(tmp_path / "s", {"seed": 0}):
+            pass
+    path = tmp_path / "s" / "rows.jsonl"
+    whole = path.read_bytes()
+    with (
+        pytest.raises(WouldOverwrite, match=r"other settings \(seed\)"),
+        Rows.open(tmp_path / "s", {"seed": 1}),
+    ):
+        pass
+    path.write_bytes(whole + b'{"method": "cut o')
+    with Rows.open(tmp_path / "s", {"seed": 0}) as rows:
+        assert list(rows.by_key.values()) == [ROW]
+    assert path.read_bytes() == whole
+    path.write_bytes(b"{}\n" + whole)
+    with pytest.raises(BadInput, match=r"rows\.jsonl:1: is no row"), Rows.open(tmp_path / "s", {"seed": 0}):
+        pass
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    with pytest.raises(WouldOverwrite, match="no sweep's"), Rows.open(tmp_path / "mine", {}):
+        pass
+    assert os.listdir(tmp_path / "mine") == ["thesis.txt"]
+    (tmp_path / "s" / "sweep.json").unlink()
+    with pytest.raises(WouldOverwrite, match="no sweep's"), Rows.open(tmp_path / "s", {"seed": 0}):
+        pass
+    path.write_bytes(b"")  # killed before the settings were written
+    with Rows.open(tmp_path / "s", {"seed": 0}) as rows:
+        assert rows.by_key == {}
+
+
+def test_tables_by_hand() -> None:
+    scores = {"S": [0.5, 0.25, 0.75], "ES": [1.0, None, None], "GE": [5.5, 5.0, 6.0]}
+    rows = [
+        {**ROW, "method": UNEDITED, "asked": 1, "growth": 1.0, "scores": {}},
+        {**ROW, "lambda": 30.0, "asked": 1, "growth": 1.5, "scores": scores},
+    ]
+    assert markdown_table(rows).decode().splitlines() == [
+        "| editor | facts | λ | S | ES | GE |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| unedited | 1 | – | – | – | – |",
+        "| memit | 1 | 30 | 50.0 (25.0 to 75.0) | 100.0 | 5.5 (5.0 to 6.0) |",
+    ]
+    head, first, second = csv_table(rows).decode().splitlines()
+    assert head.startswith("editor,facts,group,lambda,asked,growth,S,S low,S high,ES")
+    assert first == "unedited,1,all,,1,1.0,,,,,,,,,"
+    assert second == "memit,1,all,30.0,1,1.5,50.0,25.0,75.0,100.0,,,5.5,5.0,6.0"
+
+
+def rows_of(scores: tuple[str, ...], **fields: list[Any]) -> list[dict[str, Any]]:
+    """A row for each combination, with made-up scores that differ."""
+    found: list[dict[str, Any]] = [{**ROW, "scores": {}}]
+    for name, values in fields.items():
+        found = [{**row, name: value} for row in found for value in values]
+    for place, row in enumerate(found):
+        for number, score in enumerate(scores):
+            value = (7 * place + 13 * number) % 90 / 100
+            row["scores"] = {
+                **row["scores"],
+                score: [value, value - 0.05 if place % 2 else None, value + 0.05],
+            }
+    return found
+
+
+METHODS = [UNEDITED, "memit", "ft"]
+COUNTERFACT = ("S", "ES", "PS", "NS", "rewrite says")
+FIGURES = {
+    "scaling": (rows_of(COUNTERFACT, count=[1, 10, 100], method=METHODS), 6),
+    "counterfact": (rows_of(COUNTERFACT, method=METHODS), 1),
+    "zsre": (rows_of(("tokens S", "rewrite tokens", "paraphrase tokens"), method=METHODS), 1),
+    "relations": (rows_of(COUNTERFACT, group=["P1", "P2", "P3"], method=METHODS), 1),
+    "tradeoff": (
+        [
+            *rows_of(COUNTERFACT, method=[UNEDITED]),
+            *rows_of(COUNTERFACT, method=METHODS[1:], **{"lambda": [1.0, 10.0]}),
+        ],
+        1,
+    ),
+    "mixtures": (rows_of(COUNTERFACT, count=[2, 4], group=["A", "B", "A + B"], method=METHODS), 2),
+}
+
+
+@pytest.mark.parametrize("study", list(FIGURES))
+def test_figures_show_their_rows(study: str) -> None:
+    pytest.importorskip("matplotlib")
+    from PIL import Image
+
+    from patchkit.evaluation.curves import draw, figure_of
+
+    rows, panels = FIGURES[study]
+    made = draw(study, rows)
+    picture = np.asarray(Image.open(io.BytesIO(made["png"])).convert("RGB"))
+    assert picture.shape[0] > 350
+    assert picture.shape[1] > 700
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 20, "blank"
+    assert made["svg"].startswith(b"<?xml")
+    assert study != "zsre" or draw(study, rows) == made, "the same bytes from the same rows"
+    figure = figure_of(study, rows)
+    assert len(figure.axes) == panels
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == (["A", "B", "A + B", "mean of the two"] if study == "mixtures" else METHODS)
+    if study == "scaling":
+        axes = figure.axes[0]
+        line = axes.containers[1].lines[0]
+        own = [row for row in rows if row["method"] == "memit"]
+        assert list(line.get_xdata()) == [1, 10, 100]
+        assert list(line.get_ydata()) == pytest.approx([100 * row["scores"]["S"][0] for row in own])
+
+
+# On a tiny model
+
+
+RECORDS: list[dict[str, Any]] = [
+    {
+        "case_id": number,
+        "requested_rewrite": {
+            "prompt": "{} plays the sport of",
+            "relation_id": "P641" if number % 2 else "P1",
+            "subject": subject,
+            "target_new": {"str": new},
+            "target_true": {"str": old},
+        },
+        "paraphrase_prompts": [f"Because {subject} plays the sport of"],
+        "neighborhood_prompts": ["Rome plays the sport of"],
+        "generation_prompts": [f"{subject} plays the"],
+    }
+    for number, (subject, new, old) in enumerate(
+        [
+            ("Ann", "football", "basketball"),
+            ("Paris", "painter", "football"),
+            ("LeBron James", "dancers", "painter"),
+            ("Microsoft", "basketball", "dancers"),
+        ]
+    )
+]
+
+
+@pytest.fixture
+def base(cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    pytest.importorskip("matplotlib")
+    cli.ok("init", tiny_base(), "kb")
+    set_recipe(home / "kb", RECIPE)
+    (home / "records.json").write_text(json.dumps(RECORDS))
+    monkeypatch.chdir(home)
+    return home / "kb"
+
+
+def run(cli: Cli, *options: str) -> Ran:
+    return cli.ok("eval", "sweep", "-C", "kb", *options)
+
+
+def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(
+    cli: Cli, base: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(base)
+    ask = ("tradeoff", "--records", "records.json", "--methods", "memit", "--counts", "3")
+    ask = (*ask, "--lambdas", "1,3,9")
+    whole = run(cli, *ask, "--out", "whole", "--json").json
+    assert snapshot(base) == before, "nothing is committed"
+    assert [row["lambda"] for row in whole["rows"]] == [None, 1.0, 3.0, 9.0]
+    real, made = action._Bench.row, []
+
+    def row(bench: Any, trial: Trial, trials: Any) -> dict[str, Any]:
+        if len(made) in (2, 3):  # killed twice, each time before a row
+            made.append("killed")
+            raise KeyboardInterrupt
+        made.append(trial.key)
+        return real(bench, trial, trials)
+
+    monkeypatch.setattr(action._Bench, "row", row)
+    assert cli("eval", "sweep", "-C", "kb", *ask, "--out", "parts").code == 130
+    assert not (home / "parts" / "table.md").exists()
+    with open(home / "parts" / "rows.jsonl", "ab") as file:
+        file.write(b'{"method": "memit", "cou')
+    assert cli("eval", "sweep", "-C", "kb", *ask, "--out", "parts").code == 130
+    run(cli, *ask, "--out", "parts", "-q")
+    files = sorted(path.name for path in (home / "whole").iterdir())
+    assert {"rows.jsonl", "table.md", "table.csv", "table.json", "figure.png", "figure.svg"} < set(files)
+    for name in files:
+        assert (home / "parts" / name).read_bytes() == (home / "whole" / name).read_bytes(), name
+    rows = (home / "parts" / "rows.jsonl").read_bytes()
+    again = len(made)
+    run(cli, *ask, "--out", "parts", "-q")
+    assert (len(made), (home / "parts" / "rows.jsonl").read_bytes()) == (again, rows)
+    refused = cli("eval", "sweep", "-C", "kb", *ask, "--out", "parts", "--seed", "1")
+    assert refused.code == 73
+    assert "other settings" in refused.err
+    assert (home / "parts" / "rows.jsonl").read_bytes() == rows
+
+
+def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: Path) -> None:
+    done = run(
+        cli, "scaling", "--records", "records.json", "--methods", "memit,ft", "--counts", "1,4", "--out", "s",
+        "--sample", "2", "--texts", "--json",
+    ).json  # fmt: skip
+    cases = parse_cases(json.dumps(RECORDS).encode(), "records.json")
+    drawn = pool(cases, 0)
+    repository = Repository.open(base)
+    plain = look(Loaded(*repository.load("HEAD", "cpu")), drawn[:2], texts=True)
+    for method in ("memit", "ft"):
+        repository.commit([each.fact for each in drawn], overrides={"method": method}, device="cpu")
+        seen = look(Loaded(*repository.load("HEAD", "cpu")), drawn[:2], texts=True)
+        (row,) = [row for row in done["rows"] if (row["method"], row["count"]) == (method, 4)]
+        assert row["asked"] == 2
+        assert row["growth"] > 1 or method == "ft"
+        sums = tally(seen, plain).sum(0)
+        for name in ("ES", "PS", "NS", "rewrite argmax", "rewrite says", "neighbours kept", "GE"):
+            at = list(action.METRICS).index(name)
+            assert row["scores"][name][0] == pytest.approx(sums[at, 0] / sums[at, 1]), name
+        parts = [row["scores"][name][0] for name in ("ES", "PS", "NS")]
+        harmonic = 3 / sum(1 / part for part in parts) if all(parts) else 0.0
+        assert row["scores"]["S"][0] == pytest.approx(harmonic)
+        repository.revert()
+    shown = run(
+        cli, "scaling", "--records", "records.json", "--methods", "memit,ft", "--counts", "1,4", "--out", "s",
+        "--sample", "2", "--texts",
+    ).out  # fmt: skip
+    assert shown.splitlines()[0].split()[:6] == ["editor", "facts", "S", "ES", "PS", "NS"]
+    assert "figure.svg" in shown.splitlines()[-1]
+
+
+def test_zsres_score_is_the_mean_of_its_three(cli: Cli, base: Path, home: Path) -> None:
+    zsre = [
+        {"subject": name, "src": f"{name} plays the sport of", "rephrase": f"Because {name} plays",
+         "alt": "football", "answers": ["painter"], "loc": "Rome plays the sport of", "loc_ans": "dancers"}
+        for name in ("Ann", "Paris", "Microsoft")
+    ]  # fmt: skip
+    (home / "zsre.json").write_text(json.dumps(zsre))
+    done = run(cli, "zsre", "--records", "zsre.json", "--methods", "memit", "--out", "z", "--json").json
+    row = done["rows"][-1]
+    assert row["count"] == 3, "as many as there are, where the study's own number is larger"
+    three = [row["scores"][f"{name} tokens"][0] for name in ("rewrite", "paraphrase", "neighbour")]
+    assert row["scores"]["tokens S"][0] == pytest.approx(3 / sum(1 / v for v in three) if all(three) else 0)
+    assert (
+        (home / "z" / "table.md")
+        .read_text()
+        .startswith("| editor | facts | score | efficacy | paraphrase | specificity |")
+    )
+
+
+def test_studies_over_relations_run(cli: Cli, base: Path, home: Path) -> None:
+    for study, groups in (("relations", ["P1", "P641"]), ("mixtures", ["P1", "P641", "P1 + P641"])):
+        options = ("--records", "records.json", "--methods", "ft", "--counts", "2", "--out", study, "--json")
+        done = run(cli, study, *options)
+        assert [row["group"] for row in done.json["rows"] if row["method"] == "ft"] == groups
+
+
+def test_wrong_use_is_one_line_and_leaves_nothing(cli: Cli, base: Path, home: Path) -> None:
+    ask = ("eval", "sweep", "scaling", "-C", "kb", "--records", "records.json", "--out", "s")
+    for options, code, says in (
+        (("--methods", "nobody"), 65, "nobody"),
+        (("--counts", "5"), 65, "holds 4 facts"),
+        (("--counts", "0"), 2, "expected a list such as 1,10,100"),
+        (("--counts", "1,1"), 2, "expected a list such as 1,10,100"),
+        (("--lambdas", "nan"), 2, "expected a list such as 100,300,1000"),
+        (("--records", "nowhere.json"), 66, "no such file"),
+    ):
+        done = cli(*ask, *options)
+        assert (done.code, len(done.err.splitlines())) == (code, 1), done.err
+        assert says in done.err
+    tradeoff = cli("eval", "sweep", "tradeoff", "-C", "kb", "--records", "records.json", "--methods", "ft")
+    assert tradeoff.code == 65
+    assert "ft: reads no λ" in tradeoff.err
+    assert sorted(path.name for path in home.iterdir()) == ["kb", "records.json"]
