@@ -18,7 +18,7 @@ from patchkit.errors import PatchkitError
 from patchkit.facts import Fact, Reverse
 from patchkit.gitstore import Entry
 from patchkit.merges import Violation
-from patchkit.patch import Header
+from patchkit.patch import believed_header
 from patchkit.stack import StoredPatch
 
 __all__ = ["Beliefs", "put_patches"]
@@ -196,13 +196,12 @@ def patch_rows(patch: StoredPatch) -> dict[str, Any]:
 
 
 def _stored(name: str, patch: str, files: str, header: str, records: str) -> StoredPatch:
-    entries = {file: Entry(*values) for file, values in json.loads(files).items()}
     return StoredPatch(
         name,
         patch,
-        entries,
         records.count("\n") + 1,
-        lambda: Header.from_json(json.loads(header), name),
+        lambda: {file: Entry(*values) for file, values in json.loads(files).items()},
+        lambda: believed_header(json.loads(header)),
         lambda: tuple(map(_fact, records.split("\n"))),
     )
 

@@ -1,10 +1,10 @@
 """Runs Git: one environment, one line for each thing that can go wrong.
 
-Every command goes through GitPython's command runner (never its index or reference setters: they
-have no compare-and-swap, ignore filters and hooks, and fail on SHA-256 repositories). Reading
-takes no locks; writing fsyncs objects, index and references. A failure is a `PatchkitError`
-whose line says what to do. A user's string is passed only behind `--` or `--end-of-options`, or
-through standard input.
+What writes goes through GitPython's command runner (never its index or reference setters: they
+have no compare-and-swap, ignore filters and hooks, and fail on SHA-256 repositories). What reads starts Git
+itself, since GitPython's import is a fifth of a short command's time. Reading takes no locks; writing fsyncs
+objects, index and references. A failure is a `PatchkitError` whose line says what to do. A user's string
+is passed only behind `--` or `--end-of-options`, or through standard input.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ MINIMUM = (2, 36)  # the first with core.fsync and cat-file --batch-command
 _ALWAYS = ("core.fsmonitor=false", "user.useConfigOnly=true")
 _WRITING = ("core.fsync=added,reference", "i18n.commitEncoding=UTF-8", "core.safecrlf=false")
 # Replaced objects would not hash to their ids.
-_READING = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_REPLACE_OBJECTS": "1"}
+_READING = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_REPLACE_OBJECTS": "1", "LANGUAGE": "C", "LC_ALL": "C"}
 # Commands whose lines in the reflog begin with this word, by which `patchkit undo` knows its own. Not
 # `switch`: Git finds the branch before by the words that it writes there itself.
 ACTION = "patchkit"
@@ -51,20 +53,23 @@ class Git:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._git = _gitpython().Git(os.fspath(folder))
+
+    @cached_property
+    def _writer(self) -> Any:
+        return _gitpython().Git(os.fspath(self.folder))
 
     def read(
         self, command: str, *args: str, stdin: bytes | None = None, config: tuple[str, ...] = ()
     ) -> bytes:
         """Run a command that changes nothing; its standard output."""
-        status, out, err = self._run(command, args, _ALWAYS + config, _READING, stdin)
+        status, out, err = self._read(command, args, config, stdin)
         if status:
             raise self.failure(command, status, err)
         return out
 
     def ask(self, command: str, *args: str) -> bytes | None:
         """Like `read`; None where Git answers "no" (a quiet failure: no message, status 1)."""
-        status, out, err = self._run(command, args, _ALWAYS, _READING, None)
+        status, out, err = self._read(command, args)
         if status == 1 and not err:
             return None
         if status:
@@ -73,7 +78,7 @@ class Git:
 
     def check(self, command: str, *args: str) -> tuple[int, str]:
         """Run a command whose status and messages are its answer (`git fsck`); both outputs as text."""
-        status, out, err = self._run(command, args, _ALWAYS, _READING, None)
+        status, out, err = self._read(command, args)
         return status, out.decode("utf-8", "replace") + err
 
     def write(
@@ -89,21 +94,25 @@ class Git:
         own = {"LC_ALL": os.environ.get("LC_ALL", "")}
         if command in _LOGGED:
             own["GIT_REFLOG_ACTION"] = ACTION
-        status, out, err = self._run(
+        status, out, err = self._write(
             command, args, _ALWAYS + _WRITING + config, {**own, **(env or {})}, stdin
         )
         if status:
             raise self.failure(command, status, err)
         return out
 
-    def start(self, command: str, *args: str) -> Any:
-        """Start a command that talks over its pipes (`cat-file`); a GitPython process."""
-        import subprocess
-
+    def start(self, command: str, *args: str) -> subprocess.Popen[bytes]:
+        """Start a command that reads and talks over its pipes (`cat-file`)."""
         try:
-            runner = self._git(c=list(_ALWAYS))
-            return getattr(runner, command)(*args, as_process=True, istream=subprocess.PIPE, env=_READING)
-        except (OSError, _not_found()) as error:
+            return subprocess.Popen(
+                _line(command, args, _ALWAYS),
+                cwd=self._place(),
+                env={**os.environ, **_READING},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+        except OSError as error:
             raise _cannot_run(error) from error
 
     def check_version(self) -> None:
@@ -130,7 +139,22 @@ class Git:
         what = "; ".join(said[-3:])[:400] or ("it was ended" if status < 0 else f"status {status}")
         return PatchkitError(f"git {command.replace('_', '-')} failed: {what}")
 
-    def _run(
+    def _read(
+        self, command: str, args: tuple[str, ...], config: tuple[str, ...] = (), stdin: bytes | None = None
+    ) -> tuple[int, bytes, str]:
+        try:
+            done = subprocess.run(
+                _line(command, args, _ALWAYS + config),
+                cwd=self._place(),
+                env={**os.environ, **_READING},
+                input=b"" if stdin is None else stdin,
+                capture_output=True,
+            )
+        except (OSError, ValueError) as error:
+            raise _cannot_run(error) from error
+        return done.returncode, done.stdout, done.stderr.decode("utf-8", "replace")
+
+    def _write(
         self,
         command: str,
         args: tuple[str, ...],
@@ -146,7 +170,7 @@ class Git:
             "strip_newline_in_stdout": False,
         }
         try:
-            runner = getattr(self._git(c=list(config)), command)
+            runner = getattr(self._writer(c=list(config)), command)
             if stdin is None:
                 status, out, err = runner(*args, **options)
             else:
@@ -154,9 +178,18 @@ class Git:
                     file.write(stdin)
                     file.seek(0)
                     status, out, err = runner(*args, istream=file, **options)
-        except (OSError, ValueError, _not_found()) as error:
+        except (OSError, ValueError, _gitpython().exc.GitCommandNotFound) as error:
             raise _cannot_run(error) from error
         return status, out, err if isinstance(err, str) else err.decode("utf-8", "replace")
+
+    def _place(self) -> Path | None:
+        """Where Git runs; where the folder is gone, here, and Git says that this is no repository."""
+        return self.folder if os.access(self.folder, os.X_OK) else None
+
+
+def _line(command: str, args: tuple[str, ...], config: tuple[str, ...]) -> list[str]:
+    options = [word for setting in config for word in ("-c", setting)]
+    return ["git", *options, command.replace("_", "-"), *args]
 
 
 def age_of(path: Path) -> str:
@@ -188,15 +221,10 @@ def _gitpython() -> Any:
     return git
 
 
-def _not_found() -> type[Exception]:
-    error: type[Exception] = _gitpython().exc.GitCommandNotFound
-    return error
-
-
 def _cannot_run(error: Exception) -> PatchkitError:
     if isinstance(error, ValueError):
         return BadInput(f"Git cannot be given that text ({one_line(str(error))}); leave the character out")
-    if isinstance(error, _not_found()):
+    if isinstance(error, FileNotFoundError) or not isinstance(error, OSError):  # GitPython's own: not found
         return Unavailable("Git is not on the PATH; install Git, or put it on the PATH")
     return Unavailable(f"Git cannot be run ({one_line(str(error))}); mend the installation of Git")
 

@@ -237,7 +237,7 @@ def writers_of(commits: Sequence[Commit]) -> dict[str, Commit]:
 
 def _parse(out: bytes, prefix: str) -> Iterator[Commit]:
     """Messages hold no NUL, so the fields are told apart by their place alone."""
-    tokens = [token.decode("utf-8", "surrogateescape") for token in out.split(b"\0")]
+    tokens = out.decode("utf-8", "surrogateescape").split("\0")
     at = 0
     while at + len(_FIELDS) <= len(tokens):
         fields = tokens[at : at + len(_FIELDS)]

@@ -51,8 +51,8 @@ class Objects:
     """Reads the objects of one repository; `hash_name` is "sha1" or "sha256"."""
 
     def __init__(self, git: Git, hash_name: str) -> None:
-        self._git = git
         self._process: Any = None
+        self._git = git
         self.hash_name = hash_name
 
     def read(self, oid: str, kind: str = "blob") -> bytes:
@@ -100,7 +100,10 @@ class Objects:
                 process.stdin.close()
             process.stdout.close()
             process.stderr.close()
-            process.proc.wait()  # the wrapper's own wait() raises what Git said
+            process.wait()
+
+    def __del__(self) -> None:
+        self.close()
 
     def _ask(self, requests: Iterator[str]) -> None:
         if self._process is None:

@@ -183,6 +183,15 @@ class Header:
         )
 
 
+def believed_header(value: Mapping[str, Any]) -> Header:
+    """The header of JSON that passed `Header.from_json` before: a thousand checks again are a wait."""
+    weights = {
+        name: WeightEntry(tuple(entry["shape"]), entry["transposed"], entry["form"], entry["rank"])
+        for name, entry in value["weights"].items()
+    }
+    return Header(**{**value, "solved_on": tuple(value["solved_on"]), "weights": weights})
+
+
 def break_even(d_out: int, d_in: int) -> int:
     """The largest rank whose factors are no larger than the dense update: r (d_out + d_in) <= d_out d_in."""
     return d_out * d_in // (d_out + d_in)

@@ -12,7 +12,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
@@ -50,16 +50,16 @@ _SHOWN = 20  # problems in one message
 
 @dataclass(frozen=True)
 class StoredPatch:
-    """One patch in force; `id` is this version's, `files` where Git keeps its bytes.
+    """One patch in force; `id` is this version's.
 
-    Its header and facts are parsed when they are first asked for, where they were believed before.
+    Its files, header and facts are parsed when they are first asked for, where they were believed before.
     """
 
     name: str
     id: str
-    files: Mapping[str, Entry]
     count: int
     """Facts in it."""
+    _parse_files: Callable[[], Mapping[str, Entry]] = field(compare=False, repr=False)
     _parse_header: Callable[[], Header] = field(compare=False, repr=False)
     _parse_facts: Callable[[], tuple[Fact, ...]] = field(compare=False, repr=False)
 
@@ -68,7 +68,12 @@ class StoredPatch:
         cls, name: str, header: Header, facts: tuple[Fact, ...], id: str, files: Mapping[str, Entry]
     ) -> StoredPatch:
         """One whose header and facts have just been read."""
-        return cls(name, id, files, len(facts), lambda: header, lambda: facts)
+        return cls(name, id, len(facts), lambda: files, lambda: header, lambda: facts)
+
+    @cached_property
+    def files(self) -> Mapping[str, Entry]:
+        """Where Git keeps its bytes, by file name."""
+        return self._parse_files()
 
     @cached_property
     def header(self) -> Header:
@@ -189,9 +194,7 @@ class Updates(Mapping[str, "Patch"]):
         self._stored = {patch.id: patch for patch in stack.patches}
 
     def __getitem__(self, id: str) -> Patch:
-        stored = self._stored[id]
-        files = {name: entry for name, entry in stored.files.items() if name != KEYS}
-        return read_patch(self._store, replace(stored, files=files))
+        return read_patch(self._store, self._stored[id], without=(KEYS,))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._stored)
@@ -200,11 +203,11 @@ class Updates(Mapping[str, "Patch"]):
         return len(self._stored)
 
 
-def read_patch(store: GitStore, stored: StoredPatch) -> Patch:
-    """The whole patch with its numbers, every check made (imports torch)."""
+def read_patch(store: GitStore, stored: StoredPatch, *, without: Sequence[str] = ()) -> Patch:
+    """The whole patch with its numbers, every check made (imports torch), but for files left out."""
     from patchkit.factors import Patch
 
-    files = {name: store.read(entry.oid) for name, entry in stored.files.items()}
+    files = {name: store.read(entry.oid) for name, entry in stored.files.items() if name not in without}
     return Patch.from_files(files, stored.name)
 
 

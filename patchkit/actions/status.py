@@ -148,11 +148,14 @@ def _base(repository: Repository) -> str:
 
 
 def _builds(repository: Repository, stack: Stack | None) -> list[Build]:
+    rows = repository.catalogue.builds()
+    if not rows:
+        return []
     from patchkit.build_record import BuildRecord
 
     wanted = None if stack is None else sorted(patch.id for patch in stack.patches)
     found = []
-    for row in repository.catalogue.builds():
+    for row in rows:
         folder = Path(row["folder"])
         try:
             record = BuildRecord.read(folder) if os.path.isdir(folder) else None

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from gc import set_threshold
 
 import click
 
@@ -130,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     ``PATCHKIT_TRACEBACK=1`` shows where an error came from.
     """
+    set_threshold(10_000)  # most of what a short command makes lives until its end: few looks for garbage
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a path may be no UTF-8, a terminal may know no Δ
             utf8 = stream.encoding.lower().replace("-", "") == "utf8"

@@ -174,21 +174,38 @@ class Grid:
     rows: Sequence[Sequence[Cell]]
 
     def __rich_console__(self, console: Console, options: Any) -> Iterator[Segment]:
+        plain: list[str] = []  # rows without a style go out in one piece: rich looks at each piece
         for row in self.rows:
-            cells = [_lines(*cell) for cell in zip(row, self.columns, self.widths, strict=True)]
             styles = [style for _, style in row] if console.color_system else []
-            for number in range(max(map(len, cells))):
-                parts = [
-                    lines[number] if number < len(lines) else " " * width
-                    for lines, width in zip(cells, self.widths, strict=True)
-                ]
-                if any(styles):
-                    for place, (part, style) in enumerate(zip(parts, styles, strict=True)):
-                        yield Segment(" " * GAP * bool(place))
-                        yield Segment(part, console.get_style(style) if style else None)
-                    yield Segment.line()
-                else:
-                    yield Segment((" " * GAP).join(parts).rstrip() + "\n")
+            if not any(styles):
+                plain += ((" " * GAP).join(parts).rstrip() for parts in self._lines(row))
+                continue
+            yield from _whole(plain)
+            for parts in self._lines(row):
+                for place, (part, style) in enumerate(zip(parts, styles, strict=True)):
+                    yield Segment(" " * GAP * bool(place))
+                    yield Segment(part, console.get_style(style) if style else None)
+                yield Segment.line()
+        yield from _whole(plain)
+
+    def _lines(self, row: Sequence[Cell]) -> Iterator[list[str]]:
+        """The lines of a row, each a part a column."""
+        cells = [_lines(*cell) for cell in zip(row, self.columns, self.widths, strict=True)]
+        if all(len(lines) == 1 for lines in cells):
+            yield [lines[0] for lines in cells]
+            return
+        for number in range(max(map(len, cells))):
+            yield [
+                lines[number] if number < len(lines) else " " * width
+                for lines, width in zip(cells, self.widths, strict=True)
+            ]
+
+
+def _whole(lines: list[str]) -> Iterator[Segment]:
+    """What was gathered, which is then taken up."""
+    if lines:
+        yield Segment("\n".join(lines) + "\n")
+        lines.clear()
 
 
 @dataclass(frozen=True)
@@ -208,6 +225,8 @@ class Column:
 def _lines(cell: Cell, column: Column, width: int) -> list[str]:
     """A cell's lines, each as wide as its column."""
     shown = cell[0]
+    if len(shown) <= width and shown.isascii():
+        return [shown.rjust(width) if column.right else shown.ljust(width)]
     if _cells(shown) <= width:
         parts = [shown]
     elif column.wraps:
