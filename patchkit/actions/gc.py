@@ -175,10 +175,12 @@ class _Search:
 
     @cached_property
     def _texts(self) -> set[str]:
+        from patchkit.actions.harm import TEXT
         from patchkit.editing.statistics import text_name
 
         patches, settings = self._references
-        return {text_name(recipe, base) for base, recipe in (*patches, *settings)}
+        used = [*patches, *settings]
+        return {text_name(each, base) for base, recipe in used for each in (recipe, TEXT)}
 
     def _is_used(self, folder: Path) -> bool:
         """Whether a patch's or a patchkit.toml's recipe asks for these; where nothing is noted beside them,
