@@ -27,6 +27,7 @@ SECTIONS = (
     "recipe",
     "choose",
     "merging",
+    "harm",
 )
 """In the order in which they are run: the short ones first."""
 

@@ -27,7 +27,9 @@ PAGE = Path(__file__).with_name("commands.md")
 MODELS = Path(__file__).with_name("models.md")
 _BEGIN, _END = "<!-- models: written by python docs/generate.py -->", "<!-- end of models -->"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
-MEASURED = [Path(__file__).with_name(name) for name in ("recipes.md", "performance.md", "merging.md")]
+MEASURED = [
+    Path(__file__).with_name(name) for name in ("recipes.md", "performance.md", "merging.md", "evaluation.md")
+]
 _RESULTS = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 WIDTH = 88
 _HEAD = """# Commands

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,15 @@ def kept(knowledge: Path) -> list[Path]:
 
 
 def test_what_was_asked_is_not_asked_again(cli: Cli, knowledge: Path, loads: list[str]) -> None:
+    there = kept(knowledge)
+    assert len(there) == 3, "each commit asked its own stack, and the base"
     first = cli.ok("eval", "--json").json
-    assert (len(loads), len(kept(knowledge))) == (1, 2)
+    assert (len(loads), kept(knowledge)) == (1, there)
     assert cli.ok("eval", "--json").json == first
     assert len(loads) == 1, "nothing was left to ask"
-    base = {path: path.read_bytes() for path in kept(knowledge)}
     older = cli.ok("eval", "--compare", "base", "HEAD~1", "--json").json
-    assert len(loads) == 2
-    assert len(kept(knowledge)) == 3, "a stack of its own"
+    assert (len(loads), kept(knowledge)) == (2, there), "a stack of its own, asked for what it was not"
     assert older["scores"]["rewrite tokens"]["a"] is not None
-    assert all(path.exists() for path in base)
 
 
 def test_the_scores_are_those_of_a_model_that_was_asked_now(cli: Cli, knowledge: Path) -> None:
@@ -71,15 +71,16 @@ def test_another_base_config_or_number_of_threads_is_asked_anew(
     cli: Cli, knowledge: Path, loads: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli.ok("eval")
+    there = kept(knowledge)
     monkeypatch.setattr("torch.get_num_threads", lambda: 77)
     cli.ok("eval")
     assert len(loads) == 2
-    assert len(kept(knowledge)) == 4
+    assert len(set(kept(knowledge)) - set(there)) == 2
 
 
 def test_a_damaged_file_is_found_and_written_anew(cli: Cli, knowledge: Path, loads: list[str]) -> None:
     first = cli.ok("eval", "--json").json
-    path, *_ = kept(knowledge)
+    (path,) = (path for path in kept(knowledge) if not module.read_answers(path)["about"]["patches"])
     data = path.read_bytes()
     flipped = data.replace(b'"scores":[[', b'"scores":[ [')
     for number, damage in enumerate((b"", flipped, data[:-9], b"0" * 64 + b"\n{}"), 2):
@@ -175,7 +176,9 @@ def test_two_processes_leave_a_whole_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_written_is_told_and_stops_nothing(cli: Cli, knowledge: Path) -> None:
-    (knowledge / ".git" / "patchkit" / "answers").write_text("in the way")
+    folder = knowledge / ".git" / "patchkit" / "answers"
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
     found = cli.ok("eval", "--json").json
     assert found["scores"]
     assert any("not kept for another time" in note for note in found["notes"])

@@ -296,6 +296,10 @@ ROWS = [
     Row("a scale in words", ("apply", "microsoft", "--scale", "much"), 2, "is not a valid float"),
     Row("a scale of no patch", ("apply", "nobody", "--scale", "2"), 66, "there is no such folder"),
     Row("a gate that is none", (*ANN, "--gate", "x"), 65, "--gate 'x'"),
+    Row(
+        "a gate below the base itself", (*ANN, "--gate", "growth=0.9"), 65, "a multiple of the base's from 1"
+    ),
+    Row("a gate from above", (*ANN, "--gate", "growth=1"), 3, "the gate refused the edit (growth 1."),
     Row("a gate that is not met", (*ANN, "--gate", "argmax=1", "--lambda", "1e9"), 3, "the gate refused"),
     Row("a device that is not there", (*ANN, "--device", "cuda:99"), 69, "cuda:99"),
     Row("merge of nothing", ("merge",), 2, "give a BRANCH, or --continue, or --abort"),

@@ -28,7 +28,10 @@ _READ = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
 
 
 class Asking:
-    """``checkpoint`` on ``device``, in float32; ``folder`` is where answers are kept (None: nowhere)."""
+    """``checkpoint`` on ``device``, in float32; ``folder`` is where answers are kept (None: nowhere).
+
+    ``bench``: the base where it is in memory already.
+    """
 
     def __init__(
         self,
@@ -36,15 +39,18 @@ class Asking:
         device: str,
         folder: Path | None,
         told: Callable[[str, int, int], None],
+        bench: Workbench | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.device = pick_device(device)
-        self.tokenizer: Any = load_tokenizer(checkpoint.folder)
-        self._folder, self._told = folder, told
+        self.tokenizer: Any = bench.tokenizer if bench else load_tokenizer(checkpoint.folder)
+        self._folder, self._told, self._bench = folder, told, bench
 
     @cached_property
     def bench(self) -> Workbench:
         """The base, loaded."""
+        if self._bench is not None:
+            return self._bench
         self._told("loading", 0, 1)
         bench = Workbench.open(self.checkpoint, str(self.device))
         self._told("loading", 1, 1)

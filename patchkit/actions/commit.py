@@ -26,6 +26,7 @@ from patchkit.actions.clock import Clock
 from patchkit.actions.edit import as_patch, below
 from patchkit.actions.environment import environment, measured_trailers
 from patchkit.actions.given import as_batch
+from patchkit.actions.harm import moved
 from patchkit.actions.workbench import Workbench
 from patchkit.editing.editor import Trained, find_editor
 from patchkit.editing.kept import key_of
@@ -33,6 +34,7 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.templates import write_templates
 from patchkit.errors import BadInput, Busy, PatchkitError
+from patchkit.evaluation.harm import Harm
 from patchkit.evaluation.measure import FactChange, FactState, Summary, compare, observe, summarise
 from patchkit.factors import Patch
 from patchkit.facts import Batch, Fact, with_reverses
@@ -68,6 +70,8 @@ class Committed:
     """‖ΔW‖ (Frobenius) by weight."""
     base_norms: dict[str, float]
     """‖W‖ of the base by weight."""
+    harm: tuple[Harm, Harm]
+    """What the stack does to the rest, without this edit and with it."""
     size: int
     """Bytes of the patch's files."""
     notes: tuple[str, ...] = ()
@@ -86,6 +90,7 @@ class Committed:
             "commit": self.commit,
             "message": self.message,
             "summary": self.summary.to_dict(),
+            "harm": {"before": self.harm[0].to_dict(), "after": self.harm[1].to_dict()},
             "facts": [change.to_dict() for change in self.changes],
             "known": [fact.text for fact in self.known],
             "skipped_known": self.skipped_known,
@@ -169,6 +174,7 @@ def commit(
     tell("measuring after", 0, 1)
     bench.put([*under, patch])
     changes = compare(facts, before, observe(bench.model, bench.tokenizer, facts))
+    harm = moved(repository, bench, list(patches.values()), [*under, patch])
     tell("measuring after", 1, 1)
     clock.lap("measuring")
 
@@ -184,8 +190,9 @@ def commit(
         timings=clock.seconds,
         norms=patch.norms(),
         base_norms={name: float(bench.checkpoint.read(name).double().norm()) for name in patch.deltas},
+        harm=harm,
         size=sum(len(data) for data in patch.files().values()),
-        notes=(*_notes(bench, changes), *large_files(repository, patch)),
+        notes=(*_notes(bench, changes), *harm[1].warnings(), *large_files(repository, patch)),
     )
     _check_gate(None if dry_run else repository, done, gate or {}, bench)
     if dry_run:
@@ -297,19 +304,11 @@ def _notes(bench: Workbench, changes: Sequence[FactChange]) -> tuple[str, ...]:
 def _check_gate(
     repository: Repository | None, done: Committed, gate: Mapping[str, float], bench: Workbench
 ) -> None:
-    """GateRefused where a share is below its gate, or was not measured; patch and results are kept
-    aside in the repository, if one is given."""
-    measured = done.summary.to_dict()
-    low = [
-        f"{name} {measured[name]:.3g} < {share:g}"
-        if measured[name] is not None
-        else f"{name} was not measured: the facts that were left in list none"
-        for name, share in gate.items()
-        if measured[name] is None or measured[name] < share
-    ]
-    if not low:
+    """GateRefused where a gate fails; patch and results are kept aside in the repository, if one is given."""
+    failed = _failed(done, gate)
+    if not failed:
         return
-    refused = f"the gate refused the edit ({'; '.join(low)})"
+    refused = f"the gate refused the edit ({'; '.join(failed)})"
     if repository is None:
         raise GateRefused(refused, done)
     kept = keep_aside(repository, done.patch)
@@ -317,6 +316,22 @@ def _check_gate(
     with remembered("the patch is kept"):
         _catalogue(repository, done, environment(str(bench.model.device)))
     raise GateRefused(f"{refused}; it is kept in {kept}, commit it all the same with: {command}", done)
+
+
+def _failed(done: Committed, gate: Mapping[str, float]) -> list[str]:
+    """The gates that were not reached, were not measured, or were passed from below."""
+    shares = done.summary.to_dict()
+    multiples = {"perplexity": done.harm[1].rise, "growth": done.harm[1].growth}
+    failed = []
+    for name, limit in gate.items():
+        if name in multiples:
+            if not multiples[name] <= limit:  # NaN fails too
+                failed.append(f"{name} {multiples[name]:.4g} > {limit:g}")
+        elif shares[name] is None:
+            failed.append(f"{name} was not measured: the facts that were left in list none")
+        elif shares[name] < limit:
+            failed.append(f"{name} {shares[name]:.3g} < {limit:g}")
+    return failed
 
 
 def _message(facts: Sequence[Fact], taken: Sequence[Taken]) -> str:

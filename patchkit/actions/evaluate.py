@@ -7,16 +7,18 @@ exchanged in place, as builds of them hold them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.asking import Asking
+from patchkit.actions.harm import harm_of
 from patchkit.actions.workbench import stacked_weights
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.evaluation.answers import FOLDER
 from patchkit.evaluation.cases import Case, Cases, sampled
+from patchkit.evaluation.harm import Harm
 from patchkit.evaluation.intervals import Interval, differences, intervals, names_with_whole
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
 from patchkit.evaluation.texts import Divergence, compare_on, windows
@@ -24,24 +26,24 @@ from patchkit.evaluation.texts import Divergence, compare_on, windows
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from torch import Tensor
-
-    from patchkit.checkpoint import Checkpoint
     from patchkit.repository import Repository
 
-__all__ = ["BASE", "Evaluation", "Score", "Side", "evaluate", "facts_in_force", "growths"]
+__all__ = ["BASE", "Evaluation", "Score", "Side", "evaluate", "facts_in_force"]
 
 BASE = "base"
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two models. ``growth``: ‖W + ΔW‖ / ‖W‖ over the weights that either side changes."""
+    """One of the two models. ``harm``: growth is over the weights that either of them changes."""
 
     name: str
     commit: str | None
     patches: int
-    growth: float
+    harm: Harm
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "commit": self.commit, "patches": self.patches, **self.harm.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class Evaluation:
                 "cases": self.cases,
                 "sample": self.sample,
                 "seed": self.seed,
-                "a": asdict(self.sides[0]),
-                "b": asdict(self.sides[1]),
+                "a": self.sides[0].to_dict(),
+                "b": self.sides[1].to_dict(),
                 "scores": {score.name: _plain(score) for score in self.scores},
                 "text": None if self.text is None else asdict(self.text),
                 "notes": list(self.notes),
@@ -147,13 +149,17 @@ def evaluate(
             voice.answers.keep()
         except PatchkitError as error:
             notes.append(f"the answers are not kept for another time: {error}")
-    growth = growths(checkpoint, weights)
+    told("own text", 0, 1)
+    harms = harm_of(
+        asking, [list(each.values()) for each in patches], repository.store.private / "statistics"
+    )
+    told("own text", 1, 1)
     divergence = None
     if text is not None:
         name, rows = windows(asking.tokenizer, *text)
         divergence = compare_on(asking.bench, weights, name, rows, partial(told, "text"))
     commits = [None if stack is None else stack.commit for stack in stacks]
-    sides = [Side(*row) for row in zip((a, b), commits, map(len, patches), growth, strict=True)]
+    sides = [Side(*row) for row in zip((a, b), commits, map(len, patches), harms, strict=True)]
     done = Evaluation(
         source=cases.source,
         cases=len(chosen.cases),
@@ -162,7 +168,7 @@ def evaluate(
         sides=(sides[0], sides[1]),
         scores=tuple(_scores(seen[0], seen[1], seed)),
         text=divergence,
-        notes=(*chosen.notes, *_broken(seen), *notes),
+        notes=(*chosen.notes, *_broken(seen), *notes, *harms[1].warnings()),
     )
     tree = None if stacks[1] is None else stacks[1].tree
     try:
@@ -198,14 +204,3 @@ def _scores(first: Sequence[Seen], second: Sequence[Seen], seed: int) -> list[Sc
         differences(other, one, names, seed),
     )
     return [Score(name, *(each[name] for each in found)) for name in names_with_whole(names)]
-
-
-def growths(checkpoint: Checkpoint, weights: Sequence[Mapping[str, Tensor]]) -> list[float]:
-    """‖W + ΔW‖ / ‖W‖ of each set of weights, over all that any of them changes."""
-    names = sorted({name for side in weights for name in side})
-    squares = [0.0] * (1 + len(weights))
-    for name in names:
-        plain = checkpoint.read(name)
-        for place, weight in enumerate((plain, *(side.get(name, plain) for side in weights))):
-            squares[place] += float(weight.double().square().sum())
-    return [math.sqrt(each / squares[0]) if squares[0] else 1.0 for each in squares[1:]]

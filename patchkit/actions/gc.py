@@ -178,10 +178,12 @@ class _Search:
 
     @cached_property
     def _texts(self) -> set[str]:
+        from patchkit.actions.harm import TEXT
         from patchkit.editing.statistics import text_name
 
         patches, settings = self._references
-        return {text_name(recipe, base) for base, recipe in (*patches, *settings)}
+        used = [*patches, *settings]
+        return {text_name(each, base) for base, recipe in used for each in (recipe, TEXT)}
 
     @cached_property
     def _networks(self) -> set[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.facts import Batch, Fact, FactsError, Key, clashes, parse_records, read_facts
 
-__all__ = ["GATES", "Facts", "as_batch", "check_gate", "checked", "parse_gate"]
+__all__ = ["GATES", "LIMITS", "Facts", "as_batch", "check_gate", "checked", "parse_gate"]
 
 Facts = str | Path | Batch | Sequence[Fact] | Sequence[Mapping[str, Any]]
 
 GATES = ("efficacy", "argmax", "generation", "paraphrases", "neighbors")
+LIMITS = ("perplexity", "growth")
+"""Gates from above: the stack's perplexity on the base's own text, the edited weights' norm; multiples of the
+base's."""
 OPTIONAL = ("paraphrases", "neighbors")
 """Gates on prompts that facts may do without."""
 
@@ -47,7 +51,7 @@ def checked(read: Callable[[], Batch], in_force: Callable[[], Mapping[Key, tuple
 
 
 def parse_gate(text: str) -> dict[str, float]:
-    """ "efficacy=0.9,neighbors=0.95" as shares; BadInput names the part that is wrong."""
+    """ "efficacy=0.9,perplexity=1.05" as numbers by name; BadInput names the part that is wrong."""
     gates: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))
@@ -55,9 +59,10 @@ def parse_gate(text: str) -> dict[str, float]:
             share = float(value)
         except ValueError:
             share = -1.0
-        if name not in GATES or not 0 <= share <= 1:
+        if not (name in GATES and 0 <= share <= 1) and not (name in LIMITS and 1 <= share < math.inf):
             raise BadInput(
-                f"--gate {part.strip()!r}: write NAME=SHARE, a share from 0 to 1 of {', '.join(GATES)}"
+                f"--gate {part.strip()!r}: write NAME=SHARE, a share from 0 to 1 of {', '.join(GATES)}, "
+                f"or a multiple of the base's from 1 of {', '.join(LIMITS)}"
             )
         gates[name] = share
     return gates

@@ -17,7 +17,6 @@ import numpy as np
 from patchkit.actions.asking import Asking
 from patchkit.actions.commit import text_and_statistics
 from patchkit.actions.edit import as_patch
-from patchkit.actions.evaluate import growths
 from patchkit.actions.sweep_rows import Rows
 from patchkit.actions.workbench import stacked_weights
 from patchkit.editing.editor import Edited, find_editor
@@ -27,6 +26,7 @@ from patchkit.errors import BadInput, PatchkitError
 from patchkit.evaluation.answers import FOLDER
 from patchkit.evaluation.cases import Case, Cases
 from patchkit.evaluation.curves import draw, require_matplotlib
+from patchkit.evaluation.harm import growths
 from patchkit.evaluation.intervals import COMPARED, WHOLE, Interval, Tally, intervals, names_with_whole
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
 from patchkit.evaluation.studies import UNEDITED, ZSRE, Asked, Trial, digest_of, plan, pool
@@ -191,7 +191,7 @@ class _Bench:
             seen = look(voice, [self.cases[place] for place in places], texts=self.texts)
         finally:
             bench.use({})
-        (growth,) = growths(bench.checkpoint, [weights])
+        (growth,) = growths(bench.checkpoint.read, [weights])
         return growth, seen
 
     def _edit(self, trial: Trial, facts: Sequence[Any]) -> Edited:

@@ -11,6 +11,7 @@ from patchkit.actions.changes import large_files, refuse_clashes
 from patchkit.actions.clock import Clock
 from patchkit.actions.commit import Committed, record_committed
 from patchkit.actions.given import Facts, as_batch
+from patchkit.actions.harm import moved
 from patchkit.errors import BadInput
 from patchkit.evaluation.measure import compare, observe, summarise
 from patchkit.factors import Patch
@@ -67,6 +68,7 @@ def take_in(
     tell("measuring", 1, 2)
     bench.put([*under.values(), patch])
     changes = compare(batch.facts, before, observe(bench.model, bench.tokenizer, batch.facts))
+    harm = moved(repository, bench, list(under.values()), [*under.values(), patch])
     tell("measuring", 2, 2)
     clock.lap("measuring")
     done = Committed(
@@ -81,8 +83,9 @@ def take_in(
         timings=clock.seconds,
         norms=patch.norms(),
         base_norms={name: float(checkpoint.read(name).double().norm()) for name in patch.deltas},
+        harm=harm,
         size=sum(len(data) for data in patch.files().values()),
-        notes=large_files(repository, patch),
+        notes=(*harm[1].warnings(), *large_files(repository, patch)),
     )
     return done if dry_run else record_committed(repository, stack, done, bench)
 

@@ -39,8 +39,8 @@ __all__ = ["command", "read_given", "show"]
 @click.option("--with-reverse", is_flag=True, help="Edit each fact's reverse too, as a fact of its own.")
 @click.option(
     "--gate",
-    metavar="NAME=SHARE,…",
-    help="Refuse below: efficacy, argmax, generation, paraphrases, neighbors.",
+    metavar="NAME=NUMBER,…",
+    help="Refuse below: efficacy, argmax, generation, paraphrases, neighbors; above: perplexity, growth.",
 )
 @recipe_options
 @engine_options
@@ -62,8 +62,12 @@ def command(
 
     FACTS is a file of one JSON fact a line, CounterFact, zsRE or EasyEdit records, or - for
     standard input. Every fault in it is listed and nothing is written (exit code 65). The table
-    shows what the edited model says, measured on the weights that a build of it holds. An edit
-    below its --gate is shown too, kept aside and refused (exit code 3).
+    shows what the edited model says, measured on the weights that a build of it holds; below it stands what
+    happened to the rest: the perplexity of text that the base wrote itself, and the norm of the edited
+    weights. An edit that fails its --gate is shown too, kept aside and refused (exit code 3).
+
+    --gate names shares from 0 to 1 that an edit must reach, and multiples of the base's that the whole
+    stack may not pass: perplexity=1.05, growth=1.01.
 
     An edit works in one direction: a fact that is to be said from its other end too is edited twice,
     by --with-reverse where it has a "reverse".
@@ -72,7 +76,7 @@ def command(
     Examples:
       patchkit commit facts.jsonl -m "Correct two founders"
       patchkit commit --fact "LeBron James | {} plays the sport of | basketball"
-      patchkit commit facts.jsonl --gate efficacy=0.9,neighbors=0.95
+      patchkit commit facts.jsonl --gate efficacy=0.9,neighbors=0.95,perplexity=1.05
     """
     from patchkit.actions.changes import GateRefused
     from patchkit.actions.given import checked, parse_gate
@@ -116,7 +120,7 @@ def read_given(file: str | None, texts: tuple[str, ...]) -> Batch:
 
 def show(done: Any, *, refused: bool = False) -> None:
     """The table, the sums, and what was recorded (nothing, where a gate refused it)."""
-    from patchkit.commands.results import results_table, summary_line
+    from patchkit.commands.results import harm_lines, results_table, summary_line
 
     out = console()
     if done.known:
@@ -127,6 +131,8 @@ def show(done: Any, *, refused: bool = False) -> None:
         say(out, f"replaced in {item.patch}: {', '.join(fact.text for fact in item.facts)}", WARNING)
     results_table(out, done.changes)
     say(out, summary_line(done.summary))
+    for line in harm_lines(*done.harm):
+        say(out, line, QUIET)
     for note in done.notes:
         say(out, note, WARNING)
     delta, share = done.norm

@@ -33,6 +33,7 @@ from patchkit.commands.display import (
     table,
 )
 from patchkit.commands.display import text as cell
+from patchkit.commands.results import harm_lines
 from patchkit.evaluation.studies import STUDIES
 
 if TYPE_CHECKING:
@@ -296,7 +297,8 @@ def _show(out: Console, found: Evaluation) -> None:
             else f"perplexity {kl.perplexity_old:.4g} → {kl.perplexity_new:.4g}, "
         )
         say(out, f"{kl.text}: {perplexities}KL(A ‖ B) {kl.mean:.3g} nats a token", QUIET)
-    say(out, f"‖W + ΔW‖ / ‖W‖ of the edited weights: {a.growth:.4f} → {b.growth:.4f}", QUIET)
+    for line in harm_lines(a.harm, b.harm):
+        say(out, line, QUIET)
     for note in found.notes:
         say(out, note, WARNING)
 

@@ -11,9 +11,10 @@ from rich.text import Text
 from patchkit.commands.display import BAD, GOOD, WARNING, Column, percent, table, text
 
 if TYPE_CHECKING:  # `show` needs this module, and not what measures
+    from patchkit.evaluation.harm import Harm
     from patchkit.evaluation.measure import FactChange, PromptState, Summary
 
-__all__ = ["one_line", "results_table", "summary_line"]
+__all__ = ["harm_lines", "one_line", "results_table", "summary_line"]
 
 WIDE = 100  # columns from which both answers fit beside each other
 
@@ -57,6 +58,15 @@ def summary_line(summary: Summary) -> str:
         f"efficacy {percent(summary.efficacy)} · argmax {percent(summary.argmax)} · "
         f"generation {percent(summary.generation)} · para. {percent(summary.paraphrases)} · "
         f"neigh. {percent(summary.neighbors)}"
+    )
+
+
+def harm_lines(before: Harm, after: Harm) -> tuple[str, str]:
+    """What happened to the rest."""
+    base = f" (base {after.base:.4g})" if before.perplexity != after.base else ""
+    return (
+        f"perplexity of the base's own text: {before.perplexity:.4g} → {after.perplexity:.4g}{base}",
+        f"‖W + ΔW‖ / ‖W‖ of the edited weights: {before.growth:.4f} → {after.growth:.4f}",
     )
 
 

@@ -34,7 +34,7 @@ from patchkit.models.anatomy import Anatomy, anatomy_of
 from patchkit.models.loading import float32_compute
 from patchkit.models.replay import reading_inputs, stop_after
 
-__all__ = ["Statistics", "collect", "statistics_for", "text_for", "text_name"]
+__all__ = ["Statistics", "collect", "kept_text", "statistics_for", "text_for", "text_name"]
 
 Piece = tuple[tuple[int, ...], tuple[bool, ...]]
 
@@ -146,20 +146,29 @@ def text_for(
         "length": recipe.statistics_length,
         "seed": recipe.statistics_seed,
     }
-    path = folder / text_name(recipe, base) if folder is not None else None
-    if path is not None and path.is_file():
-        try:
-            documents = strict_json(path.read_bytes())
-        except ValueError:
-            documents = None  # damaged: written again
-        if isinstance(documents, list) and all(isinstance(document, str) for document in documents):
-            return documents
+    kept = kept_text(recipe, folder, base)
+    if kept is not None:
+        return kept
     with float32_compute(model), torch.no_grad():
         documents = write_text(model, tokenizer, **wanted, progress=progress)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, json.dumps(documents, ensure_ascii=False, indent=0).encode())
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        spelled = json.dumps(documents, ensure_ascii=False, indent=0).encode()
+        write_durably(folder / text_name(recipe, base), spelled)
     return documents
+
+
+def kept_text(recipe: Recipe, folder: Path | None, base: str) -> list[str] | None:
+    """What the base wrote for this recipe before; None where it is not in ``folder``, or is damaged."""
+    path = folder / text_name(recipe, base) if folder is not None else None
+    if path is None or not path.is_file():
+        return None
+    try:
+        documents = strict_json(path.read_bytes())
+    except ValueError:
+        return None
+    whole = isinstance(documents, list) and all(isinstance(document, str) for document in documents)
+    return documents if whole else None
 
 
 def text_name(recipe: Recipe, base: str) -> str:

@@ -53,8 +53,8 @@ class Answers:
         body = canonical_json(
             {
                 "about": self.about,
-                "scores": [[*asked, row[0].hex(), *row[1:]] for asked, row in self.scores.items()],
-                "texts": [[*asked, text] for asked, text in self.texts.items()],
+                "scores": [[*asked, row[0].hex(), *row[1:]] for asked, row in sorted(self.scores.items())],
+                "texts": [[*asked, text] for asked, text in sorted(self.texts.items())],
             }
         )
         if len(body) <= LIMIT:
