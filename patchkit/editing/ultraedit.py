@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 from patchkit.editing.batching import Budget, in_batches, pack
 from patchkit.editing.editor import Edited
 from patchkit.editing.recipe import positions
-from patchkit.editing.solve import exact_device, solve_keys
+from patchkit.editing.solve import exact_device
 from patchkit.editing.task import RefitterBase, Task, tell
 from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
@@ -59,7 +59,7 @@ class UltraEdit(RefitterBase):
         with task.timer("text"):
             texts = rewriting_passages(task.tokenizer, task.facts, ("{}",), positions(model.config))
             passages = [passage for (passage,) in texts]
-            try_out(model, anatomy, recipe.layers, passages[0].tokens)
+            try_out(model, anatomy, recipe.layers[-1:], passages[0].tokens)
         with task.timer("gradients"):
             seen = _look(task, passages)
         with task.timer("solve"):
@@ -101,9 +101,11 @@ def _scaled(rows: Tensor) -> Tensor:
 
 
 def _ridge(keys: Tensor, weight: float) -> Tensor:
-    """(H Hᵀ + λI)⁻¹ H for keys as rows [N, d_in]; rows."""
-    identity = torch.eye(keys.shape[1], dtype=torch.float64, device=exact_device(keys.device))
-    return solve_keys(keys, weight**0.5 * identity)
+    """(H Hᵀ + λI)⁻¹ H = H (Hᵀ H + λI)⁻¹ for keys as rows [N, d_in]; rows, from a system of N."""
+    K = keys.to(exact_device(keys.device), torch.float64)
+    system = K @ K.T
+    system.diagonal().add_(weight)
+    return torch.linalg.solve(system, K)
 
 
 def _look(task: Task, passages: Sequence[Passage]) -> _Seen:
