@@ -28,8 +28,8 @@ _LONGEST = 30  # characters of a row's label
 
 @dataclass(frozen=True)
 class HeatMap:
-    """``values`` [rows, columns] by layer, from white at 0 (and below, and where there is no number) to the
-    last of ``colours``, a colour map of matplotlib's, at the highest."""
+    """``values`` [rows, columns] by layer; NaN is left white. ``colours``: a colour map of matplotlib's, from
+    0 (and below) to the highest."""
 
     title: str
     axis: str
