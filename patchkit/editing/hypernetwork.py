@@ -181,7 +181,7 @@ def _parse(data: bytes, name: str) -> Hypernetwork:
         raise ValueError("another format")
     shapes: dict[str, Shape] = {weight: (d_out, d_in) for weight, d_out, d_in in about["weights"]}
     tensors = {key: _tensor(info, data) for key, info in file.tensors.items()}
-    norms = {}
+    norms: dict[str, Tensor] = {}
     for shape in set(shapes.values()):
         norms |= {name: tensors.pop(name) for name in (_of(shape, "mean"), _of(shape, "deviation"))}
     rank = len(tensors[_of(next(iter(shapes.values())), "V1")])
