@@ -61,7 +61,7 @@ def command() -> None:
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True),
-    default=1e-4,
+    default=1e-3,
     show_default=True,
     help="Of Adam.",
 )

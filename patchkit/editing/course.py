@@ -45,7 +45,7 @@ class Settings:
 
     edits: int = 10
     rank: int = 128
-    learning_rate: float = 1e-4
+    learning_rate: float = 1e-3
     seed: int = 0
 
 
