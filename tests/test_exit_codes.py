@@ -34,6 +34,7 @@ from patchkit.commands import COMMANDS, READER_GONE
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
 
+FACTS = "patches/microsoft-f3ee615e/facts.jsonl"
 ANN = ("commit", "--fact", "Ann | {} lies in | Rome", "--set", "steps=1")
 
 
@@ -415,11 +416,10 @@ ROWS = [
     Row("search for nothing", ("facts", "search"), 2, "Missing argument"),
     Row("the path of nothing", ("path", "heaven"), 2, "is not one of"),
     Row("the path of no base", ("path", "base"), 78, "say where it is", no_place),
-    Row("mend of nothing", ("mend",), 2, "Missing command"),
     Row("mend with no records", ("mend", "train"), 2, "Missing argument"),
     Row("mend with no such records", ("mend", "train", "nowhere.jsonl"), 66, "nowhere.jsonl"),
     Row("mend with no steps", ("mend", "train", "x", "--steps", "0"), 2, "is not in the range"),
-    Row("mend on no text", ("mend", "train", "patchkit.toml", "--text", "no.txt"), 65, "patchkit.toml"),
+    Row("mend on no text", ("mend", "train", FACTS, "--text", "no.txt"), 66, "no.txt: "),
     Row("mend that was not trained", (*ANN[:3], "--method", "mend"), 66, "patchkit mend train RECORDS"),
     Row("editors of something", ("editors", "x"), 2, "unexpected extra argument"),
     Row("fsck of an unknown range", ("fsck", "--ci", "v9..HEAD"), 66, "names no commit"),

@@ -153,7 +153,7 @@ def _of_ft(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
 def _of_mend(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     """The last three blocks, as published for GPT-J and GPT-2 XL; one block at least is left below them."""
     depth = shape[1]
-    guess = shape not in (*_MEND_PUBLISHED, _SMOLLM2)
+    guess = shape not in _MEND_PUBLISHED
     return {"layers": _layers(max(depth - 3, min(1, depth - 1)), depth - 1), "guess": guess}
 
 
