@@ -362,7 +362,7 @@ def test_a_text_stays_where_there_are_no_neighbours():
     pages = pages_of(tokenizer, text)
     assert [token for page in pages for token in page.tokens] == tokenizer(text)["input_ids"]
     assert len(pages) > 2
-    model, course = course_of(text=pages, facts=bare)
+    model, course = course_of(replace(SETTINGS, learning_rate=3e-4), text=pages, facts=bare)
     assert set(course.held_text) | set(course.text) == set(pages)
     _, report = train(model, course, steps=30)
     assert report.after.loss < report.before.loss

@@ -20,7 +20,7 @@ Row = Mapping[str, Any]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 _MARKERS = "osD^vP"
 _GREY = "#666666"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -106,7 +106,7 @@ def _percent(row: Row, score: str) -> tuple[float, float, float]:
 
 def _line(axes: Axes, xs: Sequence[float], rows: Sequence[Row], score: str, **look: Any) -> None:
     values, below, above = zip(*(_percent(row, score) for row in rows), strict=True)
-    bars = {"capsize": 2.5, "elinewidth": 0.9, "linewidth": 1.6, "markersize": 5}
+    bars: dict[str, Any] = {"capsize": 2.5, "elinewidth": 0.9, "linewidth": 1.6, "markersize": 5}
     axes.errorbar(xs, values, yerr=(below, above), **bars, **look)
 
 
@@ -190,7 +190,7 @@ def _relations(rows: Sequence[Row]) -> Figure:
         ys = [groups.index(row["group"]) + (len(methods) / 2 - place) * shift for row in points]
         look = {**_look(method, methods), "linestyle": ""}
         look["marker"] = look["marker"] or "|"
-        bars = {"capsize": 2.5, "elinewidth": 0.9}
+        bars: dict[str, Any] = {"capsize": 2.5, "elinewidth": 0.9}
         axes.errorbar(values, ys, xerr=(below, above), label=method, **bars, **look)
     axes.set_yticks(range(len(groups)), groups)
     axes.set_ylim(-0.6, len(groups) - 0.4)
@@ -215,7 +215,7 @@ def _tradeoff(rows: Sequence[Row]) -> Figure:
             for x, row in zip(xs, own, strict=True):
                 if row["lambda"] is not None:
                     at, told = (x, _percent(row, general)[0]), f"{row['lambda']:g}"
-                    beside = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
+                    beside: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
                     axes.annotate(told, at, color=look["color"], **beside)
         axes.set_title(f"{_facts(count)}; numbers are λ", fontsize=10)
         axes.set_xlabel(f"{_TITLES[special]}, %")
