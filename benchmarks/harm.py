@@ -7,7 +7,7 @@ answer, every token the most probable. Beside it stand the two numbers that `com
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.counterfact import data_folder
 from benchmarks.laboratory import Laboratory, laboratory
@@ -35,7 +35,7 @@ _SERIES = {
 }
 """A method, its settings, the facts of a patch, and how many patches are put on one another."""
 
-KEPT = 0.95
+KEPT = 0.75
 """The share of other facts below which a stack is called harmful."""
 
 
@@ -71,13 +71,21 @@ def measure(effort: Effort) -> Measured:
                 }
             )
     harmful = [row for row in rows if float(str(row["other facts kept, %"])) < 100 * KEPT]
-    warned = sum(row["warned"] == "yes" for row in harmful)
-    bars = [Bar("harmful stacks warned of, share", warned / len(harmful), 1.0)] if harmful else []
+    harmless = [row for row in rows if row not in harmful]
+    bars = [
+        Bar(f"{what} stacks warned of, share", _warned(some), bound, most=most)
+        for what, some, bound, most in (("harmful", harmful, 1.0, False), ("other", harmless, 0.0, True))
+        if some
+    ]
     note = (
         f"{len(known)} facts that the base knows. Warned from a perplexity of {PERPLEXITY:g} or a norm of "
         f"{GROWTH:g} times the base's; harmful: fewer than {100 * KEPT:g} % kept."
     )
     return Measured(rows, bars, [note])
+
+
+def _warned(rows: Sequence[Mapping[str, Cell]]) -> float:
+    return sum(row["warned"] == "yes" for row in rows) / len(rows)
 
 
 def _stacks(

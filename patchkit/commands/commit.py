@@ -67,7 +67,7 @@ def command(
     weights. An edit that fails its --gate is shown too, kept aside and refused (exit code 3).
 
     --gate names shares from 0 to 1 that an edit must reach, and multiples of the base's that the whole
-    stack may not pass: perplexity=1.05, growth=1.01.
+    stack may not pass: perplexity=1.02, growth=1.05.
 
     An edit works in one direction: a fact that is to be said from its other end too is edited twice,
     by --with-reverse where it has a "reverse".
@@ -76,7 +76,7 @@ def command(
     Examples:
       patchkit commit facts.jsonl -m "Correct two founders"
       patchkit commit --fact "LeBron James | {} plays the sport of | basketball"
-      patchkit commit facts.jsonl --gate efficacy=0.9,neighbors=0.95,perplexity=1.05
+      patchkit commit facts.jsonl --gate efficacy=0.9,neighbors=0.95,perplexity=1.02
     """
     from patchkit.actions.changes import GateRefused
     from patchkit.actions.given import checked, parse_gate

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["GROWTH", "PERPLEXITY", "Harm", "growths", "perplexity"]
 
-PERPLEXITY = 1.1
-GROWTH = 1.02
-"""From here on a model is likely to say less of what it knew: see docs/evaluation.md for the measurement."""
+PERPLEXITY = 1.05
+GROWTH = 1.1
+"""From here on SmolLM2 had lost a quarter of the facts that nobody edited, or more: docs/evaluation.md."""
 
 _AT_ONCE = 8  # documents whose logits are held together
 
