@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_helpers import Cli, cli, git_environment, home, knowledge
+from command_helpers import Cli, cli, git_environment, home, knowledge, tiny_base
 
 from patchkit.actions.workbench import Workbench
 from patchkit.evaluation import answers as module
@@ -76,6 +77,14 @@ def test_another_base_config_or_number_of_threads_is_asked_anew(
     cli.ok("eval")
     assert len(loads) == 2
     assert len(set(kept(knowledge)) - set(there)) == 2
+    base = knowledge.parent / "base of its own"
+    shutil.copytree(tiny_base(), base)
+    cli.ok("base", base)
+    for name in ("config.json", "tokenizer_config.json"):
+        there, path = kept(knowledge), base / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), "added": 1}))
+        cli.ok("eval")
+        assert len(set(kept(knowledge)) - set(there)) == 2, name
 
 
 def test_a_damaged_file_is_found_and_written_anew(cli: Cli, knowledge: Path, loads: list[str]) -> None:

@@ -234,7 +234,9 @@ def test_a_method_takes_over_what_means_the_same(knowledge: Path) -> None:
         assert (recipe.layers, recipe.clamp, recipe.steps) == (memit.layers, memit.clamp, memit.steps)
         assert recipe.statistics_tokens == memit.statistics_tokens
     assert repository.recipe({"method": "alphaedit"}).lambda_ == 10.0
-    assert repository.recipe({"method": "encore"}).lambda_ == memit.lambda_
+    encore = repository.recipe({"method": "encore"})
+    assert (encore.lambda_, encore.stop_argmax) == (memit.lambda_, 4), "it stops early, and memit does not"
+    assert memit.stop_argmax == 0
     ultraedit = repository.recipe({"method": "ultraedit"})
     assert (ultraedit.lambda_, ultraedit.layers[0] > memit.layers[0]) == (1.0, True)
     rome = repository.recipe({"method": "rome"})

@@ -391,6 +391,7 @@ ROWS = [
     Row("texts of facts that have none", ("eval", "--texts"), 65, "leave out --texts"),
     Row("locate of nothing", ("locate",), 2, "Missing argument"),
     Row("locate of no file", ("locate", "nowhere.jsonl"), 66, "nowhere.jsonl"),
+    Row("locate with endless noise", ("locate", "x", "--noise", "1e40"), 2, "is not in the range"),
     Row("locate of no facts", ("locate", "facts.jsonl"), 65, "holds no facts", write("facts.jsonl", "")),
     Row("locate with no base", ("locate", "facts.jsonl"), 78, "say where it is", a_fact_and_no_place),
     Row(
@@ -419,6 +420,9 @@ ROWS = [
     Row("mend with no records", ("mend", "train"), 2, "Missing argument"),
     Row("mend with no such records", ("mend", "train", "nowhere.jsonl"), 66, "nowhere.jsonl"),
     Row("mend with no steps", ("mend", "train", "x", "--steps", "0"), 2, "is not in the range"),
+    Row("mend in no time", ("mend", "train", "x", "--minutes", "nan"), 2, "a finite number"),
+    Row("mend at no rate", ("mend", "train", "x", "--learning-rate", "inf"), 2, "is not in the range"),
+    Row("mend of a seed too large", ("mend", "train", "x", "--seed", str(2**63)), 2, "is not in the range"),
     Row("mend on no text", ("mend", "train", FACTS, "--text", "no.txt"), 66, "no.txt: "),
     Row("mend that was not trained", (*ANN[:3], "--method", "mend"), 66, "patchkit mend train RECORDS"),
     Row("editors of something", ("editors", "x"), 2, "unexpected extra argument"),

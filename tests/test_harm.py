@@ -136,4 +136,4 @@ def test_perplexity_by_hand() -> None:
     assert voice.asked == [("two", "words"), ("日本", "語の文")]
     assert perplexity(_Scripted(-math.inf), ["two words"]) == math.inf  # type: ignore[arg-type]
     assert perplexity(_Scripted(math.nan), ["two words"]) == math.inf  # type: ignore[arg-type]
-    assert perplexity(voice, []) == 1.0  # type: ignore[arg-type]
+    assert math.isnan(perplexity(voice, [" "]))  # type: ignore[arg-type]

@@ -456,5 +456,19 @@ def test_a_damaged_network_is_one_line(tmp_path, at):
     assert "\n" not in str(error.value)
 
 
+def test_a_network_whose_norms_do_not_fit_is_one_line(tmp_path):
+    _, _, modules = parts()
+    network = network_for(modules)
+    path = tmp_path / network_name("base", LAYERS)
+    mean = next(name for name in network.norms if name.endswith(".mean"))
+    for length in (1, 7):
+        path.write_bytes(replace(network, norms={**network.norms, mean: torch.zeros(length)}).to_bytes())
+        with pytest.raises(BadInput, match=r"is damaged, or of another version .*is not one number for each"):
+            read_network(tmp_path, "base", LAYERS, "")
+    path.write_bytes(replace(network, shapes={}).to_bytes())
+    with pytest.raises(BadInput, match="is of no weights"):
+        read_network(tmp_path, "base", LAYERS, "")
+
+
 def test_the_share_of_edits_is_the_published_one():
     assert EDIT_SHARE == 0.1

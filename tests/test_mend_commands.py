@@ -78,13 +78,13 @@ def test_a_trained_network_edits_and_is_named_in_the_patch(cli: Cli, knowledge: 
 def test_patches_of_mend_are_not_solved_together(cli: Cli, knowledge: Path, home: Path) -> None:
     trained(cli, home)
     git(knowledge, "switch", "-q", "-c", "side")
-    name = commit(cli, home, ANN)
+    commit(cli, home, ANN)
     git(knowledge, "switch", "-q", "main")
     commit(cli, home, JAPAN)
     before = snapshot(knowledge)
     refused = cli("merge", "side", "--joint")
     assert refused.code == 65
-    assert "mend keeps no keys" in refused.err or f"{name}" in refused.err
+    assert "mend keeps no keys" in refused.err
     assert snapshot(knowledge) == before
 
 

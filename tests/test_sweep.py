@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from command_helpers import RECIPE, Cli, Ran, cli, git_environment, home, set_re
 
 from patchkit.actions import sweep as action
 from patchkit.actions.sweep_rows import Rows
+from patchkit.editing.finetune import FineTune
 from patchkit.errors import BadInput, Busy, WouldOverwrite
 from patchkit.evaluation.cases import Case, Cases, parse_cases
 from patchkit.evaluation.metrics import look, tally
-from patchkit.evaluation.studies import UNEDITED, Asked, Trial, plan, pool
+from patchkit.evaluation.studies import UNEDITED, Asked, Trial, as_in_table_1, plan, pool
 from patchkit.evaluation.tables import csv_table, markdown_table
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
@@ -80,7 +82,7 @@ def test_what_cannot_be_planned_is_said(asked: Asked, says: str) -> None:
         plan(asked, MANY, "file")
 
 
-ROW = {"method": "memit", "group": "all", "count": 1, "lambda": None, "scores": {}}
+ROW = {"method": "memit", "group": "all", "count": 1, "lambda": None, "asked": 1, "growth": 1.0, "scores": {}}
 
 
 def test_a_folder_is_of_one_sweep_and_one_process(tmp_path: Path) -> None:
@@ -102,6 +104,10 @@ def test_a_folder_is_of_one_sweep_and_one_process(tmp_path: Path) -> None:
     path.write_bytes(b"{}\n" + whole)
     with pytest.raises(BadInput, match=r"rows\.jsonl:1: is no row"), Rows.open(tmp_path / "s", {"seed": 0}):
         pass
+    for damaged in ({**ROW, "scores": {"S": [0.5]}}, {**ROW, "scores": []}):
+        path.write_bytes(json.dumps(damaged).encode() + b"\n")
+        with pytest.raises(BadInput, match="is no row"), Rows.open(tmp_path / "s", {"seed": 0}):
+            pass
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     with pytest.raises(WouldOverwrite, match="no sweep's"), Rows.open(tmp_path / "mine", {}):
@@ -131,6 +137,13 @@ def test_tables_by_hand() -> None:
     assert head.startswith("editor,facts,group,lambda,asked,growth,S,S low,S high,ES")
     assert first == "unedited,1,all,,1,1.0,,,,,,,,,"
     assert second == "memit,1,all,30.0,1,1.5,50.0,25.0,75.0,100.0,,,5.5,5.0,6.0"
+
+
+def test_names_of_relations_are_no_markup_and_no_formula() -> None:
+    row = {**ROW, "group": "=HYPERLINK(1)|<b>", "scores": {"S": [0.5, None, None]}}
+    rows = [row, {**row, "method": "ft", "group": "P1"}]
+    assert "| =HYPERLINK(1)\\|&lt;b> |" in markdown_table(rows).decode()
+    assert ",'=HYPERLINK(1)|<b>," in csv_table(rows).decode()
 
 
 def rows_of(scores: tuple[str, ...], **fields: list[Any]) -> list[dict[str, Any]]:
@@ -192,6 +205,21 @@ def test_figures_show_their_rows(study: str) -> None:
         own = [row for row in rows if row["method"] == "memit"]
         assert list(line.get_xdata()) == [1, 10, 100]
         assert list(line.get_ydata()) == pytest.approx([100 * row["scores"]["S"][0] for row in own])
+
+
+@pytest.mark.parametrize("study", ["relations", "mixtures"])
+def test_names_of_relations_are_drawn_as_they_are(study: str) -> None:
+    """What matplotlib reads as broken mathematics or leaves out of a legend, and letters that no font has."""
+    pytest.importorskip("matplotlib")
+    from patchkit.evaluation.curves import draw, figure_of
+
+    names = ["$a_{$", "_hidden", "\ue000"]
+    rows = rows_of(COUNTERFACT, group=names, count=[2], method=METHODS)
+    with warnings.catch_warnings(action="error"):
+        assert draw(study, rows)["svg"].startswith(b"<?xml")
+    (legend,) = figure_of(study, rows).legends
+    shown = [text.get_text().strip() for text in legend.get_texts()]
+    assert study != "mixtures" or set(names) < set(shown)
 
 
 # On a tiny model
@@ -306,6 +334,33 @@ def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: P
     assert "figure.svg" in shown.splitlines()[-1]
 
 
+def test_an_edit_that_fails_is_told_and_the_others_are_made(
+    cli: Cli, base: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = FineTune.update
+
+    def fail(editor: FineTune, task: Any) -> Any:
+        raise BadInput("diverged")
+
+    monkeypatch.setattr(FineTune, "update", fail)
+    ask = ("scaling", "--records", "records.json", "--methods", "ft,memit", "--counts", "1", "--json")
+    done = run(cli, *ask).json
+    assert [row["method"] for row in done["rows"]] == [UNEDITED, "memit"]
+    assert "ft, 1 facts of all: diverged" in done["notes"]
+    monkeypatch.setattr(FineTune, "update", real)
+    again = run(cli, *ask).json
+    assert [row["method"] for row in again["rows"]] == [UNEDITED, "ft", "memit"]
+    assert not any("diverged" in note for note in again["notes"])
+
+
+def test_zsre_is_edited_as_in_the_papers_table(home: Path) -> None:
+    fact = Fact("Ann", "{} was born in", "Paris", was="Rome", neighbors=("who won", "what is it?"))
+    (case,) = as_in_table_1(Cases("x", (Case(fact, (("a",), ("b",))),))).cases
+    assert (case.fact.target, case.fact.was) == ("Rome", None)
+    assert case.fact.neighbors == ("who won?", "what is it?")
+    assert case.answers == (("a",), ("b",))
+
+
 def test_zsres_score_is_the_mean_of_its_three(cli: Cli, base: Path, home: Path) -> None:
     zsre = [
         {"subject": name, "src": f"{name} plays the sport of", "rephrase": f"Because {name} plays",
@@ -337,6 +392,7 @@ def test_wrong_use_is_one_line_and_leaves_nothing(cli: Cli, base: Path, home: Pa
     for options, code, says in (
         (("--methods", "nobody"), 65, "nobody"),
         (("--counts", "5"), 65, "holds 4 facts"),
+        (("--methods", "memit,mend"), 66, "no hypernetwork of mend is trained"),
         (("--counts", "0"), 2, "expected a list such as 1,10,100"),
         (("--counts", "1,1"), 2, "expected a list such as 1,10,100"),
         (("--lambdas", "nan"), 2, "expected a list such as 100,300,1000"),

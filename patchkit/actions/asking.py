@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,5 +82,5 @@ class Asking:
             "base": self.checkpoint.fingerprint(),
             "files": hash_bytes(canonical_json(files)),
             "dtype": "float32",
-            "computed_with": {**self.computed_with, "name": named},
+            "computed_with": {**self.computed_with, "name": named, "tokenizers": version("tokenizers")},
         }

@@ -133,7 +133,8 @@ def commit(
     recipe = repository.recipe(overrides)
     editor = find_editor(recipe.method)
     if isinstance(editor, Trained):
-        editor.load(repository.store.private / "statistics", repository.settings.base_fingerprint, recipe)
+        home = repository.store.private / "statistics"
+        recipe = editor.load(home, repository.settings.base_fingerprint, recipe)
     if not replace:
         refuse_clashes(batch, stack)
     patches = repository.patches(stack)
@@ -146,7 +147,8 @@ def commit(
     recipe, statistics = text_and_statistics(repository, bench, recipe, progress)
     clock.lap("statistics")
 
-    bench.put(patches.values())
+    standing = bench.weights(patches.values())
+    bench.use(standing)
     tell("measuring before", 0, 1)
     facts, before, known = _observe_before(bench, batch.facts, skip_known)
     replaced = superseded(stack, facts, lambda stored: patches[stored.id])
@@ -172,9 +174,11 @@ def commit(
     clock.add(edited.timings)
     patch = as_patch(edited, facts, bench.model, bench.checkpoint, under)
     tell("measuring after", 0, 1)
-    bench.put([*under, patch])
+    made = bench.weights([*under, patch])
+    bench.use(made)
     changes = compare(facts, before, observe(bench.model, bench.tokenizer, facts))
-    harm = moved(repository, bench, list(patches.values()), [*under, patch])
+    after = [each.id for each in (*under, patch)]
+    harm = moved(repository, bench, (list(patches), standing), (after, made))
     tell("measuring after", 1, 1)
     clock.lap("measuring")
 

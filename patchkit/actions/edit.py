@@ -64,7 +64,7 @@ def edit(
     editor = find_editor(recipe.method)
     if isinstance(editor, Trained):
         kept = Path(trained) if trained is not None else cache_folder() / "statistics"
-        editor.load(kept, checkpoint.fingerprint(), recipe)
+        recipe = editor.load(kept, checkpoint.fingerprint(), recipe)
     edited = editor.edit(
         model, tokenizer, batch.facts, recipe, statistics, batch_size=batch_size, progress=progress
     )

@@ -150,9 +150,8 @@ def evaluate(
         except PatchkitError as error:
             notes.append(f"the answers are not kept for another time: {error}")
     told("own text", 0, 1)
-    harms = harm_of(
-        asking, [list(each.values()) for each in patches], repository.store.private / "statistics"
-    )
+    stacked = list(zip(patches, weights, strict=True))
+    harms = harm_of(asking, stacked, repository.store.private / "statistics")
     told("own text", 1, 1)
     divergence = None
     if text is not None:

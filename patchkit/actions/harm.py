@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from patchkit.actions.asking import Asking
-from patchkit.actions.workbench import stacked_weights
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import kept_text, text_for
 from patchkit.errors import PatchkitError
@@ -18,37 +17,39 @@ from patchkit.evaluation.harm import Harm, growths, perplexity
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
     from patchkit.actions.workbench import Workbench
-    from patchkit.factors import Patch
     from patchkit.repository import Repository
 
-__all__ = ["TEXT", "harm_of", "moved"]
+__all__ = ["TEXT", "Stacked", "harm_of", "moved"]
+
+Stacked = tuple[Collection[str], Mapping[str, "Tensor"]]
 
 TEXT = Recipe(layers=(0,), lambda_=1.0, statistics_tokens=1024, statistics_length=32, statistics_seed=1)
 """How much text the base writes for this; its seed is another than that of a recipe's statistics."""
 
 
-def harm_of(asking: Asking, stacks: Sequence[Collection[Patch]], statistics: Path) -> list[Harm]:
-    """Of each stack on the base; growth over the weights that any of them edits.
+def harm_of(asking: Asking, stacks: Sequence[Stacked], statistics: Path) -> list[Harm]:
+    """Of each stack on the base: the ids of its patches, and the weights that they make (`stacked_weights`).
+
+    Growth is over the weights that any of them edits.
 
     ``statistics`` is the folder that keeps the base's text. What is asked for the first time is asked of the
     model, on which other patches may be afterwards.
     """
     documents = _text(asking, statistics)
-    weights = [stacked_weights(asking.checkpoint, stack) for stack in stacks]
     found = []
-    for stack, edited in (((), {}), *zip(stacks, weights, strict=True)):
-        voice = asking.voice([patch.id for patch in stack], edited)
+    for ids, edited in (((), {}), *stacks):
+        voice = asking.voice(ids, edited)
         found.append(perplexity(voice, documents))
         with suppress(PatchkitError):  # what cannot be kept costs only time
             voice.answers.keep()
-    sizes = growths(asking.checkpoint.read, weights)
+    sizes = growths(asking.checkpoint.read, [edited for _, edited in stacks])
     return [Harm(value, found[0], size) for value, size in zip(found[1:], sizes, strict=True)]
 
 
-def moved(
-    repository: Repository, bench: Workbench, before: Collection[Patch], after: Collection[Patch]
-) -> tuple[Harm, Harm]:
+def moved(repository: Repository, bench: Workbench, before: Stacked, after: Stacked) -> tuple[Harm, Harm]:
     """`harm_of` two stacks of a repository whose base is in memory."""
     private, device = repository.store.private, str(bench.model.device)
     asking = Asking(bench.checkpoint, device, private / FOLDER, lambda phase, done, total: None, bench)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Located", "draw", "locate"]
 
 BASE = "base"
+MOST_NOISE = 1000.0
 _AT_ONCE = 64  # facts asked
 _COLOURS = dict(zip(KINDS, ("Purples", "Greens", "Reds"), strict=True))
 
@@ -177,10 +178,10 @@ def locate(
 
 
 def _check(samples: int, noise: float, seed: int) -> None:
-    if not 1 <= samples <= 1000:
-        raise BadInput(f"{samples} samples of the noise: choose from 1 to 1000")
-    if not (math.isfinite(noise) and noise >= 0):
-        raise BadInput(f"noise of {noise} σ: choose a number from 0")
+    if not 1 <= samples <= 100:
+        raise BadInput(f"{samples} samples of the noise: choose from 1 to 100")
+    if not 0 <= noise <= MOST_NOISE:
+        raise BadInput(f"noise of {noise} σ: choose a number from 0 to {MOST_NOISE:g}")
     if seed < 0:
         raise BadInput(f"the seed {seed} is negative; choose one from 0")
 

@@ -267,7 +267,8 @@ class _Solver:
         for part in parts:
             lower = [*under, *done]
             patch = self._solve(part, lower, (), clock)
-            if self._retry and (missed := self._missed(patch, lower)):
+            retry = self._retry and getattr(find_editor(part.method), "searches", True)
+            if retry and (missed := self._missed(patch, lower)):
                 retried += [part.facts[place] for place in missed]
                 patch = self._solve(part, lower, missed, clock)
             done.append(patch)

@@ -19,7 +19,7 @@ from patchkit.actions.commit import text_and_statistics
 from patchkit.actions.edit import as_patch
 from patchkit.actions.sweep_rows import Rows
 from patchkit.actions.workbench import stacked_weights
-from patchkit.editing.editor import Edited, find_editor
+from patchkit.editing.editor import Edited, Editor, Trained, find_editor
 from patchkit.editing.mass import MassEditor
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput, PatchkitError
@@ -29,7 +29,7 @@ from patchkit.evaluation.curves import draw, require_matplotlib
 from patchkit.evaluation.harm import growths
 from patchkit.evaluation.intervals import COMPARED, WHOLE, Interval, Tally, intervals, names_with_whole
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
-from patchkit.evaluation.studies import UNEDITED, ZSRE, Asked, Trial, digest_of, plan, pool
+from patchkit.evaluation.studies import UNEDITED, ZSRE, Asked, Trial, as_in_table_1, digest_of, plan, pool
 from patchkit.evaluation.tables import csv_table, json_table, markdown_table
 from patchkit.evaluation.voice import Loaded
 from patchkit.files import write_durably
@@ -77,6 +77,8 @@ def sweep(
     """
     require_matplotlib()
     told = progress or (lambda phase, done, total: None)
+    if asked.study == "zsre":
+        cases = as_in_table_1(cases)
     chosen = pool(cases, seed)
     if not chosen:
         raise BadInput(f"{cases.source}: holds no facts")
@@ -84,8 +86,12 @@ def sweep(
         raise BadInput(f"{cases.source}: has no beginnings of texts (generation_prompts); leave out --texts")
     trials = plan(asked, chosen, cases.source)
     recipes = {method: repository.recipe({"method": method}) for method in asked.methods}
-    for method, recipe in recipes.items():
-        find_editor(method)
+    editors = {method: find_editor(method) for method in asked.methods}
+    for method, editor in editors.items():
+        recipe = recipes[method]
+        if isinstance(editor, Trained):
+            home = repository.store.private / "statistics"
+            recipes[method] = editor.load(home, repository.settings.base_fingerprint, recipe)
         if asked.study == "tradeoff" and not recipe.reads("lambda"):
             raise BadInput(f"{method}: reads no λ, so it has no trade-off over it; leave it out of --methods")
     asking = Asking(repository.checkpoint(), device, repository.store.private / FOLDER, told)
@@ -104,16 +110,23 @@ def sweep(
         "recipes": {method: recipe.to_dict() for method, recipe in recipes.items()},
         "computed_with": asking.computed_with,
     }
+    failed: list[str] = []
     with Rows.open(out, settings) as kept:
-        bench = _Bench(repository, asking, chosen, recipes, (sample, seed, texts, batch_size), told)
+        options = (sample, seed, texts, batch_size)
+        bench = _Bench(repository, asking, chosen, editors, recipes, options, told)
         weight = [1 + trial.count for trial in trials]  # loading and measuring grow with the facts
         for place, trial in enumerate(trials):
             told("sweep", sum(weight[:place]), sum(weight))
             if trial.key not in kept.by_key:
-                kept.add({"study": asked.study, **bench.row(trial, trials)})
+                try:
+                    kept.add({"study": asked.study, **bench.row(trial, trials)})
+                except BadInput as error:  # of this edit; the others are made all the same
+                    failed.append(f"{trial.method}, {trial.count} facts of {trial.group}: {error}")
         told("sweep", 1, 1)
-        rows = [kept.by_key[trial.key] for trial in trials]
-        return Swept(settings, rows, _show(out, asked.study, rows), cases.notes)
+        rows = [kept.by_key[trial.key] for trial in trials if trial.key in kept.by_key]
+        if failed and (asked.study == "mixtures" or len(rows) < 2):  # which compares what is missing
+            raise BadInput(failed[0])
+        return Swept(settings, rows, _show(out, asked.study, rows), (*cases.notes, *failed))
 
 
 def _show(out: Path, study: str, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -121,11 +134,13 @@ def _show(out: Path, study: str, rows: Sequence[Mapping[str, Any]]) -> list[Path
         "table.md": markdown_table(rows),
         "table.csv": csv_table(rows),
         "table.json": json_table(rows),
-        **{f"figure.{kind}": data for kind, data in draw(study, rows).items()},
     }
     for name, data in contents.items():
         write_durably(out / name, data)
-    return [out / name for name in contents]
+    figures = {f"figure.{kind}": data for kind, data in draw(study, rows).items()}
+    for name, data in figures.items():
+        write_durably(out / name, data)
+    return [out / name for name in (*contents, *figures)]
 
 
 class _Bench:
@@ -136,11 +151,13 @@ class _Bench:
         repository: Repository,
         asking: Asking,
         cases: Sequence[Case],
+        editors: Mapping[str, Editor],
         recipes: Mapping[str, Recipe],
         options: tuple[int | None, int, bool, int | str],
         told: Progress,
     ) -> None:
-        self.repository, self.asking, self.cases, self.recipes = repository, asking, cases, recipes
+        self.repository, self.asking, self.cases = repository, asking, cases
+        self.editors, self.recipes = editors, recipes
         self.sample, self.seed, self.texts, self.batch_size = options
         self.told = told
         self.base: dict[int, Seen] = {}
@@ -196,7 +213,7 @@ class _Bench:
 
     def _edit(self, trial: Trial, facts: Sequence[Any]) -> Edited:
         """From the facts; where λ alone is another than the last time, from the targets found then."""
-        bench, editor = self.asking.bench, find_editor(trial.method)
+        bench, editor = self.asking.bench, self.editors[trial.method]
         recipe, statistics = self._prepared(trial.method)
         if trial.lambda_ is not None:
             recipe = recipe.override(lambda_=trial.lambda_)

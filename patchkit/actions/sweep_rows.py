@@ -23,6 +23,7 @@ __all__ = ["Rows"]
 
 Key = tuple[Any, ...]
 _SETTINGS, _ROWS = "sweep.json", "rows.jsonl"
+_FIELDS = {"method", "group", "count", "lambda", "asked", "growth", "scores"}
 
 
 class Rows:
@@ -104,8 +105,10 @@ def _read(path: Path, handle: int) -> dict[Key, dict[str, Any]]:
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             row = strict_json(line)
+            if not set(row) >= _FIELDS or not all(len(found) == 3 for found in row["scores"].values()):
+                raise ValueError
             rows[_key(row)] = row
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise BadInput(f"{path}:{number}: is no row of a sweep; remove the line and go on") from None
     return rows
 

@@ -150,7 +150,7 @@ def score(
 @click.option(
     "--records", required=True, metavar="FILE", help="Records as `eval` reads them, or counterfact or zsre."
 )
-@click.option("--methods", default="memit,rome,ft", show_default=True, metavar="LIST", help="The editors.")
+@click.option("--methods", metavar="LIST", help="The editors.  [default: memit,rome,ft; tradeoff: memit]")
 @click.option("--counts", metavar="LIST", help="Numbers of facts in one batch, such as 1,10,100.")
 @click.option("--relations", metavar="LIST", help="For relations and mixtures: whose facts.")
 @click.option("--lambdas", metavar="LIST", help="For tradeoff: the values of λ.")
@@ -165,7 +165,7 @@ def score(
 def sweep(
     study: str,
     records: str,
-    methods: str,
+    methods: str | None,
     counts: str | None,
     relations: str | None,
     lambdas: str | None,
@@ -184,7 +184,7 @@ def sweep(
     \b
     scaling      scores over the number of facts (figure 5)
     counterfact  CounterFact's scores at one number of facts (table 2)
-    zsre         zsRE's scores at one number of facts (table 1)
+    zsre         zsRE's scores at one number of facts, the first known answer edited in (table 1)
     relations    scores of facts of one relation each (figure 6a)
     tradeoff     generalisation against specificity over λ (figure 6b)
     mixtures     two relations, apart and mixed (figure 7)
@@ -195,21 +195,25 @@ def sweep(
 
     A row is on the disk before the next edit begins: the same command goes on where it was stopped. A
     folder of other settings is refused. In the end it holds rows.jsonl, a table (Markdown, CSV, JSON)
-    and a figure (PNG, SVG), which needs the extra patchkit-llm[figures].
+    and a figure (PNG, SVG), for which the extra patchkit-llm[figures] has to be there. An edit that fails
+    is told and left out; the same command tries it again.
 
     \b
     Examples:
       patchkit eval sweep scaling --records counterfact.json --methods memit,ft --counts 1,3,10
       patchkit eval sweep zsre --records zsre --counts 300
-      patchkit eval sweep tradeoff --records counterfact.json --methods memit --lambdas 100,300,1000
+      patchkit eval sweep tradeoff --records counterfact.json --lambdas 100,300,1000
     """
     from patchkit.actions import sweep as action
     from patchkit.evaluation.cases import read_cases
+    from patchkit.evaluation.curves import require_matplotlib
     from patchkit.evaluation.studies import Asked
 
+    require_matplotlib()
+    usual = "memit" if study == "tradeoff" else "memit,rome,ft"
     asked = Asked(
         study,
-        tuple(_listed(methods, "--methods", str)),
+        tuple(_listed(methods or usual, "--methods", str)),
         None if counts is None else tuple(_listed(counts, "--counts", _count)),
         None if relations is None else tuple(_listed(relations, "--relations", str)),
         None if lambdas is None else tuple(_listed(lambdas, "--lambdas", _positive)),

@@ -10,7 +10,17 @@ import click
 from rich.console import Console
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import QUIET, WARNING, Column, console, counted, progress_bars, say, table
+from patchkit.commands.display import (
+    QUIET,
+    WARNING,
+    Column,
+    console,
+    counted,
+    in_bytes,
+    progress_bars,
+    say,
+    table,
+)
 
 if TYPE_CHECKING:
     from patchkit.actions.locate import Located
@@ -34,7 +44,7 @@ WIDE = 120  # columns from which the intervals fit
 )
 @click.option(
     "--samples",
-    type=click.IntRange(1, 1000),
+    type=click.IntRange(1, 100),
     default=10,
     show_default=True,
     metavar="N",
@@ -42,7 +52,7 @@ WIDE = 120  # columns from which the intervals fit
 )
 @click.option(
     "--noise",
-    type=click.FloatRange(min=0),
+    type=click.FloatRange(0, 1000),
     default=3.0,
     show_default=True,
     help="Its standard deviation, as a multiple of that of the subjects' embeddings.",
@@ -101,8 +111,8 @@ def command(
         from patchkit.evaluation.figures import check_figure
 
         check_figure(Path(figure))
-    cases = read_cases(records)
     with progress_bars(as_json) as progress:
+        cases = read_cases(records, in_bytes(progress))
         found = open_repository(directory).locate(
             cases,
             revision=revision,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -44,6 +45,13 @@ def command() -> None:
     """
 
 
+def _a_number(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """A range holds against NaN and infinity nothing."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("a finite number", ctx=ctx, param=parameter)
+    return value
+
+
 @command.command("train", short_help="Train it on records, for this base.")
 @click.argument("records")
 @click.option("--text", metavar="FILE", help="A text on which the edited model should stay as it is.")
@@ -51,7 +59,12 @@ def command() -> None:
 @click.option(
     "--steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Steps of Adam at most."
 )
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Minutes of training at most.")
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0, min_open=True),
+    callback=_a_number,
+    help="Minutes of training at most.",
+)
 @click.option(
     "--edits", type=click.IntRange(min=1), default=10, show_default=True, help="Facts edited together."
 )
@@ -60,13 +73,18 @@ def command() -> None:
 )
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=click.FloatRange(min=0, min_open=True, max=1),
+    callback=_a_number,
     default=1e-3,
     show_default=True,
     help="Of Adam.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is drawn."
+    "--seed",
+    type=click.IntRange(min=0, max=2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of all that is drawn.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 @directory_option
@@ -121,4 +139,6 @@ def _show(out: Console, done: Training) -> None:
     ]
     out.print(table(out, columns, pairs))
     say(out, f"ended after {found.why}, {found.seconds:.0f} s; step {found.best} is kept", QUIET)
+    if not found.best:
+        say(out, "nothing was learned: train longer, or with a lower --learning-rate", WARNING)
     say(out, f"hypernetwork {str(done.digest)[:12]}: {done.path}", GOOD)

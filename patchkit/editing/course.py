@@ -22,8 +22,8 @@ from patchkit.editing.gradients import Feet, Pairs, read_pairs, updated
 from patchkit.editing.hypernetwork import Hypernetwork, Shape, Sums, norms_of
 from patchkit.editing.kept import key_of
 from patchkit.editing.lessons import Lesson, Page, opened
-from patchkit.editing.mass import tell
 from patchkit.editing.mend import edited_modules, shapes_of
+from patchkit.editing.task import tell
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import anatomy_of
 

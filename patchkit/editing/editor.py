@@ -131,8 +131,9 @@ class Refitter(Protocol):
 class Trained(Protocol):
     """An editor that was trained on the base beforehand."""
 
-    def load(self, folder: Path, base: str, recipe: Recipe) -> None:
-        """Read what was trained on ``base`` (a fingerprint) for ``recipe``, from the folder of statistics.
+    def load(self, folder: Path, base: str, recipe: Recipe) -> Recipe:
+        """Read what was trained on ``base`` (a fingerprint) for ``recipe``, from the folder of statistics;
+        the recipe that names it.
 
         NotFound where nothing was, BadInput where it is not what the recipe names; both say how to train it.
         """

@@ -181,9 +181,14 @@ def _parse(data: bytes, name: str) -> Hypernetwork:
         raise ValueError("another format")
     shapes: dict[str, Shape] = {weight: (d_out, d_in) for weight, d_out, d_in in about["weights"]}
     tensors = {key: _tensor(info, data) for key, info in file.tensors.items()}
+    if not shapes:
+        raise ValueError("it is of no weights")
     norms: dict[str, Tensor] = {}
     for shape in set(shapes.values()):
-        norms |= {name: tensors.pop(name) for name in (_of(shape, "mean"), _of(shape, "deviation"))}
+        for name in (_of(shape, "mean"), _of(shape, "deviation")):
+            norms[name] = tensors.pop(name)
+            if norms[name].shape != (sum(shape),):
+                raise ValueError(f"{name} is not one number for each of {sum(shape)}")
     rank = len(tensors[_of(next(iter(shapes.values())), "V1")])
     wanted = Hypernetwork.untrained(shapes, rank, norms, 0).tensors
     if {key: t.shape for key, t in tensors.items()} != {key: t.shape for key, t in wanted.items()}:

@@ -10,6 +10,7 @@ many facts there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -25,9 +26,9 @@ from patchkit.editing.editor import Below, Edited
 from patchkit.editing.gradients import read_pairs
 from patchkit.editing.hypernetwork import ANEW, Hypernetwork, Shape, read_network
 from patchkit.editing.losses import Rewriting
-from patchkit.editing.mass import Timer, tell
 from patchkit.editing.recipe import Recipe, positions
 from patchkit.editing.statistics import Statistics
+from patchkit.editing.task import Timer, tell
 from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
 from patchkit.factors import Delta
@@ -51,9 +52,10 @@ class Mend:
     def __init__(self, network: Hypernetwork | None = None, digest: str = "") -> None:
         self.network, self.digest = network, digest
 
-    def load(self, folder: Path, base: str, recipe: Recipe) -> None:
+    def load(self, folder: Path, base: str, recipe: Recipe) -> Recipe:
         """Read what was trained for the recipe's layers of ``base``, from ``folder``; see `read_network`."""
         self.network, self.digest = read_network(folder, base, recipe.layers, recipe.network_digest)
+        return recipe.override(network_digest=self.digest)
 
     def edit(
         self,
@@ -106,6 +108,9 @@ class Mend:
             with timer("gradients"):
                 in_batches(range(len(facts)), Budget.of(batch_size, model.device), work)
             tell(progress, "gradients", len(facts), len(facts))
+        for fact, loss in zip(facts, losses, strict=True):
+            if not math.isfinite(loss):
+                raise BadInput(f"“{fact.text}”: the loss is not a number on this model; leave the fact out")
         deltas = {name: sums.delta(name, isinstance(module, Conv1D)) for name, module in modules.items()}
         resolved = recipe.override(network_digest=self.digest)
         return Edited(deltas, None, resolved, timer.seconds, [1] * len(facts), losses)

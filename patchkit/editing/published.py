@@ -62,7 +62,15 @@ def _switched(recipe: Recipe, method: str, config: Any) -> Recipe:
     if {method, recipe.method} & set(_OWN_TARGETS):
         kept = ("context", "templates", "statistics")
         same = {name: value for name, value in same.items() if name.startswith(kept)}
-    apart = _APART if {method, recipe.method} != {"memit", "encore"} else _APART[:1]
+        return found.override(**same)
+    apart: tuple[str, ...] = _APART
+    if "encore" in (method, recipe.method):  # its search is its own, but for what was changed by hand
+        usual = recipe_for(config, recipe.method).to_dict()
+        same = {name: value for name, value in same.items() if value != usual[name]}
+        if "memit" in (method, recipe.method):
+            apart = _APART[:1]
+        if method == "encore" and "lambda" not in apart:
+            same["lambda_norm"] = found.lambda_norm * same.get("lambda", found.lambda_) / found.lambda_
     return found.override(**{name: value for name, value in same.items() if name not in apart})
 
 

@@ -124,7 +124,7 @@ class Recipe:
         for name in table:
             if name not in read:
                 raise BadInput(f"{where}: {name} is nothing that {method} reads; leave it out")
-        for name in ("layers", "lambda"):
+        for name in ("layers", "lambda", "lambda_norm"):
             if name in read and name not in table:
                 raise BadInput(f"{where}: {name} is missing")
         try:

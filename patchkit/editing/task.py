@@ -132,7 +132,12 @@ class EditorBase(ABC):
 
 
 class RefitterBase(EditorBase):
-    """An `Editor` that is a `Refitter` too: its `update` begins from the targets that a task knows."""
+    """An `Editor` that is a `Refitter` too: its `update` begins from the targets that a task knows.
+
+    ``searches``: whether it looks for targets, so that a fact can be optimised again.
+    """
+
+    searches = True
 
     def refit(
         self,

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from patchkit.editing.course import Course, Score
 from patchkit.editing.hypernetwork import Hypernetwork
 from patchkit.editing.kept import read_kept, write_kept
-from patchkit.editing.mass import tell
+from patchkit.editing.task import tell
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import float32_compute, frozen

@@ -49,6 +49,7 @@ class UltraEdit(RefitterBase):
     """One forward and one backward a fact, and a ridge solve: no search, no statistics (Gu et al. 2025)."""
 
     name = "ultraedit"
+    searches = False
 
     def update(self, task: Task) -> Edited:
         """All weights from one pass on the model as it stands. A refit is the same again: nothing was sought.
@@ -101,11 +102,12 @@ def _scaled(rows: Tensor) -> Tensor:
 
 
 def _ridge(keys: Tensor, weight: float) -> Tensor:
-    """(H Hᵀ + λI)⁻¹ H = H (Hᵀ H + λI)⁻¹ for keys as rows [N, d_in]; rows, from a system of N."""
+    """(H Hᵀ + λI)⁻¹ H = H (Hᵀ H + λI)⁻¹ for keys as rows [N, d_in]; rows, from the smaller of the systems."""
     K = keys.to(exact_device(keys.device), torch.float64)
-    system = K @ K.T
+    many = len(K) > K.shape[1]
+    system = K.T @ K if many else K @ K.T
     system.diagonal().add_(weight)
-    return torch.linalg.solve(system, K)
+    return torch.linalg.solve(system, K.T).T if many else torch.linalg.solve(system, K)
 
 
 def _look(task: Task, passages: Sequence[Passage]) -> _Seen:

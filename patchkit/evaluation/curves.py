@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ _STYLE: dict[Any, Any] = {
     "axes.grid": True,
     "grid.color": "#E5E5E5",
     "axes.axisbelow": True,
+    "text.parse_math": False,  # names of relations are anybody's
     "svg.hashsalt": "patchkit",
     "svg.fonttype": "path",
 }
@@ -44,6 +46,11 @@ _TITLES = {
 }
 
 
+def _labelled(name: str) -> str:
+    """For a legend, which leaves out what begins with a line."""
+    return f" {name}" if name.startswith("_") else name
+
+
 def require_matplotlib() -> None:
     """Unavailable where figures cannot be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
@@ -52,10 +59,10 @@ def require_matplotlib() -> None:
 
 def draw(study: str, rows: Sequence[Row]) -> dict[str, bytes]:
     """The figure of a study as {"png": …, "svg": …}."""
-    from matplotlib import rc_context
+    from matplotlib import rc_context, style
 
     found = {}
-    with rc_context(_STYLE):
+    with style.context("default"), rc_context(_STYLE), warnings.catch_warnings(action="ignore"):
         figure = figure_of(study, rows)
         for kind, made in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
             out = io.BytesIO()
@@ -235,7 +242,7 @@ def _mixtures(rows: Sequence[Row]) -> Figure:
         own = {(row["group"], row["count"]): row for row in rows if row["method"] == method}
         for place, group in enumerate(groups):
             line = [own[group, count] for count in counts]
-            look = {"color": _COLOURS[place], "marker": _MARKERS[place], "label": group}
+            look = {"color": _COLOURS[place], "marker": _MARKERS[place], "label": _labelled(group)}
             _line(axes, counts, line, score, **look)
         means = [sum(_percent(own[group, count], score)[0] for group in groups[:2]) / 2 for count in counts]
         axes.errorbar(counts, means, color=_GREY, linestyle="--", label="mean of the two")

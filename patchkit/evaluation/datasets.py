@@ -15,7 +15,15 @@ from pathlib import Path
 from patchkit.canonical import hash_file
 from patchkit.errors import Unavailable
 from patchkit.files import fsync_tree, move_durably, writing
-from patchkit.models.cache import Progress, alone, cache_folder, need_room, silent, workplace
+from patchkit.models.cache import (
+    Progress,
+    alone,
+    cache_folder,
+    clear_workplaces,
+    need_room,
+    silent,
+    workplace,
+)
 
 __all__ = ["DATASETS", "Dataset", "fetch"]
 
@@ -66,6 +74,7 @@ def fetch(dataset: Dataset, report: Progress = silent) -> Path:
     with alone(place.parent / f"{place.name}.lock", report, f"wait for {dataset.name}"):
         if _is_whole(place, dataset):  # by whoever held the lock
             return place
+        clear_workplaces(place.parent, dataset.name)
         need_room(place.parent, 2 * dataset.size)
         with workplace(place.parent, dataset.name) as work:
             fetched = work / place.name
@@ -90,8 +99,10 @@ def _is_whole(place: Path, dataset: Dataset) -> bool:
 def _download(dataset: Dataset, into: Path, report: Progress) -> None:
     """No more bytes than the file has are taken, whatever the other side sends."""
     what = f"fetch {dataset.name}"
+    with writing(into):
+        file = into.open("wb")
     try:
-        with urllib.request.urlopen(dataset.address, timeout=_PATIENCE) as answer, open(into, "wb") as file:
+        with file, urllib.request.urlopen(dataset.address, timeout=_PATIENCE) as answer:
             done = 0
             while done <= dataset.size and (piece := answer.read(_PIECE)):
                 report(min(done, dataset.size), dataset.size, what)

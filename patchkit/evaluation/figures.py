@@ -55,11 +55,13 @@ def check_figure(path: Path) -> None:
 def write_figure(figure: Any, path: Path) -> None:
     """Write a figure to a path that `check_figure` let pass; the same bytes for the same figure."""
     import matplotlib
+    from matplotlib import style
 
     png = path.suffix.lower() == ".png"
     about = {"Software": _MARK} if png else {"Creator": _MARK, "Date": None}
     data = io.BytesIO()
     with (
+        style.context("default"),
         matplotlib.rc_context({"svg.hashsalt": _MARK, "svg.fonttype": "path"}),
         warnings.catch_warnings(action="ignore"),  # a letter that the font lacks is drawn as a box
     ):

@@ -44,7 +44,7 @@ class Harm:
     def warnings(self) -> tuple[str, ...]:
         """A line for each threshold that is passed."""
         found = []
-        if not self.rise < PERPLEXITY:  # also where a collapsed model gives no numbers
+        if self.rise >= PERPLEXITY:
             found.append(f"the perplexity of the base's own text is {self.rise:.3g} times the base's")
         if not self.growth < GROWTH:
             found.append(f"the edited weights are {self.growth:.3g} times as large as the base's")
@@ -65,7 +65,7 @@ class Harm:
 def perplexity(voice: Voice, documents: Sequence[str]) -> float:
     """exp of the mean negative log-likelihood of the documents' tokens, each given those before it.
 
-    A document's first word is given. Infinite for a model that gives no numbers any more; 1 for no documents.
+    A document's first word is given. Infinite for a model that gives no numbers any more, NaN without a text.
     """
     pairs = [pair for pair in map(_parted, documents) if all(map(str.strip, pair))]
     scores = [
@@ -74,7 +74,7 @@ def perplexity(voice: Voice, documents: Sequence[str]) -> float:
         for score in voice.score(pairs[start : start + _AT_ONCE])
     ]
     if not scores:
-        return 1.0
+        return math.nan
     mean = -sum(score.log_probability for score in scores) / sum(score.tokens for score in scores)
     return math.exp(mean) if mean < 700 else math.inf
 

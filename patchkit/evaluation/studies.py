@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from patchkit.canonical import canonical_json, hash_bytes
@@ -32,6 +32,7 @@ __all__ = [
     "ZSRE",
     "Asked",
     "Trial",
+    "as_in_table_1",
     "conditions",
     "digest_of",
     "plan",
@@ -85,6 +86,19 @@ class Asked:
     counts: tuple[int, ...] | None = None
     relations: tuple[str, ...] | None = None
     lambdas: tuple[float, ...] | None = None
+
+
+def as_in_table_1(cases: Cases) -> Cases:
+    """zsRE as MEMIT's table 1 has it: the first known answer is edited in, not MEND's made-up one, and
+    neighbours are questions."""
+
+    def asked(case: Case) -> Case:
+        fact = case.fact
+        neighbors = tuple(text if text.endswith("?") else f"{text}?" for text in fact.neighbors)
+        known = replace(fact, target=fact.was or fact.target, was=None, neighbors=neighbors)
+        return replace(case, fact=known)
+
+    return replace(cases, cases=tuple(map(asked, cases.cases)))
 
 
 def pool(cases: Cases, seed: int) -> list[Case]:

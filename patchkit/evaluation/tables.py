@@ -42,7 +42,7 @@ def table_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 def markdown_table(rows: Sequence[Row]) -> bytes:
     head, cells = table_rows(rows)
-    lines = [head, ["---"] * len(head), *cells]
+    lines = [head, ["---"] * len(head), *(map(_in_markdown, line) for line in cells)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines).encode()
 
 
@@ -57,8 +57,18 @@ def csv_table(rows: Sequence[Row]) -> bytes:
         cells = [row[name] for name in ("method", "count", "group", "lambda", "asked", "growth")]
         for name in names:
             cells += _factored(name, row["scores"].get(name) or (None,) * 3)
-        writer.writerow(["" if cell is None else cell for cell in cells])
+        writer.writerow(["" if cell is None else _in_csv(cell) for cell in cells])
     return out.getvalue().encode()
+
+
+def _in_markdown(cell: str) -> str:
+    """Names of relations are anybody's: no cell ends where they say, and nothing is markup."""
+    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+
+
+def _in_csv(cell: Any) -> Any:
+    """Text that a spreadsheet would take for a formula is text."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@")) else cell
 
 
 def json_table(rows: Sequence[Row]) -> bytes:

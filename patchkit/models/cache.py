@@ -28,6 +28,7 @@ __all__ = [
     "alone",
     "cache_folder",
     "clear",
+    "clear_workplaces",
     "convert_apart",
     "keep",
     "last_line",
@@ -118,9 +119,16 @@ def clear(folder: Path, name: str) -> None:
     """Take away what an interrupted call left, and a folder that is not whole (the lock is ours)."""
     with writing(folder):
         record_of(folder).unlink(missing_ok=True)
-        for left in (folder, *folder.parent.glob(f"{_TEMPORARY}{name}-*")):
-            if left.exists():
-                shutil.rmtree(left)
+        if folder.exists():
+            shutil.rmtree(folder)
+    clear_workplaces(folder.parent, name)
+
+
+def clear_workplaces(home: Path, name: str) -> None:
+    """Take away what killed calls were working in (the lock is ours)."""
+    with writing(home):
+        for left in home.glob(f"{_TEMPORARY}{name}-*"):
+            shutil.rmtree(left)
 
 
 def need_room(home: Path, room: int) -> None:
