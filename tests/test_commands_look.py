@@ -572,7 +572,7 @@ def commands() -> list[tuple[str, click.Command]]:
     return found
 
 
-GROUPS = ("facts", "stack", "export", "import")  # their commands take what they do not
+GROUPS = ("eval", "facts", "mend", "stack", "export", "import")  # their commands take what they do not
 WITHOUT_A_REPOSITORY = ("model", "model check", "model get", "model list", "editors", "sign", *GROUPS)
 
 
