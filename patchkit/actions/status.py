@@ -93,7 +93,7 @@ def status(repository: Repository) -> Status:
     found = (*found, *conflicts(store))  # the index's own; HEAD's stack is in force all the same
     return Status(
         branch=_branch(repository),
-        commit=store.head(),
+        commit=store.head() if stack is None else stack.commit,
         base=_base(repository),
         place=store.config_get(store.base_key),
         patches=None if stack is None else len(stack.patches),
