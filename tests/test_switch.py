@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from patchkit import rewriting, stack
 from patchkit.build_record import BuildRecord, verify_build
 from patchkit.checkpoint import Checkpoint
 from patchkit.factors import Patch
-from patchkit.gitstore import Changes
+from patchkit.gitstore import Changes, GitStore
 from patchkit.repository import Repository
 
 __all__ = ["git_environment"]
@@ -133,7 +134,12 @@ def test_only_the_patches_that_are_needed_are_read(
     git(repository.store.root, "switch", "-q", "main")
     read = []
     real = stack.read_patch
-    monkeypatch.setattr(stack, "read_patch", lambda s, p: (read.append((p.id, set(p.files))), real(s, p))[1])
+
+    def watched(store: GitStore, patch: stack.StoredPatch, *, without: Sequence[str] = ()) -> Patch:
+        read.append((patch.id, set(patch.files).difference(without)))
+        return real(store, patch, without=without)
+
+    monkeypatch.setattr(stack, "read_patch", watched)
     fine(switch(repository, "near"))
     assert read == [(one.id, {"facts.jsonl", "delta.safetensors"})]
     fine(switch(repository, "main"))
