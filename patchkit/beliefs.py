@@ -45,7 +45,8 @@ class Beliefs(Database):
         if digest in self._recalled:
             return list(self._recalled[digest])
         members = self.rows(
-            "select m.name, m.patch, m.files, p.header from members m join patches p on p.id = m.patch "
+            "select m.name, m.patch, m.files, p.header, p.rank, p.bytes "
+            "from members m join patches p on p.id = m.patch "
             "where m.tree = ? order by m.name",
             tree,
         )
@@ -58,10 +59,7 @@ class Beliefs(Database):
             tree,
         )
         records = {row["name"]: row["records"] for row in lines}
-        rows = [
-            (row["name"], row["patch"], row["files"], row["header"], records.get(row["name"], ""))
-            for row in members
-        ]
+        rows = [(*row.values(), records.get(row["name"], "")) for row in members]
         if _digest(rows) != digest:
             return None
         patches = [self._seen.setdefault(row[:3], _stored(*row)) for row in rows]
@@ -92,6 +90,8 @@ class Beliefs(Database):
                 patch.id,
                 row["files"],
                 json_text(patch.header.to_json()),
+                patch.rank,
+                patch.size,
                 "\n".join(fact.to_line() for fact in patch.facts),
             )
             for patch, row in sorted(zip(patches, members, strict=True), key=lambda pair: pair[0].name)
@@ -164,7 +164,7 @@ def patch_rows(patch: StoredPatch) -> dict[str, Any]:
             "method": header.method,
             "recipe": recipe_id,
             "facts": len(patch.facts),
-            "rank": max(entry.rank for entry in header.weights.values()),
+            "rank": patch.rank,
             "bytes": patch.size,
             "header": json_text(header.to_json()),
         },
@@ -195,11 +195,15 @@ def patch_rows(patch: StoredPatch) -> dict[str, Any]:
     }
 
 
-def _stored(name: str, patch: str, files: str, header: str, records: str) -> StoredPatch:
+def _stored(
+    name: str, patch: str, files: str, header: str, rank: int, size: int, records: str
+) -> StoredPatch:
     return StoredPatch(
         name,
         patch,
         records.count("\n") + 1,
+        rank,
+        size,
         lambda: {file: Entry(*values) for file, values in json.loads(files).items()},
         lambda: believed_header(json.loads(header)),
         lambda: tuple(map(_fact, records.split("\n"))),
@@ -221,7 +225,7 @@ def _files(patch: StoredPatch) -> str:
     return json_text({file: [e.path, e.mode, e.oid, e.size] for file, e in patch.files.items()})
 
 
-def _digest(rows: Sequence[tuple[str, str, str, str, str]]) -> str:
+def _digest(rows: Sequence[tuple[str | int, ...]]) -> str:
     return hash_bytes(canonical_json([list(row) for row in rows]))
 
 

@@ -259,7 +259,9 @@ def _commit(fields: list[str], changes: list[FileChange]) -> Commit:
         parts = change.path.split("/", 2)
         if parts[0] == PATCHES and len(parts) == 3:
             statuses.setdefault(parts[1], {})[parts[2]] = change.status
-    kinds = {name: _kind(files) for name, files in statuses.items()}
+    kinds: dict[str, list[str]] = {"A": [], "M": [], "D": []}
+    for name, files in statuses.items():
+        kinds[_kind(files)].append(name)
     return Commit(
         id=oid,
         parents=tuple(parents.split()),
@@ -267,10 +269,10 @@ def _commit(fields: list[str], changes: list[FileChange]) -> Commit:
         email=email,
         date=_date(date),
         message=message,
-        trailers=tuple(_trailers(trailers)),
-        added=tuple(sorted(name for name, kind in kinds.items() if kind == "A")),
-        changed=tuple(sorted(name for name, kind in kinds.items() if kind == "M")),
-        removed=tuple(sorted(name for name, kind in kinds.items() if kind == "D")),
+        trailers=tuple(_trailers(trailers)) if trailers else (),
+        added=tuple(sorted(kinds["A"])),
+        changed=tuple(sorted(kinds["M"])),
+        removed=tuple(sorted(kinds["D"])),
         settings_changed=any(change.path == SETTINGS for change in changes),
         files=tuple(changes),
     )

@@ -59,6 +59,10 @@ class StoredPatch:
     id: str
     count: int
     """Facts in it."""
+    rank: int
+    """The largest of its weights' ranks."""
+    size: int
+    """Bytes of its files."""
     _parse_files: Callable[[], Mapping[str, Entry]] = field(compare=False, repr=False)
     _parse_header: Callable[[], Header] = field(compare=False, repr=False)
     _parse_facts: Callable[[], tuple[Fact, ...]] = field(compare=False, repr=False)
@@ -68,7 +72,9 @@ class StoredPatch:
         cls, name: str, header: Header, facts: tuple[Fact, ...], id: str, files: Mapping[str, Entry]
     ) -> StoredPatch:
         """One whose header and facts have just been read."""
-        return cls(name, id, len(facts), lambda: files, lambda: header, lambda: facts)
+        rank = max(entry.rank for entry in header.weights.values())
+        size = sum(entry.size for entry in files.values())
+        return cls(name, id, len(facts), rank, size, lambda: files, lambda: header, lambda: facts)
 
     @cached_property
     def files(self) -> Mapping[str, Entry]:
@@ -87,11 +93,6 @@ class StoredPatch:
     def slug(self) -> str:
         """The readable part of the folder's name."""
         return self.name.rpartition("-")[0]
-
-    @property
-    def size(self) -> int:
-        """Bytes of its files."""
-        return sum(entry.size for entry in self.files.values())
 
 
 @dataclass(frozen=True, slots=True)

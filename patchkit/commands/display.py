@@ -154,7 +154,7 @@ def table(out: Console, columns: Sequence[Column], rows: Sequence[Sequence[Any]]
     """
     cells = [[_cell(value) for value in row] for row in rows]
     natural = [
-        max([_cells(column.name), *(_cells(row[i][0]) for row in cells)]) for i, column in enumerate(columns)
+        max(map(_cells, [column.name, *(row[i][0] for row in cells)])) for i, column in enumerate(columns)
     ]
     widths = _widths(natural, [column.share for column in columns], out.width - GAP * (len(columns) - 1))
     headings: list[Cell] = [(column.name, QUIET) for column in columns]
@@ -190,10 +190,15 @@ class Grid:
 
     def _lines(self, row: Sequence[Cell]) -> Iterator[list[str]]:
         """The lines of a row, each a part a column."""
-        cells = [_lines(*cell) for cell in zip(row, self.columns, self.widths, strict=True)]
-        if all(len(lines) == 1 for lines in cells):
-            yield [lines[0] for lines in cells]
+        if all(
+            len(shown) == _cells(shown) <= width for (shown, _), width in zip(row, self.widths, strict=True)
+        ):
+            yield [
+                shown.rjust(width) if column.right else shown.ljust(width)
+                for (shown, _), column, width in zip(row, self.columns, self.widths, strict=True)
+            ]
             return
+        cells = [_lines(*cell) for cell in zip(row, self.columns, self.widths, strict=True)]
         for number in range(max(map(len, cells))):
             yield [
                 lines[number] if number < len(lines) else " " * width
@@ -225,8 +230,6 @@ class Column:
 def _lines(cell: Cell, column: Column, width: int) -> list[str]:
     """A cell's lines, each as wide as its column."""
     shown = cell[0]
-    if len(shown) <= width and shown.isascii():
-        return [shown.rjust(width) if column.right else shown.ljust(width)]
     if _cells(shown) <= width:
         parts = [shown]
     elif column.wraps:
