@@ -402,7 +402,7 @@ ROWS = [
         a_fact,
     ),
     Row("a window too wide", ("locate", "facts.jsonl", "--window", "9"), 65, "a window of 9 layers", a_fact),
-    Row("noise without end", ("locate", "facts.jsonl", "--noise", "inf"), 65, "noise of inf", a_fact),
+    Row("noise without end", ("locate", "facts.jsonl", "--noise", "inf"), 2, "is not in the range"),
     Row("noise below none", ("locate", "facts.jsonl", "--noise", "-1"), 2, "is not in the range"),
     Row("a figure that is none", ("locate", "facts.jsonl", "--figure", "x.gif"), 65, ".png or .svg", a_fact),
     Row("a figure in no folder", ("locate", "facts.jsonl", "--figure", "no/x.png"), 74, "no/x.png", a_fact),
