@@ -11,7 +11,7 @@ many facts there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,30 +21,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from patchkit.editing.batching import BatchSize, Budget, in_batches, pack
-from patchkit.editing.editor import Below, Edited
+from patchkit.editing.batching import Budget, in_batches, pack
+from patchkit.editing.editor import Edited
 from patchkit.editing.gradients import read_pairs
 from patchkit.editing.hypernetwork import ANEW, Hypernetwork, Shape, read_network
 from patchkit.editing.losses import Rewriting
 from patchkit.editing.recipe import Recipe, positions
-from patchkit.editing.statistics import Statistics
-from patchkit.editing.task import Timer, tell
+from patchkit.editing.task import EditorBase, Task, tell
 from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
 from patchkit.factors import Delta
 from patchkit.facts import Fact
-from patchkit.models.anatomy import Anatomy, anatomy_of, feed_forward, shape_of
-from patchkit.models.loading import float32_compute, frozen
+from patchkit.models.anatomy import Anatomy, feed_forward, shape_of
 from patchkit.models.replay import capture
 from patchkit.models.trial import try_out
 from patchkit.patch import break_even
 
 __all__ = ["Mend", "edited_modules", "passages_of", "shapes_of"]
 
-Progress = Callable[[str, int, int], None]
 
-
-class Mend:
+class Mend(EditorBase):
     """Editing by a hypernetwork that turns one gradient into an update (Mitchell et al., ICLR 2022)."""
 
     name = "mend"
@@ -57,63 +53,47 @@ class Mend:
         self.network, self.digest = read_network(folder, base, recipe.layers, recipe.network_digest)
         return recipe.override(network_digest=self.digest)
 
-    def edit(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        facts: Sequence[Fact],
-        recipe: Recipe,
-        statistics: Statistics | None = None,
-        *,
-        below: Sequence[Below] = (),
-        batch_size: BatchSize = "auto",
-        unfinished: Path | None = None,
-        progress: Progress | None = None,
-    ) -> Edited:
-        """The sum of all facts' updates; the model's weights are untouched.
-
-        Statistics are not read. BadInput says which fact or layer cannot be used.
-        """
-        if not facts:
-            raise BadInput("there are no facts to edit")
+    def update(self, task: Task) -> Edited:
+        """The sum of all facts' updates. BadInput says which fact or layer cannot be used."""
         if self.network is None:
             raise BadInput(f"mend edits with a trained hypernetwork; {ANEW}")
-        anatomy, timer, under = anatomy_of(model), Timer(), recipe.layers[0] - 1
-        modules = edited_modules(model, anatomy, recipe.layers)
+        model, anatomy, facts, under = task.model, task.anatomy, task.facts, task.recipe.layers[0] - 1
+        modules = edited_modules(model, anatomy, task.recipe.layers)
         if dict(self.network.shapes) != shapes_of(modules):
-            raise BadInput(f"the hypernetwork is of other weights than layers {recipe.layers} have; {ANEW}")
+            raise BadInput(
+                f"the hypernetwork is of other weights than layers {task.recipe.layers} have; {ANEW}"
+            )
         losses = [0.0] * len(facts)
         sums = _Sums(self.network.shapes)
-        with float32_compute(model), frozen(model):
-            network = self.network.to(model.device, model.dtype)
-            with timer("text"):
-                passages = passages_of(tokenizer, facts, positions(model.config))
-                try_out(model, anatomy, [under], passages[0].tokens)
+        network = self.network.to(model.device, model.dtype)
+        with task.timer("text"):
+            passages = passages_of(task.tokenizer, facts, positions(model.config))
+            try_out(model, anatomy, [under], passages[0].tokens)
 
-            def work(batch: list[int], budget: Budget) -> None:
-                tell(progress, "gradients", batch[0], len(facts))
-                found = []  # a batch that runs out of memory has added nothing
-                for group in _groups(batch, passages, budget):
-                    part = _part(model, anatomy, under, group, passages)
-                    said_now = partial(part.given, part.tail.hidden)
-                    pairs, said = read_pairs(said_now, part.tail.mask, modules)
-                    with torch.no_grad():
-                        terms = {name: network.terms(name, *pair) for name, pair in pairs.items()}
-                    found.append((group, terms, said.tolist()))
-                for facts_of, terms, numbers in found:
-                    sums.add(terms)
-                    for fact, loss in zip(facts_of, numbers, strict=True):
-                        losses[fact] = loss
+        def work(batch: list[int], budget: Budget) -> None:
+            tell(task.progress, "gradients", batch[0], len(facts))
+            found = []  # a batch that runs out of memory has added nothing
+            for group in _groups(batch, passages, budget):
+                part = _part(model, anatomy, under, group, passages)
+                said_now = partial(part.given, part.tail.hidden)
+                pairs, said = read_pairs(said_now, part.tail.mask, modules)
+                with torch.no_grad():
+                    terms = {name: network.terms(name, *pair) for name, pair in pairs.items()}
+                found.append((group, terms, said.tolist()))
+            for facts_of, terms, numbers in found:
+                sums.add(terms)
+                for fact, loss in zip(facts_of, numbers, strict=True):
+                    losses[fact] = loss
 
-            with timer("gradients"):
-                in_batches(range(len(facts)), Budget.of(batch_size, model.device), work)
-            tell(progress, "gradients", len(facts), len(facts))
+        with task.timer("gradients"):
+            in_batches(range(len(facts)), Budget.of(task.batch_size, model.device), work)
+        tell(task.progress, "gradients", len(facts), len(facts))
         for fact, loss in zip(facts, losses, strict=True):
             if not math.isfinite(loss):
                 raise BadInput(f"“{fact.text}”: the loss is not a number on this model; leave the fact out")
         deltas = {name: sums.delta(name, isinstance(module, Conv1D)) for name, module in modules.items()}
-        resolved = recipe.override(network_digest=self.digest)
-        return Edited(deltas, None, resolved, timer.seconds, [1] * len(facts), losses)
+        resolved = task.recipe.override(network_digest=self.digest)
+        return Edited(deltas, None, resolved, task.timer.seconds, [1] * len(facts), losses)
 
 
 def edited_modules(model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int]) -> dict[str, nn.Module]:
@@ -180,4 +160,8 @@ class _Sums:
         if name in self.dense:
             return Delta(dense=self.dense[name], transposed=transposed)
         columns, rows = (torch.cat(part) for part in zip(*self.terms[name], strict=True))
+        if not len(rows):
+            raise BadInput(
+                "the model says these facts already: there is no gradient to edit by; leave them out"
+            )
         return Delta(columns.T, rows, transposed=transposed)

@@ -57,21 +57,18 @@ def _own(method: str) -> str:
 
 
 def _switched(recipe: Recipe, method: str, config: Any) -> Recipe:
-    found = recipe_for(config, method)
-    same = {name: value for name, value in recipe.to_dict().items() if found.reads(name)}
+    """The method's own recipe for a model, with what was changed by hand in ``recipe`` and means the same."""
+    found, usual = recipe_for(config, method), recipe_for(config, recipe.method).to_dict()
+    changed = {name: value for name, value in recipe.to_dict().items() if value != usual[name]}
+    same = {name: value for name, value in changed.items() if found.reads(name) and name not in _APART}
     if {method, recipe.method} & set(_OWN_TARGETS):
         kept = ("context", "templates", "statistics")
         same = {name: value for name, value in same.items() if name.startswith(kept)}
-        return found.override(**same)
-    apart: tuple[str, ...] = _APART
-    if "encore" in (method, recipe.method):  # its search is its own, but for what was changed by hand
-        usual = recipe_for(config, recipe.method).to_dict()
-        same = {name: value for name, value in same.items() if value != usual[name]}
-        if "memit" in (method, recipe.method):
-            apart = _APART[:1]
-        if method == "encore" and "lambda" not in apart:
-            same["lambda_norm"] = found.lambda_norm * same.get("lambda", found.lambda_) / found.lambda_
-    return found.override(**{name: value for name, value in same.items() if name not in apart})
+    elif {method, recipe.method} == {"memit", "encore"} and "lambda" in changed:
+        same["lambda"] = changed["lambda"]
+        if method == "encore":
+            same["lambda_norm"] = found.lambda_norm * changed["lambda"] / found.lambda_
+    return found.override(**same)
 
 
 _METHODS = ("memit", "emmet", "rome", "ft", "alphaedit", "encore", "ultraedit", "mend")
