@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from patchkit.actions.squash import Squashed
     from patchkit.actions.status import Row, Status
     from patchkit.actions.switch import Switched
+    from patchkit.actions.tune import Tuned
     from patchkit.actions.undo import Undone
     from patchkit.actions.verify import Verified
     from patchkit.actions.workbench import Workbench
@@ -252,6 +253,12 @@ class Repository:
 
         return locate(self, cases, **options)
 
+    def tune(self, cases: Cases, **options: Any) -> Tuned:
+        """Choose the recipe for the base by trials; options as in :func:`actions.tune.tune`."""
+        from patchkit.actions.tune import tune
+
+        return tune(self, cases, **options)
+
     @property
     def build_folder(self) -> Path:
         """Where `build` writes unless told otherwise."""
@@ -344,22 +351,15 @@ class Repository:
 
     def search(self, text: str, *, everything: bool = False) -> list[dict[str, Any]]:
         """Facts in force (or of the whole history) whose words begin with those of ``text``."""
-        tree = self._indexed()
-        return self.catalogue.search(text, None if everything else tree)
+        from patchkit.actions.query import search
+
+        return search(self, text, everything=everything)
 
     def sql(self, query: str) -> Rows:
         """What the catalogue answers to one SQL select; BadInput where it is none or would write."""
-        from patchkit.questions import answer
+        from patchkit.actions.query import sql
 
-        self._indexed()
-        return answer(self.catalogue.path, query)
-
-    def _indexed(self) -> str:
-        """The stack's tree, once the catalogue is of it."""
-        tree = self.stack().tree
-        if not self.catalogue.current(tree):
-            self.catalogue.reindex(self.store, norms=False)
-        return tree
+        return sql(self, query)
 
     # -- keeping ---------------------------------------------------------------------------
 

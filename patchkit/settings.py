@@ -78,8 +78,13 @@ def parse_settings(data: bytes, name: str = FILE) -> Settings:
     )
 
 
-def dump_settings(settings: Settings, previous: bytes | None = None) -> bytes:
-    """Spell `settings`; with `previous` (the file as it is) its comments and order are kept."""
+def dump_settings(
+    settings: Settings, previous: bytes | None = None, reasons: Mapping[str, str] | None = None
+) -> bytes:
+    """Spell `settings`; with `previous` (the file as it is) its comments and order are kept.
+
+    `reasons`: a line for fields of the recipe, as a comment behind each, in the place of what stood there.
+    """
     import tomlkit
 
     recipe = {key: _listed(value) for key, value in settings.recipe.items()}
@@ -98,6 +103,8 @@ def dump_settings(settings: Settings, previous: bytes | None = None) -> bytes:
         if table not in document:
             document[table] = tomlkit.table()
         _update(document[table], values)
+    for key, reason in (reasons or {}).items():
+        document["recipe"][key].comment(" ".join(reason.split()))
     return tomlkit.dumps(document).encode("utf-8")
 
 

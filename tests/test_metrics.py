@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
+from patchkit.errors import BadInput
 from patchkit.evaluation.cases import Case, Question
 from patchkit.evaluation.generation import continue_greedily, says
-from patchkit.evaluation.intervals import differences, intervals, names_with_whole
+from patchkit.evaluation.intervals import differences, intervals, names_with_whole, share_of_ceiling
 from patchkit.evaluation.likelihood import Score, score_targets
 from patchkit.evaluation.metrics import METRICS, Asked, Seen, entropy, look, tally
+from patchkit.evaluation.references import References, read_references
 from patchkit.evaluation.voice import Loaded
 from patchkit.facts import Fact, Reverse
 
@@ -233,3 +236,100 @@ def test_the_sums_of_every_score_are_numbers() -> None:
     counts = tally(seen, seen)
     assert counts.shape == (2, len(METRICS), 2)
     assert np.isfinite(counts).all()
+
+
+def test_s_is_a_share_of_what_the_unedited_neighbours_let_it_be() -> None:
+    """Unedited NS 3/4: the ceiling is 3 / (2 + 4/3) = 0.9; ES and PS 1 and NS 1/2 give S 3/4."""
+    names = ["ES", "PS", "NS"]
+    edited = np.array([[[1, 1], [2, 2], [1, 2]], [[1, 1], [2, 2], [1, 2]]], dtype=float)
+    unedited = np.array([[[0, 1], [0, 2], [2, 2]], [[0, 1], [0, 2], [1, 2]]], dtype=float)
+    found = share_of_ceiling(edited, unedited, names)
+    assert found.value == pytest.approx(0.75 / 0.9)
+    assert found.low == pytest.approx(0.75)  # drawn twice, the first fact's ceiling is 1
+    assert found.high == pytest.approx(1.0)  # and the second's 3/4
+    assert math.isnan(share_of_ceiling(edited[:1], unedited[:1], names).low)
+    assert math.isnan(share_of_ceiling(edited, np.zeros_like(unedited), names).value)
+
+
+BASKETBALL, ROMAN = ("P641", "Q5372"), ("P19", "Rome")
+TEXTS = {BASKETBALL: ["He plays basketball.", "Basketball is a sport"], ROMAN: ["He was born in Rome"]}
+
+
+def test_likeness_by_hand() -> None:
+    """Of three texts two hold "he", one "born": weights ln(4/3) + 1 and ln(4/2) + 1."""
+    references = References(TEXTS)
+    he, one, none = math.log(4 / 3) + 1, math.log(2) + 1, math.log(4) + 1
+    rome = references.of(Case(Fact("Ann", "{} was born in", "Rome", relation="P19")))
+    assert rome is not None
+    assert dict(rome) == dict.fromkeys(("he", "was", "born", "in", "rome"), 1)
+    length = math.sqrt(he**2 + 4 * one**2)
+    assert references.likeness(["Rome!", "rome"], rome) == pytest.approx(2 * one**2 / (2 * one * length))
+    own = math.sqrt(he**2 + none**2)
+    assert references.likeness(["He swims"], rome) == pytest.approx(he**2 / (own * length))
+    assert references.likeness(["He was born in Rome"], rome) == pytest.approx(1.0)
+    assert references.likeness([""], rome) == 0.0
+    assert references.likeness(["swims"], rome) == 0.0
+
+
+def test_reference_texts_are_found_by_ids_or_by_relation_and_target() -> None:
+    references = References(TEXTS)
+    named = Case(Fact("Ann", "{} plays", "basketball"), object_ids=BASKETBALL)
+    found = references.of(named)
+    assert found is not None
+    assert found["basketball"] == 2
+    assert references.of(replace(named, object_ids=None)) is None
+    assert references.of(replace(named, object_ids=("P641", "Q1"))) is None
+
+
+SNIPPETS = '{"P19": {"Q220": [{"name": "Ann", "text": "born in Rome"}, {"name": "Bob", "text": "a Roman"}]}}'
+LINE = '{"relation": "P19", "target": "Rome", "text": "born in Rome"}'
+
+
+def test_files_of_reference_texts(tmp_path: Path) -> None:
+    path = tmp_path / "texts.json"
+    case = Case(Fact("Ann", "{} was born in", "Rome", relation="P19"), object_ids=("P19", "Q220"))
+    spread = SNIPPETS.replace(" [", "\n[")
+    for text, words in {SNIPPETS: 5, spread: 5, LINE: 3, f"{LINE}\n{LINE}\n": 6}.items():
+        path.write_text(text)
+        found = read_references(str(path)).of(case)
+        assert found is not None
+        assert found.total() == words
+    path.write_text('{"P19": {"Q220": [{"text": "%s"}]}}' % ("word " * 300_000))  # over what a line may have
+    assert read_references(str(path)).of(case) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "holds no reference texts"),
+        ("{}", "holds no reference texts"),
+        ("[1]", r"texts.json:1: is no reference text"),
+        ("nonsense", r"texts.json:1: "),
+        ('{"text": "x"}', r"texts.json:1: is no reference text"),
+        (LINE + "\n" + '{"relation": 1, "target": "x", "text": "y"}', r"texts.json:2: is no reference text"),
+        ('{"P19": {"Q220": [{"name": "Ann"}]}}', r"texts.json:1: P19 Q220 has no text"),
+        ('{"P19": {"Q220": 3}}', r"texts.json:1: P19 Q220 has no text"),
+        (LINE + "\n{", r"texts.json:2: "),
+    ],
+)
+def test_a_file_of_no_reference_texts_is_refused_by_its_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "texts.json"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=says):
+        read_references(str(path))
+
+
+def test_what_a_model_writes_is_held_against_the_references() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    fact = Fact("Ann", "{} plays", "football", relation="P641")
+    case = Case(fact, texts=("Ann plays", "The sport of Ann is"))
+    references = References({("P641", "football"): [f"Ann plays football number {n}" for n in range(3)]})
+    voice = Loaded(model, tokenizer)
+    (seen,) = look(voice, [case], texts=True, references=references)
+    reference = references.of(case)
+    assert reference is not None
+    assert seen.likeness == references.likeness(seen.texts, reference)
+    assert case_of(seen)["RS"] == (seen.likeness, 1.0)
+    (without,) = look(voice, [case], texts=True)
+    (unwritten,) = look(voice, [replace(case, texts=())], texts=True, references=references)
+    assert case_of(without)["RS"] == case_of(unwritten)["RS"] == (0.0, 0.0)

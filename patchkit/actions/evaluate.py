@@ -19,8 +19,17 @@ from patchkit.errors import BadInput, PatchkitError
 from patchkit.evaluation.answers import FOLDER
 from patchkit.evaluation.cases import Case, Cases, sampled
 from patchkit.evaluation.harm import Harm
-from patchkit.evaluation.intervals import Interval, differences, intervals, names_with_whole
+from patchkit.evaluation.intervals import (
+    COMPARED,
+    Interval,
+    Tally,
+    differences,
+    intervals,
+    names_with_whole,
+    share_of_ceiling,
+)
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
+from patchkit.evaluation.references import References
 from patchkit.evaluation.texts import Divergence, compare_on, windows
 
 if TYPE_CHECKING:
@@ -68,6 +77,8 @@ class Evaluation:
     """Of the sample and of the resamples."""
     sides: tuple[Side, Side]
     scores: tuple[Score, ...]
+    ceiling: Interval | None
+    """S of B as a share of what NS of A, the base, lets it be; None where there is no S or no base."""
     text: Divergence | None
     notes: tuple[str, ...]
 
@@ -81,6 +92,7 @@ class Evaluation:
                 "a": self.sides[0].to_dict(),
                 "b": self.sides[1].to_dict(),
                 "scores": {score.name: _plain(score) for score in self.scores},
+                "share_of_ceiling": None if self.ceiling is None else asdict(self.ceiling),
                 "text": None if self.text is None else asdict(self.text),
                 "notes": list(self.notes),
             }
@@ -118,6 +130,7 @@ def evaluate(
     seed: int = 0,
     text: tuple[str, str] | None = None,
     texts: bool = False,
+    references: References | None = None,
     device: str = "auto",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Evaluation:
@@ -126,7 +139,8 @@ def evaluate(
     Without cases, the facts in force at ``b`` are asked.
 
     ``text``: (name, text) to compute perplexities and KL on. ``texts``: let both write on the beginnings that
-    the cases have. What was found goes into the catalogue too, with ``b``'s tree. BadInput, NotFound.
+    the cases have; ``references``: hold that against these texts. What was found goes into the catalogue too,
+    with ``b``'s tree. BadInput, NotFound.
     """
     told = progress or (lambda phase, done, total: None)
     if seed < 0:
@@ -144,7 +158,8 @@ def evaluate(
     seen, notes = [], []
     for place, (ids, each) in enumerate(zip(patches, weights, strict=True)):
         voice = asking.voice(ids, each)
-        seen.append(look(voice, chosen.cases, texts=texts, progress=partial(_part, told, place)))
+        part = partial(_part, told, place)
+        seen.append(look(voice, chosen.cases, texts=texts, references=references, progress=part))
         try:
             voice.answers.keep()
         except PatchkitError as error:
@@ -166,6 +181,7 @@ def evaluate(
         seed=seed,
         sides=(sides[0], sides[1]),
         scores=tuple(_scores(seen[0], seen[1], seed)),
+        ceiling=_ceiling(seen[0], seen[1], seed) if a == BASE else None,
         text=divergence,
         notes=(*chosen.notes, *_broken(seen), *notes, *harms[1].warnings()),
     )
@@ -193,13 +209,22 @@ def _part(told: Callable[[str, int, int], None], place: int, done: int, total: i
 
 def _scores(first: Sequence[Seen], second: Sequence[Seen], seed: int) -> list[Score]:
     """Neighbours are held against those of A, on both sides."""
-    one, other = tally(first, first), tally(second, first)
-    asked = one[..., 1].sum(0) > 0
-    names = [name for name, there in zip(METRICS, asked, strict=True) if there]
-    one, other = one[:, asked], other[:, asked]
+    one, other, names = _tallies(first, second)
     found = (
         intervals(one, names, seed),
         intervals(other, names, seed),
         differences(other, one, names, seed),
     )
     return [Score(name, *(each[name] for each in found)) for name in names_with_whole(names)]
+
+
+def _ceiling(base: Sequence[Seen], second: Sequence[Seen], seed: int) -> Interval | None:
+    unedited, counts, names = _tallies(base, second)
+    return share_of_ceiling(counts, unedited, names, seed) if set(COMPARED) <= set(names) else None
+
+
+def _tallies(first: Sequence[Seen], second: Sequence[Seen]) -> tuple[Tally, Tally, list[str]]:
+    """The counts of both for the scores that were asked for, and these scores' names."""
+    one, other = tally(first, first), tally(second, first)
+    asked = one[..., 1].sum(0) > 0
+    return one[:, asked], other[:, asked], [name for name, there in zip(METRICS, asked, strict=True) if there]

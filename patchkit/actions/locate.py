@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from patchkit.actions.workbench import Workbench
     from patchkit.repository import Repository
 
-__all__ = ["Located", "draw", "locate"]
+__all__ = ["Located", "draw", "known_facts", "locate"]
 
 BASE = "base"
 MOST_NOISE = 1000.0
@@ -140,7 +140,7 @@ def locate(
     first = [prompt_of(bench.tokenizer, case.fact, case.fact.target, longest) for case in cases.cases]
     sigma = deviation(bench.model, first)
     drawn = cases if sample is None else sampled(cases, len(cases.cases), seed)
-    chosen, left_out = _known(bench, drawn, sample, longest, told)
+    chosen, left_out = known_facts(bench, drawn, sample, longest, told)
     if not chosen:
         raise BadInput(
             f"{cases.source}: {revision} says the object of no fact ({len(left_out)} asked), so there is "
@@ -186,7 +186,7 @@ def _check(samples: int, noise: float, seed: int) -> None:
         raise BadInput(f"the seed {seed} is negative; choose one from 0")
 
 
-def _known(
+def known_facts(
     bench: Workbench,
     cases: Cases,
     wanted: int | None,
@@ -194,7 +194,7 @@ def _known(
     told: Callable[[str, int, int], None],
 ) -> tuple[list[Prompt], list[str]]:
     """The first ``wanted`` facts whose object, the target or the old one, begins with the most probable next
-    token, and the facts before them of which that is not so."""
+    token, and the facts before them of which that is not so. All where ``wanted`` is None."""
     facts = [case.fact for case in cases.cases]
     known: list[Prompt] = []
     others: list[str] = []

@@ -25,13 +25,33 @@ from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.evaluation.answers import FOLDER
 from patchkit.evaluation.cases import Case, Cases
-from patchkit.evaluation.curves import draw, require_matplotlib
+from patchkit.evaluation.curves import draw
+from patchkit.evaluation.figures import figure_class
 from patchkit.evaluation.harm import growths
-from patchkit.evaluation.intervals import COMPARED, WHOLE, Interval, Tally, intervals, names_with_whole
+from patchkit.evaluation.intervals import (
+    COMPARED,
+    WHOLE,
+    Interval,
+    Tally,
+    intervals,
+    names_with_whole,
+    share_of_ceiling,
+)
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
-from patchkit.evaluation.studies import UNEDITED, ZSRE, Asked, Trial, as_in_table_1, digest_of, plan, pool
+from patchkit.evaluation.references import References
+from patchkit.evaluation.studies import (
+    OF_CEILING,
+    UNEDITED,
+    ZSRE,
+    Asked,
+    Trial,
+    as_in_table_1,
+    digest_of,
+    plan,
+    pool,
+)
 from patchkit.evaluation.tables import csv_table, json_table, markdown_table
-from patchkit.evaluation.voice import Loaded
+from patchkit.evaluation.voice import Loaded, Voice
 from patchkit.files import write_durably
 
 if TYPE_CHECKING:
@@ -66,16 +86,18 @@ def sweep(
     sample: int | None = None,
     seed: int = 0,
     texts: bool = False,
+    references: References | None = None,
     device: str = "auto",
     batch_size: int | str = "auto",
     progress: Progress | None = None,
 ) -> Swept:
     """Make the trials of a study that ``out`` does not hold yet, and write tables and figures of all.
 
-    ``sample``: score so many facts of each trial, the first ones. ``texts``: let the models write, for GE.
-    The stack plays no part: every edit is of the base. BadInput, WouldOverwrite, Busy, Unavailable.
+    ``sample``: score so many facts of each trial, the first ones. ``texts``: let the models write, for GE;
+    ``references``: hold that against these texts, for RS. The stack plays no part: every edit is of the base.
+    BadInput, WouldOverwrite, Busy, Unavailable.
     """
-    require_matplotlib()
+    figure_class()  # said before anything is computed for it
     told = progress or (lambda phase, done, total: None)
     if asked.study == "zsre":
         cases = as_in_table_1(cases)
@@ -105,6 +127,7 @@ def sweep(
         "sample": sample,
         "seed": seed,
         "texts": texts,
+        "references": None if references is None else references.digest,
         "batch_size": batch_size,
         "base": asking.checkpoint.fingerprint(),
         "recipes": {method: recipe.to_dict() for method, recipe in recipes.items()},
@@ -112,7 +135,7 @@ def sweep(
     }
     failed: list[str] = []
     with Rows.open(out, settings) as kept:
-        options = (sample, seed, texts, batch_size)
+        options = (sample, seed, texts, references, batch_size)
         bench = _Bench(repository, asking, chosen, editors, recipes, options, told)
         weight = [1 + trial.count for trial in trials]  # loading and measuring grow with the facts
         for place, trial in enumerate(trials):
@@ -153,12 +176,12 @@ class _Bench:
         cases: Sequence[Case],
         editors: Mapping[str, Editor],
         recipes: Mapping[str, Recipe],
-        options: tuple[int | None, int, bool, int | str],
+        options: tuple[int | None, int, bool, References | None, int | str],
         told: Progress,
     ) -> None:
         self.repository, self.asking, self.cases = repository, asking, cases
         self.editors, self.recipes = editors, recipes
-        self.sample, self.seed, self.texts, self.batch_size = options
+        self.sample, self.seed, self.texts, self.references, self.batch_size = options
         self.told = told
         self.base: dict[int, Seen] = {}
         self.prepared: dict[str, tuple[Recipe, Statistics | None]] = {}
@@ -179,7 +202,7 @@ class _Bench:
             "lambda": trial.lambda_,
             "asked": len(places),
             "growth": growth,
-            "scores": _scores(tally(seen, reference), self.seed),
+            "scores": _scores(tally(seen, reference), tally(reference, reference), self.seed),
         }
 
     def _ask_base(self, trials: Sequence[Trial]) -> None:
@@ -189,12 +212,16 @@ class _Bench:
         places = sorted({place for trial in trials for place in trial.cases[: self.sample]})
         voice = self.asking.voice((), {})
         part = partial(self.told, "asking the base")
-        seen = look(voice, [self.cases[place] for place in places], texts=self.texts, progress=part)
+        seen = self._look(voice, places, part)
         self.base = dict(zip(places, seen, strict=True))
         try:
             voice.answers.keep()
         except PatchkitError:
             return  # they are kept to save time alone
+
+    def _look(self, voice: Voice, places: Sequence[int], part: Any = None) -> list[Seen]:
+        cases = [self.cases[place] for place in places]
+        return look(voice, cases, texts=self.texts, references=self.references, progress=part)
 
     def _edited(self, trial: Trial, places: Sequence[int]) -> tuple[float, list[Seen]]:
         bench = self.asking.bench
@@ -204,8 +231,7 @@ class _Bench:
         weights = stacked_weights(bench.checkpoint, [patch])
         bench.use(weights)
         try:
-            voice = Loaded(bench.model, bench.tokenizer)
-            seen = look(voice, [self.cases[place] for place in places], texts=self.texts)
+            seen = self._look(Loaded(bench.model, bench.tokenizer), places)
         finally:
             bench.use({})
         (growth,) = growths(bench.checkpoint.read, [weights])
@@ -237,12 +263,16 @@ class _Bench:
         return self.prepared[method]
 
 
-def _scores(counts: Tally, seed: int) -> dict[str, list[float | None]]:
-    """[value, low, high] of each score that was asked for, with zsRE's own mean of three behind them."""
+def _scores(counts: Tally, unedited: Tally, seed: int) -> dict[str, list[float | None]]:
+    """[value, low, high] of each score that was asked for, with S's share of its ceiling and zsRE's own mean
+    of three behind them."""
     asked = counts[..., 1].sum(0) > 0
     names = [name for name, there in zip(METRICS, asked, strict=True) if there]
-    found = intervals(counts[:, asked], names, seed)
-    shown = {name: _plain(found[name]) for name in names_with_whole(names)}
+    by_name = intervals(counts[:, asked], names, seed)
+    shown = {name: _plain(by_name[name]) for name in names_with_whole(names)}
+    if set(COMPARED) <= set(names):
+        found = share_of_ceiling(counts[:, asked], unedited[:, asked], names, seed)
+        shown[OF_CEILING] = _plain(found)
     whole, *parts = ZSRE
     if set(parts) <= set(names):
         three = counts[:, [list(METRICS).index(name) for name in parts]]

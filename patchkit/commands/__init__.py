@@ -51,6 +51,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "ask": "Ask the base and the stack side by side.",
         "eval": "Score a stack on facts, or sweep over edits of the base.",
         "locate": "Find the layers that hold facts, by causal tracing.",
+        "tune": "Choose the recipe for the base by trials.",
         "editors": "List the editing methods.",
         "mend": "Train the hypernetwork of the editor mend.",
     },

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from patchkit.actions.evaluate import Evaluation, Score
     from patchkit.actions.sweep import Swept
     from patchkit.evaluation.intervals import Interval
+    from patchkit.evaluation.references import References
 
 __all__ = ["command"]
 
@@ -88,6 +89,7 @@ def command() -> None:
 )
 @click.option("--text", metavar="FILE", help="Compute perplexities and KL on this text.")
 @click.option("--texts", is_flag=True, help="Let both models write, and measure the entropy (GE).")
+@click.option("--references", metavar="FILE", help="With --texts: texts to hold theirs against (RS).")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 @directory_option
 @json_option
@@ -98,6 +100,7 @@ def score(
     seed: int,
     text: str | None,
     texts: bool,
+    references: str | None,
     device: str,
     directory: str,
     as_json: bool,
@@ -136,6 +139,7 @@ def score(
             seed=seed,
             text=running,
             texts=texts,
+            references=_references(texts, references),
             device=device,
             progress=progress,
         )
@@ -157,6 +161,7 @@ def score(
 @click.option("--sample", type=click.IntRange(min=1), metavar="N", help="Score only N facts of each batch.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the facts' order.")
 @click.option("--texts", is_flag=True, help="Let the models write, and measure the entropy (GE).")
+@click.option("--references", metavar="FILE", help="With --texts: texts to hold theirs against (RS).")
 @click.option("--out", metavar="DIR", help="Where rows, tables and figures go.  [default: sweep-STUDY]")
 @engine_options
 @directory_option
@@ -172,6 +177,7 @@ def sweep(
     sample: int | None,
     seed: int,
     texts: bool,
+    references: str | None,
     out: str | None,
     device: str,
     batch_size: int | str,
@@ -206,10 +212,10 @@ def sweep(
     """
     from patchkit.actions import sweep as action
     from patchkit.evaluation.cases import read_cases
-    from patchkit.evaluation.curves import require_matplotlib
+    from patchkit.evaluation.figures import figure_class
     from patchkit.evaluation.studies import Asked
 
-    require_matplotlib()
+    figure_class()  # said before anything is computed for it
     usual = "memit" if study == "tradeoff" else "memit,rome,ft"
     asked = Asked(
         study,
@@ -228,6 +234,7 @@ def sweep(
             sample=sample,
             seed=seed,
             texts=texts,
+            references=_references(texts, references),
             device=device,
             batch_size=batch_size,
             progress=progress,
@@ -236,6 +243,16 @@ def sweep(
         print_json(found.to_dict())
     elif not quiet:
         _show_sweep(console(), found)
+
+
+def _references(texts: bool, path: str | None) -> References | None:
+    from patchkit.evaluation.references import read_references
+
+    if path is None:
+        return None
+    if not texts:
+        raise click.UsageError("--references are for what --texts lets the models write; name both")
+    return read_references(path)
 
 
 def _listed(text: str, option: str, read: Callable[[str], Any]) -> list[Any]:
@@ -293,6 +310,12 @@ def _show(out: Console, found: Evaluation) -> None:
     columns = [Column(names[0]), *(Column(name, right=True) for name in names[1:])]
     bounds = out.width >= WIDE
     out.print(table(out, columns, [_row(score, bounds) for score in found.scores]))
+    if found.ceiling is not None:
+        say(
+            out,
+            f"S is {_told('S', found.ceiling, '%.1f', True)} % of what the base's own NS lets it be",
+            QUIET,
+        )
     if found.text is not None:
         kl = found.text
         perplexities = (

@@ -82,6 +82,6 @@ def command(
         say(out, "patches in Git LFS", label="kept    ")
     if made.recipe.guess:
         line = "no recipe was measured for this model: layers and λ are a guess from its depth and width"
-        say(out, f"{line}; look at patchkit.toml", WARNING)
+        say(out, f"{line}; patchkit tune finds better ones by trials", WARNING)
     if not dry_run:
         say(out, "next: patchkit commit facts.jsonl", QUIET)

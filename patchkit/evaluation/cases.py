@@ -37,13 +37,15 @@ class Case:
     """A fact and what else is asked about it.
 
     ``answers``: the right answers of each neighbour, in their order (none where the record does not say);
-    ``portability``: questions one hop away; ``texts``: beginnings of texts about the subject.
+    ``portability``: questions one hop away; ``texts``: beginnings of texts about the subject; ``object_ids``:
+    CounterFact's names of the relation and of the new object.
     """
 
     fact: Fact
     answers: tuple[tuple[str, ...], ...] = ()
     portability: tuple[Question, ...] = ()
     texts: tuple[str, ...] = ()
+    object_ids: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,20 @@ def _rephrased(raw: Mapping[str, Any]) -> bool:
 def _case(fact: Fact, raw: Mapping[str, Any]) -> Case:
     if "requested_rewrite" in raw or isinstance(raw.get("target_new"), dict):
         answers = ((fact.was,),) * len(fact.neighbors) if fact.was is not None else ()
-        return Case(fact, answers, texts=tuple(_strings(raw.get("generation_prompts"))))
+        beginnings = tuple(_strings(raw.get("generation_prompts")))
+        return Case(fact, answers, texts=beginnings, object_ids=_object_ids(raw))
     return Case(fact, _answers(fact, raw), tuple(_portability(raw.get("portability"))))
+
+
+def _object_ids(raw: Mapping[str, Any]) -> tuple[str, str] | None:
+    """CounterFact's relation_id and the id of its new object, which name them in its reference texts."""
+    rewrite = raw.get("requested_rewrite", raw)
+    rewrite = rewrite[0] if isinstance(rewrite, list) and rewrite else rewrite
+    target = rewrite.get("target_new") if isinstance(rewrite, dict) else None
+    if not isinstance(target, dict):
+        return None
+    relation, number = rewrite.get("relation_id"), target.get("id")
+    return (relation, number) if isinstance(relation, str) and isinstance(number, str) else None
 
 
 def _answers(fact: Fact, raw: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:

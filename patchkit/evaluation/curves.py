@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from patchkit.errors import Unavailable
+from patchkit.evaluation.figures import figure_class
 from patchkit.evaluation.studies import COUNTERFACT, FREE, UNEDITED, ZSRE, whole_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw", "figure_of", "require_matplotlib"]
+__all__ = ["draw", "figure_of"]
 
 Row = Mapping[str, Any]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
@@ -51,12 +50,6 @@ def _labelled(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
-def require_matplotlib() -> None:
-    """Unavailable where figures cannot be drawn."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise Unavailable("figures need matplotlib; install it with the extra: patchkit-llm[figures]")
-
-
 def draw(study: str, rows: Sequence[Row]) -> dict[str, bytes]:
     """The figure of a study as {"png": …, "svg": …}."""
     from matplotlib import rc_context, style
@@ -83,10 +76,8 @@ def figure_of(study: str, rows: Sequence[Row]) -> Figure:
 
 
 def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    from matplotlib.figure import Figure
-
     lines = -(-count // columns)
-    figure = Figure(figsize=(width * min(count, columns), height * lines), layout="constrained")
+    figure = figure_class()(figsize=(width * min(count, columns), height * lines), layout="constrained")
     return figure, list(figure.subplots(lines, columns if count > columns else count, squeeze=False).flat)
 
 

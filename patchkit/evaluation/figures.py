@@ -17,7 +17,7 @@ from patchkit.errors import BadInput, NotWritten, Unavailable, WouldOverwrite
 from patchkit.files import write_durably
 from patchkit.problem import one_line
 
-__all__ = ["HeatMap", "check_figure", "draw_heat_maps", "write_figure"]
+__all__ = ["HeatMap", "check_figure", "draw_heat_maps", "figure_class", "write_figure"]
 
 _MARK = "patchkit"
 _HEAD = 4096  # bytes of a file in which the mark stands
@@ -45,7 +45,7 @@ def check_figure(path: Path) -> None:
     """
     if path.suffix.lower() not in _FORMATS:
         raise BadInput(f"{path}: figures are {' or '.join(_FORMATS)} files; give it such a name")
-    _figure_class()
+    figure_class()
     if not path.parent.is_dir():
         raise NotWritten(f"{path}: its folder is not there; make it first")
     if path.exists() and not (path.is_file() and _is_ours(path)):
@@ -73,7 +73,7 @@ def draw_heat_maps(heading: str, rows: Sequence[str], maps: Sequence[HeatMap], s
     """Heat maps side by side with the same ``rows``, layers to the right, as in ROME's figures 1 and 2; each
     has its own colours, and ``scale`` says what they measure."""
     height = 1.6 + 0.26 * len(rows)
-    figure = _figure_class()(figsize=(1.6 + 4.2 * len(maps), height), layout="constrained")
+    figure = figure_class()(figsize=(1.6 + 4.2 * len(maps), height), layout="constrained")
     figure.suptitle(_plain(heading), fontsize=11, parse_math=False)
     shown = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
     for axes, each in zip(shown, maps, strict=True):
@@ -94,14 +94,14 @@ def draw_heat_maps(heading: str, rows: Sequence[str], maps: Sequence[HeatMap], s
     return figure
 
 
-def _figure_class() -> Any:
-    """matplotlib's figure, without its windows and without the state that pyplot keeps."""
+def figure_class() -> Any:
+    """matplotlib's figure, without its windows and without the state that pyplot keeps; or Unavailable."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise Unavailable(
             f"figures are drawn by matplotlib, which cannot be imported ({error.name}); "
-            "install it: pip install matplotlib"
+            "install it with the extra: patchkit-llm[figures]"
         ) from error
     return Figure
 

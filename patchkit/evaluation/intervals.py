@@ -12,7 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["COMPARED", "WHOLE", "Interval", "Tally", "differences", "intervals", "names_with_whole"]
+__all__ = [
+    "COMPARED",
+    "WHOLE",
+    "Interval",
+    "Tally",
+    "differences",
+    "intervals",
+    "names_with_whole",
+    "share_of_ceiling",
+]
 
 Tally = NDArray[np.floating]
 """[N, K, 2] for N facts and K scores: what each fact adds to a score's numerator and denominator."""
@@ -52,6 +61,23 @@ def differences(one: Tally, other: Tally, names: Sequence[str], seed: int = 0) -
     first, second = _resampled([one, other], names, seed)
     values = _ratios(one.sum(0), names) - _ratios(other.sum(0), names)
     return _bounded(values, first - second, names, _few(one, names) | _few(other, names))
+
+
+def share_of_ceiling(tally: Tally, unedited: Tally, names: Sequence[str], seed: int = 0) -> Interval:
+    """S as a share of 3 / (2 + 1/NS) with the unedited model's NS, on the same facts in the same resamples.
+
+    That is what S would be were every rewrite and every paraphrase won, and no neighbour lost or won.
+    """
+    whole, spared = (names_with_whole(names).index(name) for name in (WHOLE, COMPARED[-1]))
+
+    def share(scores: Tally, before: Tally) -> Tally:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return (scores[..., whole] * (2 + 1 / before[..., spared]) / 3)[..., None]
+
+    value = share(_ratios(tally.sum(0), names), _ratios(unedited.sum(0), names))
+    resampled = share(*_resampled([tally, unedited], names, seed))
+    few = {WHOLE} & (_few(tally, names) | _few(unedited, names))
+    return _bounded(value, resampled, [WHOLE], few)[WHOLE]
 
 
 def _ratios(sums: Tally, names: Sequence[str]) -> Tally:

@@ -20,6 +20,7 @@ from patchkit.evaluation.cases import Case, Question
 from patchkit.evaluation.generation import NEW_TOKENS, normalise, says
 from patchkit.evaluation.intervals import Tally
 from patchkit.evaluation.likelihood import Score
+from patchkit.evaluation.references import References
 from patchkit.evaluation.voice import Voice
 
 __all__ = ["METRICS", "Asked", "Seen", "entropy", "look", "tally"]
@@ -55,6 +56,8 @@ class Seen:
     portability: tuple[Asked, ...]
     reverse: tuple[Asked, ...]
     texts: tuple[str, ...]
+    likeness: float | None = None
+    """Of the texts to the reference texts, where there are both."""
 
 
 def look(
@@ -62,9 +65,11 @@ def look(
     cases: Sequence[Case],
     *,
     texts: bool = False,
+    references: References | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Seen]:
-    """Ask a model everything that the cases ask; with ``texts``, let it write on their beginnings too."""
+    """Ask a model everything that the cases ask; with ``texts``, let it write on their beginnings too, and
+    with ``references`` hold that against them."""
     told = progress or (lambda done, total: None)
     told(0, 3)
     forced = _forced(voice, cases)
@@ -73,7 +78,7 @@ def look(
     told(2, 3)
     written = _written(voice, cases) if texts else [()] * len(cases)
     told(3, 3)
-    return [_seen(*row) for row in zip(cases, forced, free, written, strict=True)]
+    return [_seen(*row, references) for row in zip(cases, forced, free, written, strict=True)]
 
 
 def _forced(voice: Voice, cases: Sequence[Case]) -> list[dict[tuple[str, str], Score]]:
@@ -130,9 +135,14 @@ def _written(voice: Voice, cases: Sequence[Case]) -> list[tuple[str, ...]]:
 
 
 def _seen(
-    case: Case, scores: dict[tuple[str, str], Score], said: dict[str, str], texts: tuple[str, ...]
+    case: Case,
+    scores: dict[tuple[str, str], Score],
+    said: dict[str, str],
+    texts: tuple[str, ...],
+    references: References | None,
 ) -> Seen:
     fact = case.fact
+    reference = references.of(case) if references is not None and texts else None
 
     def best(prompt: str, answers: Sequence[str]) -> Score:
         """The answer that scores best: by the share of its tokens that are the argmax, then by nll."""
@@ -161,6 +171,7 @@ def _seen(
         portability=tuple(map(question, hops)),
         reverse=tuple(map(question, back)),
         texts=texts,
+        likeness=references.likeness(texts, reference) if references and reference else None,
     )
 
 
@@ -230,6 +241,10 @@ def _entropies(texts: Sequence[str]) -> Sums:
     return sum(map(entropy, texts)), float(len(texts))
 
 
+def _likeness(seen: Seen) -> Sums:
+    return (0.0, 0.0) if seen.likeness is None else (seen.likeness, 1.0)
+
+
 METRICS: dict[str, tuple[str, Callable[[Seen, Seen], Sums]]] = {
     "ES": ("rewrites that prefer the new object", lambda s, _: _preferred([s.rewrite])),
     "PS": ("paraphrases that prefer the new object", lambda s, _: _preferred(s.paraphrases)),
@@ -272,6 +287,7 @@ METRICS: dict[str, tuple[str, Callable[[Seen, Seen], Sums]]] = {
         lambda s, _: _argmax([one.target for one in s.reverse]),
     ),
     "GE": ("entropy of generated texts, in bits", lambda s, _: _entropies(s.texts)),
+    "RS": ("likeness of generated texts to reference texts", lambda s, _: _likeness(s)),
 }
 """Name -> what it is, and what one case on one model, beside the reference model, adds to its two sums."""
 

@@ -27,6 +27,7 @@ __all__ = [
     "COUNTERFACT",
     "FREE",
     "LAMBDAS",
+    "OF_CEILING",
     "STUDIES",
     "UNEDITED",
     "ZSRE",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 UNEDITED = "unedited"
+OF_CEILING = "S of ceiling"
 LAMBDAS = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 COUNTERFACT = ("S", "ES", "PS", "NS")
 ZSRE = ("tokens S", "rewrite tokens", "paraphrase tokens", "neighbour tokens")

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from patchkit.evaluation.studies import FREE, conditions, whole_of
+from patchkit.evaluation.studies import FREE, OF_CEILING, conditions, whole_of
 
 __all__ = ["csv_table", "json_table", "markdown_table", "shown_scores", "table_rows"]
 
@@ -25,7 +25,16 @@ _NAMES = {
 def shown_scores(rows: Sequence[Row]) -> list[str]:
     """The scores of the tables: the field's own, free generation, and those that were asked for besides."""
     there = {name for row in rows for name in row["scores"]}
-    wanted = (*whole_of(rows), *FREE, "rewrite argmax", "paraphrase argmax", "neighbours kept", "GE")
+    wanted = (
+        *whole_of(rows),
+        OF_CEILING,
+        *FREE,
+        "rewrite argmax",
+        "paraphrase argmax",
+        "neighbours kept",
+        "GE",
+        "RS",
+    )
     return [name for name in wanted if name in there]
 
 

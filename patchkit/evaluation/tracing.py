@@ -205,10 +205,20 @@ class Tracer:
             for kind in KINDS:
                 columns = []
                 for layer in range(self.depth):
-                    columns.append(self._restored(runs, kind, self.around(kind, layer)))
+                    columns.append(self._restored(runs, kind, self.around(kind, layer), prompt.places))
                     done()
                 restored[kind] = torch.stack(columns, 1)
         return Traced(prompt, *runs.probabilities, restored)
+
+    def recall(self, prompt: Prompt, *, scale: float, samples: int = 10, seed: int = 0) -> Tensor:
+        """The indirect effects [depth] of the MLPs at the subject's last token, as `trace` has them."""
+        last = range(prompt.subject.stop - 1, prompt.subject.stop)
+        with torch.no_grad():
+            runs = self._runs(prompt, self._noise(prompt, scale, samples, seed))
+            restored = [
+                self._restored(runs, "mlp", self.around("mlp", layer), last) for layer in range(self.depth)
+            ]
+        return torch.cat(restored) - runs.probabilities[1]
 
     def _noise(self, prompt: Prompt, scale: float, samples: int, seed: int) -> Tensor:
         """[S, subject tokens, width of an embedding]."""
@@ -234,9 +244,9 @@ class Tracer:
         found = float(clean[0]), float(corrupted.cpu().double().mean())
         return _Runs(prompt, noise, by_kind, behind, past, as_tuple, found)
 
-    def _restored(self, runs: _Runs, kind: str, layers: range) -> Tensor:
+    def _restored(self, runs: _Runs, kind: str, layers: range, places: range) -> Tensor:
         """P(object) [places] with the states of ``layers`` put back at each place; a mean over samples."""
-        count, places = len(runs.noise), runs.prompt.places
+        count = len(runs.noise)
         means = []
         for group in _groups(places, len(runs.prompt.tokens), count, self._tokens):
             rows = [(place, sample) for place in group for sample in range(count)]
