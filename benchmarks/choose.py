@@ -9,7 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.laboratory import Found, Laboratory, laboratory
+import numpy as np
+
+from benchmarks.laboratory import Laboratory, laboratory
 from benchmarks.quality import SCORES, Tally, difference, interval, tally
 from benchmarks.report import Cell, Effort, Measured
 from patchkit.editing.recipe import Recipe
@@ -68,25 +70,26 @@ def measure(effort: Effort) -> Measured:
 
 
 class _Bench:
-    """Edits of the same facts with one recipe after another; a search for z is made once."""
+    """Edits of the same facts with one recipe after another; one search for all λ."""
 
     def __init__(
         self, lab: Laboratory, facts: Sequence[Fact], before: Sequence[FactState], size: int
     ) -> None:
         self.lab, self.facts, self.before, self.size = lab, facts, before, size
-        self.found: dict[Recipe, Found] = {}
 
     def run(self, plain: Recipe) -> tuple[float, Tally]:
         """Loss evaluations a fact, and the counts of the scores."""
         recipe = self.lab.resolve(plain)
-        # What the search does not read is set aside, so that recipes that differ there share one.
-        search = recipe.override(lambda_=1.0, statistics_tokens=1, layers=recipe.layers[-1:])
-        if search not in self.found:
-            self.found[search] = self.lab.targets(self.facts, recipe)
-        found = self.found[search]
+        facts = [fact.text for fact in self.facts]
+        of = {"section": "choose", "recipe": recipe.to_dict(), "facts": facts, "size": self.size}
+        steps, counts = self.lab.kept(of, lambda: self._edited(recipe))
+        return steps, np.array(counts, dtype=float)
+
+    def _edited(self, recipe: Recipe) -> tuple[float, list[Any]]:
+        found = self.lab.targets(self.facts, recipe, again=False)
         statistics = self.lab.statistics(recipe)
         changes, _ = self.lab.edits(self.facts, self.before, found.z, recipe, statistics, self.size)
-        return found.steps, tally(changes)
+        return found.steps, tally(changes).tolist()
 
 
 def _row(name: str, steps: float, counts: Tally, default: Tally) -> dict[str, Cell]:

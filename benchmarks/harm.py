@@ -16,7 +16,6 @@ from patchkit.actions.edit import as_patch
 from patchkit.actions.harm import TEXT
 from patchkit.actions.workbench import stacked_weights
 from patchkit.editing.editor import find_editor
-from patchkit.editing.published import recipe_for
 from patchkit.editing.statistics import text_for
 from patchkit.errors import NotFound
 from patchkit.evaluation.harm import GROWTH, PERPLEXITY, Harm, growths, perplexity
@@ -92,9 +91,8 @@ def _stacks(
     lab: Laboratory, method: str, settings: dict[str, float], size: int, count: int
 ) -> Iterator[list[Patch]]:
     """Stacks of 1 to ``count`` patches; even cases, no fact twice."""
-    recipe = recipe_for(lab.model.config, method)
-    small = {name: value for name, value in lab.settings.items() if recipe.reads(name)}
-    recipe = recipe.override(**small, **settings)
+    recipe = lab.recipe(method)
+    recipe = recipe.override(**settings)
     facts = lab.facts("even", size * count)
     statistics = lab.statistics(recipe) if recipe.reads("statistics_text") else None
     if statistics is not None:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
+import patchkit
 from benchmarks.counterfact import Half, counterfact
 from benchmarks.references import command_helpers, tiny_models
 from benchmarks.report import Effort
+from patchkit.canonical import hash_file
 from patchkit.checkpoint import Checkpoint
+from patchkit.editing.kept import key_of
 from patchkit.editing.mass import spread
 from patchkit.editing.memit import Memit
 from patchkit.editing.published import recipe_for
@@ -25,6 +31,7 @@ from patchkit.editing.templates import Passage, drift_passages, rewriting_passag
 from patchkit.evaluation.measure import FactChange, FactState, compare, observe
 from patchkit.fact import Fact
 from patchkit.factors import Patch, Solution
+from patchkit.files import write_durably
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.cache import cache_folder
 from patchkit.models.loading import load_model, put_weights
@@ -43,7 +50,14 @@ class Found:
     steps: float
 
 
-_SMALL = {"contexts": 2, "context_tokens": 4, "statistics_tokens": 512, "statistics_length": 16, "steps": 4}
+_SMALL = {
+    "contexts": 2,
+    "context_tokens": 4,
+    "statistics_tokens": 512,
+    "statistics_length": 16,
+    "steps": 4,
+    "nullspace_threshold": 1.0,
+}
 
 
 @functools.cache
@@ -60,6 +74,17 @@ def _tiny_facts(half: Half, count: int) -> list[Fact]:
     return [replace(fact, subject=f"{fact.subject} {i}", **probes) for i, fact in enumerate(known)]
 
 
+@functools.cache
+def _code() -> str:
+    """A digest of the code and the libraries that an edit and its scores come from, but recipes."""
+    package = Path(patchkit.__file__).parent
+    names = [f"evaluation/{name}.py" for name in ("generation", "harm", "likelihood", "measure")]
+    names += ["closed_forms.py", "factors.py", "rounding.py"]
+    edited = [*package.glob("editing/*.py"), *package.glob("models/*.py")]
+    files = [path for path in edited if path.name != "published.py"] + [package / name for name in names]
+    return key_of([torch.__version__, transformers.__version__, *(hash_file(path) for path in sorted(files))])
+
+
 class Laboratory:
     """Edits are put on the model as a build holds them, rounded to the base's own dtype, and taken off."""
 
@@ -68,15 +93,23 @@ class Laboratory:
         base: Path,
         cache: Path | None,
         facts: Callable[[Half, int], list[Fact]],
-        settings: Mapping[str, int] | None = None,
+        settings: Mapping[str, float] | None = None,
     ) -> None:
         self.checkpoint = Checkpoint.open(base)
         self.model, self.tokenizer = load_model(base, device="cpu")
         self.anatomy = anatomy_of(self.model)
         self.facts = facts
         self.cache = cache
-        self.settings = dict(settings or {})
-        self.default = recipe_for(self.model.config).override(**self.settings)
+        self._settings = dict(settings or {})
+        self.default = self.recipe("memit")
+
+    def recipe(self, method: str) -> Recipe:
+        """A method's own recipe for the model."""
+        return self.small(recipe_for(self.model.config, method))
+
+    def small(self, recipe: Recipe) -> Recipe:
+        """The recipe, or for a quick run one that costs next to nothing."""
+        return recipe.override(**{name: value for name, value in self._settings.items() if recipe.reads(name)})
 
     def resolve(self, recipe: Recipe) -> Recipe:
         """The recipe with its context templates written."""
@@ -87,12 +120,37 @@ class Laboratory:
         base = self.checkpoint.fingerprint()
         return statistics_for(self.model, self.tokenizer, recipe, folder=self.cache, base=base)
 
-    def targets(self, facts: Sequence[Fact], recipe: Recipe) -> Found:
-        """Optimise each fact's z, with what `commit` spends on it from the facts' text on."""
+    def targets(self, facts: Sequence[Fact], recipe: Recipe, *, again: bool = True) -> Found:
+        """Optimise each fact's z, with what `commit` spends on it from the facts' text on.
+
+        Unless ``again``, those that were found before are looked up, so that seconds say nothing.
+        """
         begun = time.perf_counter()
-        found = find_targets(self.model, self.anatomy, *self._passages(facts, recipe), recipe)
+        folder = None if again else self.unfinished
+        found = find_targets(
+            self.model, self.anatomy, *self._passages(facts, recipe), recipe, unfinished=folder
+        )
         seconds = time.perf_counter() - begun
         return Found(found.z, seconds / len(facts), sum(found.steps) / len(facts))
+
+    @property
+    def unfinished(self) -> Path | None:
+        """Where targets that are sought on the base are kept, for the code as it is."""
+        return self.cache and self.cache / "targets" / _code()
+
+    def kept(self, of: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """What ``compute`` gives, in JSON's types; looked up where the same code computed the same before.
+
+        A long section that was stopped goes on where it was. ``of`` names all that the result depends on
+        beside code and base; no time belongs in it.
+        """
+        if self.cache is None:
+            return compute()
+        path = self.cache / "results" / _code() / f"{key_of(of)}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(path, json.dumps(compute()).encode())
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def edits(
         self,

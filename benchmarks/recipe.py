@@ -88,7 +88,7 @@ def _rows(
 def published(lab: Laboratory) -> Recipe:
     """MEMIT's own search for z (its public hyperparameters), at the default's layers and λ."""
     kept = {name: getattr(lab.default, name) for name in ("layers", "lambda_", "statistics_tokens")}
-    return Recipe(**kept).override(**lab.settings)
+    return lab.small(Recipe(**kept))
 
 
 def compare_recipes(

@@ -35,10 +35,11 @@ def measure(effort: Effort) -> Measured:
     facts = lab.facts("even", 6 if effort is Effort.QUICK else FACTS)
     recipe = lab.resolve(published(lab))
     each = len(facts) // 3 if effort is Effort.FULL else 1
-    ratios, engine, sequential, differences = [], [], [], []
+    ratios, engine, sequential, differences, rates = [], [], [], [], []
     for turn in range(3):
         found = lab.targets(facts, recipe)
         places = range(turn * each, (turn + 1) * each)
+        rates.append(matrix_rate())  # in each turn: it wanders as they do
         seconds, z = reference_seconds(lab, [facts[i] for i in places], recipe)
         engine.append(found.seconds)
         sequential.append(seconds)
@@ -47,8 +48,8 @@ def measure(effort: Effort) -> Measured:
     with FlopCounterMode(display=False) as counter:
         counted = lab.targets(facts, recipe)
     operations = counter.get_total_flops() / len(facts)
-    rate = operations / statistics.median(engine)
-    share = rate / matrix_rate()
+    shares = [operations / seconds / rate for seconds, rate in zip(engine, rates, strict=True)]
+    share = statistics.median(shares)
     rows = [
         {"measured": "sequential reference, s a fact", "median": statistics.median(sequential)},
         {"measured": "engine, s a fact", "median": statistics.median(engine)},

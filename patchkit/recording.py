@@ -100,7 +100,7 @@ def record(
             raise BadInput("nothing to commit: the patches and settings are so already")
         if (lock := store.git_dir / "index.lock").exists():
             raise locked(lock)  # Git would say so too late: nothing could be staged, or taken back
-        _refuse_uncommitted(store, plan)
+        refuse_uncommitted(store, plan)
         refuse_filters(store, plan, in_lfs=in_lfs)
         try:
             if in_lfs:
@@ -157,7 +157,7 @@ def _inside(present: Iterable[str], name: str) -> list[str]:
     return [path for path in present if path.startswith(f"{PATCHES}/{name}/")]
 
 
-def _refuse_uncommitted(store: GitStore, plan: Mapping[str, bytes | None]) -> None:
+def refuse_uncommitted(store: GitStore, plan: Collection[str]) -> None:
     """Another's work that is not in Git yet is not ours to write over."""
     from patchkit.locks import uncommitted  # which looks for what this module leaves behind
 

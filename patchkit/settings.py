@@ -30,6 +30,7 @@ _TABLES = ("base", "recipe")
 _FORMAT = 1  # of the file, where it does not say so; a newer one says `format = 2` above its tables
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _INTEGER = 1 << 63  # TOML's integers are 64 bits
+_REASON = "tuned: "  # what a comment behind a field begins with that says why it is so
 _HEAD = "What these patches stand on, and how facts are edited in. Commit it like the patches."
 
 
@@ -83,7 +84,8 @@ def dump_settings(
 ) -> bytes:
     """Spell `settings`; with `previous` (the file as it is) its comments and order are kept.
 
-    `reasons`: a line for fields of the recipe, as a comment behind each, in the place of what stood there.
+    `reasons`: a line for fields of the recipe, as a comment behind each: behind a person's own, and in the
+    place of what such a reason said before.
     """
     import tomlkit
 
@@ -99,13 +101,26 @@ def dump_settings(
     else:
         parse_settings(previous)
         document = tomlkit.parse(previous.decode("utf-8"))
+    if reasons and isinstance(document.get("recipe"), tomlkit.items.InlineTable):
+        document.append("recipe", tomlkit.item(document.pop("recipe").unwrap()))  # which holds no comments
+    comments = {key: _own_comment(document, key) for key in reasons or {}}
     for table, values in (("base", base), ("recipe", recipe)):
         if table not in document:
             document[table] = tomlkit.table()
         _update(document[table], values)
     for key, reason in (reasons or {}).items():
-        document["recipe"][key].comment(" ".join(reason.split()))
-    return tomlkit.dumps(document).encode("utf-8")
+        document["recipe"][key].comment(f"{comments[key]}{_REASON}{' '.join(reason.split())}")
+    data = tomlkit.dumps(document).encode("utf-8")
+    parse_settings(data)
+    return data
+
+
+def _own_comment(document: Any, key: str) -> str:
+    """What a person wrote behind a field of the recipe, ready to be gone on with."""
+    item = document.get("recipe", {}).get(key)
+    said = item.trivia.comment.removeprefix("#").strip() if hasattr(item, "trivia") else ""
+    own = said.partition(_REASON)[0].rstrip(" ;")
+    return f"{own}; " if own else ""
 
 
 def _update(table: Any, values: Mapping[str, Any]) -> None:

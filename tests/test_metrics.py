@@ -249,6 +249,10 @@ def test_s_is_a_share_of_what_the_unedited_neighbours_let_it_be() -> None:
     assert found.high == pytest.approx(1.0)  # and the second's 3/4
     assert math.isnan(share_of_ceiling(edited[:1], unedited[:1], names).low)
     assert math.isnan(share_of_ceiling(edited, np.zeros_like(unedited), names).value)
+    none = unedited * [[[1], [1], [0]], [[1], [1], [1]]] * [1, 1]
+    none[0, 2] = [0, 2]  # of the first fact's neighbours none prefers the old object
+    found = share_of_ceiling(edited, none, names)
+    assert np.isfinite([found.value, found.low, found.high]).all()
 
 
 BASKETBALL, ROMAN = ("P641", "Q5372"), ("P19", "Rome")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -131,3 +132,19 @@ def test_every_recipe_reads_back(recipe: dict) -> None:
     once = dump_settings(settings)
     assert parse_settings(once) == settings
     assert dump_settings(settings, once) == once
+
+
+def test_reasons_stand_behind_a_persons_comments_and_in_an_inline_table() -> None:
+    head = f'[base]\nsource = "x"\nfingerprint = "sha256:{64 * "0"}"\n'
+    first = head + "[recipe]\nlambda = 1.0 # do not lower\nclamp = 2.0\n"
+    settings = parse_settings(first.encode())
+    changed = replace(settings, recipe={"lambda": 2.0, "clamp": 2.0})
+    once = dump_settings(changed, first.encode(), {"lambda": "S 80", "clamp": "as it\nwas"})
+    assert b"lambda = 2.0 # do not lower; tuned: S 80\n" in once
+    assert b"clamp = 2.0 # tuned: as it was\n" in once
+    twice = dump_settings(changed, once, {"lambda": "S 90"})
+    assert b"lambda = 2.0 # do not lower; tuned: S 90\n" in twice
+    inline = f"recipe = {{lambda = 1.0, clamp = 2.0}}\n{head}"
+    moved = dump_settings(changed, inline.encode(), {"lambda": "S 80"})
+    assert parse_settings(moved) == changed
+    assert b"# tuned: S 80" in moved

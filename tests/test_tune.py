@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from command_helpers import (
 from patchkit.actions import trials as trials_of
 from patchkit.actions import tune as tuning
 from patchkit.editing.recipe import Recipe
+from patchkit.errors import BadInput
 from patchkit.evaluation.intervals import Interval
 from patchkit.evaluation.metrics import METRICS
 from patchkit.evaluation.tracing import Tracer, deviation, prompt_of
@@ -36,6 +36,7 @@ from patchkit.evaluation.tuning import Knob, knobs, merit, peak, scores_of, show
 from patchkit.facts import Fact
 from patchkit.models.loading import load_model
 from patchkit.repository import Repository
+from patchkit.settings import Settings
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
 
@@ -68,7 +69,7 @@ def records(home: Path) -> Path:
 @pytest.fixture
 def only_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
     """λ alone is tried, which costs no search."""
-    monkeypatch.setattr(tuning, "knobs", lambda recipe, depth, middle: [Knob("lambda", (2.0, 9.0))])
+    monkeypatch.setattr(trials_of, "knobs", lambda recipe, depth, middle: [Knob("lambda", (2.0, 9.0))])
 
 
 def a_scores(**values: float) -> dict[str, Interval]:
@@ -77,20 +78,25 @@ def a_scores(**values: float) -> dict[str, Interval]:
 
 def test_the_settings_that_are_tried() -> None:
     recipe = Recipe(layers=(4, 5, 6, 7, 8), lambda_=1536.0, optimiser="momentum", learning_rate=0.35)
-    tried = {knob.name: knob.values for knob in knobs(recipe, 30, 12)}
+    tried = {knob.name: knob.values for knob in knobs(recipe, 30, lambda: 12)}
     assert list(tried) == ["lambda", "layers", "learning_rate", "contexts", "clamp", "stop_loss"]
     assert tried["lambda"] == (100.0, 300.0, 5000.0)
     assert tried["layers"] == ((10, 11, 12, 13, 14), (8, 9, 10, 11, 12))
     assert tried["contexts"] == (10,)
     emmet = Recipe(layers=(4, 5, 6, 7, 8), method="emmet", stop_loss=0.0)
-    assert [knob.name for knob in knobs(emmet, 30, 12)] == ["layers", "learning_rate", "contexts", "clamp"]
+    assert [knob.name for knob in knobs(emmet, 30, lambda: 12)] == [
+        "layers",
+        "learning_rate",
+        "contexts",
+        "clamp",
+    ]
 
 
 @pytest.mark.parametrize("depth", range(1, 9))
 @pytest.mark.parametrize("middle", [None, 0, 1, 3, 7])
 def test_windows_lie_in_the_model_below_its_last_block(depth: int, middle: int | None) -> None:
     layers = tuple(range(min(2, depth)))
-    windows = {knob.name: knob.values for knob in knobs(Recipe(layers, 1.0), depth, middle)}["layers"]
+    windows = {knob.name: knob.values for knob in knobs(Recipe(layers, 1.0), depth, lambda: middle)}["layers"]
     for window in windows:
         assert len(window) == len(layers)
         assert window != layers
@@ -129,6 +135,8 @@ def test_a_bad_recipe_is_mended_and_says_why(cli: Cli, knowledge: Path, records:
     assert done["was"]["lambda"] == 40.0
     assert done["recipe"]["lambda"] < 20.0
     assert done["confirmed"]
+    assert done["traced"]["facts"] == 8
+    assert len(done["traced"]["effects"]) == 4
     first, *others = done["trials"]
     assert (first["name"], first["taken"]) == ("as it begins", True)
     best = first
@@ -139,8 +147,7 @@ def test_a_bad_recipe_is_mended_and_says_why(cli: Cli, knowledge: Path, records:
     assert settings["lambda"] == done["recipe"]["lambda"] == done["changed"]["lambda"]
     assert {name: settings[name] for name in done["changed"]} == done["changed"]
     (line,) = [text for text in (knowledge / "patchkit.toml").read_text().splitlines() if "lambda" in text]
-    assert "# S and paraphrase argmax, before: " in line
-    assert "mine" not in line
+    assert "# mine; tuned: S/paraphrases before " in line
     assert git(knowledge, "log", "-1", "--format=%H") == done["commit"]
     assert git(knowledge, "log", "-1", "--format=%s").startswith("Tune the recipe: lambda ")
     assert git(knowledge, "status", "--porcelain") == ""
@@ -195,7 +202,7 @@ def test_a_dry_run_and_a_recipe_that_is_good_write_nothing(
 def test_what_is_worse_on_other_facts_is_not_kept(
     cli: Cli, knowledge: Path, records: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "knobs", lambda recipe, depth, middle: [Knob("lambda", (900.0,))])
+    monkeypatch.setattr(trials_of, "knobs", lambda recipe, depth, middle: [Knob("lambda", (900.0,))])
     monkeypatch.setattr(trials_of, "better", lambda scores, than: True)
     before = git(knowledge, "rev-parse", "HEAD"), (knowledge / "patchkit.toml").read_bytes()
     done = cli.ok("tune", records)
@@ -228,10 +235,9 @@ def test_progress_and_patches_in_force_play_no_part(cli: Cli, knowledge: Path, r
     repository, cases = Repository.open(knowledge), read_cases(str(records))
     options: dict[str, Any] = {"minutes": 0.0001, "dry_run": True, "device": "cpu"}
     done = repository.tune(cases, progress=lambda *said: told.append(said), **options)
-    assert {"loading", "tracing", "trials"} <= {phase for phase, _, _ in told}
+    assert {"loading", "trials"} <= {phase for phase, _, _ in told}
     assert all(0 <= part <= whole for _, part, whole in told)
-    assert done.traced == 8
-    assert len(done.effects) == 4
+    assert (done.traced, done.middle) == (0, None), "there was no time for it"
     cli.ok("revert", "lebron-james", "microsoft", "-q")
     bare = Repository.open(knowledge).tune(cases, **options)
     assert scores_values(done) == scores_values(bare)
@@ -254,11 +260,85 @@ def test_what_cannot_be_tuned_is_refused(cli: Cli, knowledge: Path, home: Path, 
     before = git(knowledge, "rev-parse", "HEAD")
     done = cli("tune", few)
     assert (done.code, done.err.count("\n")) == (65, 1)
-    assert "5 of its facts have was, paraphrases and neighbors" in done.err
+    assert "5 of its 16 facts have was, paraphrases and neighbors" in done.err
     set_recipe(knowledge, '\n[recipe]\nmethod = "ft"\nlayers = [2]\n')
     done = cli("tune", records)
     assert (done.code, done.err.count("\n")) == (65, 1)
     assert "the method is ft; tune chooses for memit" in done.err
-    (knowledge / "patchkit.toml").write_text("# mine\n" + (knowledge / "patchkit.toml").read_text())
     assert git(knowledge, "rev-parse", "HEAD~1") == before
-    assert json.loads(cli.ok("stack", "--json").out)
+
+
+def test_a_file_that_is_not_committed_is_refused_before_anything_is_measured(
+    cli: Cli, knowledge: Path, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = knowledge / "patchkit.toml"
+    path.write_text("# mine\n" + path.read_text())
+    monkeypatch.setattr(Repository, "workbench", lambda *_: pytest.fail("loaded"))
+    done = cli("tune", records)
+    assert (done.code, done.err.count("\n")) == (73, 1)
+    assert "patchkit.toml: has changes that are not committed" in done.err
+
+
+def test_an_edit_that_fails_is_named_and_the_next_one_tried(
+    cli: Cli, knowledge: Path, records: Path, only_lambda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trials_of.Trials.run
+
+    def failing(self: Any, recipe: Recipe, *rest: Any) -> Any:
+        if recipe.lambda_ == 2.0:
+            raise BadInput("the loss is not a number")
+        return run(self, recipe, *rest)
+
+    monkeypatch.setattr(trials_of.Trials, "run", failing)
+    done = cli.ok("tune", records, "--dry-run")
+    assert "lambda 2: the loss is not a number" in done.out
+    found = cli.ok("tune", records, "--dry-run", "--json").json
+    assert [(trial["failed"] is None, trial["merit"] is None) for trial in found["trials"]] == [
+        (True, False),
+        (False, True),
+        (True, False),
+    ]
+
+
+def test_a_commit_that_cannot_be_made_says_what_was_found(
+    cli: Cli, knowledge: Path, records: Path, only_lambda: None
+) -> None:
+    set_recipe(knowledge, RECIPE.replace("lambda = 3.0", "lambda = 40.0"))
+    hook = knowledge / ".git" / "hooks" / "pre-commit"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nexit 1\n")
+    hook.chmod(0o755)
+    done = cli("tune", records)
+    assert done.code != 0
+    assert done.err.count("\n") == 1
+    assert "what was found is lambda " in done.err
+    assert Repository.open(knowledge).recipe().lambda_ == 40.0
+
+
+def test_records_without_what_s_is_made_of_are_refused(cli: Cli, knowledge: Path, home: Path) -> None:
+    zsre = {"subject": "Ann", "src": "Where does Ann lie?", "rephrase": "Where is Ann?", "alt": "Rome"}
+    more = {"answers": ["Paris"], "loc": "nq question: where is Japan", "loc_ans": "Asia"}
+    lines = [{**zsre, **more, "subject": f"Ann {n}", "src": f"Where does Ann {n} lie?"} for n in range(20)]
+    done = cli("tune", facts_file(home, *lines))
+    assert (done.code, done.err.count("\n")) == (65, 1)
+    assert "0 of its 20 facts have" in done.err
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"minutes": np.nan}, {"minutes": 0}, {"sample": -1}, {"seed": -1}, {"seed": 2**63}]
+)
+def test_arguments_are_checked(knowledge: Path, records: Path, wrong: dict[str, Any]) -> None:
+    from patchkit.evaluation.cases import read_cases
+
+    with pytest.raises(BadInput):
+        Repository.open(knowledge).tune(read_cases(str(records)), **wrong)
+
+
+def test_pinned_texts_leave_where_other_contexts_were_chosen() -> None:
+    was = Recipe((1,), 3.0, contexts=1, templates=("{}", "Then. {}"))
+    recipe = {"layers": [1], "lambda": 3.0, "contexts": 1, "templates": ["{}", "Then. {}"], "guess": True}
+    settings = Settings("x", None, "sha256:" + 64 * "0", recipe)
+    assert tuning._table(settings, was, was) == recipe
+    found = tuning._table(settings, was, was.override(contexts=5))
+    assert found == {"layers": [1], "lambda": 3.0, "contexts": 5, "guess": False}
+    assert tuning._table(settings, was, was.override(clamp=1.0))["templates"] == ["{}", "Then. {}"]

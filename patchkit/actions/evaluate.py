@@ -174,6 +174,7 @@ def evaluate(
         divergence = compare_on(asking.bench, weights, name, rows, partial(told, "text"))
     commits = [None if stack is None else stack.commit for stack in stacks]
     sides = [Side(*row) for row in zip((a, b), commits, map(len, patches), harms, strict=True)]
+    unreferenced = () if references is None else references.notes(chosen.cases)
     done = Evaluation(
         source=cases.source,
         cases=len(chosen.cases),
@@ -183,7 +184,7 @@ def evaluate(
         scores=tuple(_scores(seen[0], seen[1], seed)),
         ceiling=_ceiling(seen[0], seen[1], seed) if a == BASE else None,
         text=divergence,
-        notes=(*chosen.notes, *_broken(seen), *notes, *harms[1].warnings()),
+        notes=(*chosen.notes, *unreferenced, *_broken(seen), *notes, *harms[1].warnings()),
     )
     tree = None if stacks[1] is None else stacks[1].tree
     try:

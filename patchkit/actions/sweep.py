@@ -134,6 +134,7 @@ def sweep(
         "computed_with": asking.computed_with,
     }
     failed: list[str] = []
+    unreferenced = () if references is None else references.notes(chosen)
     with Rows.open(out, settings) as kept:
         options = (sample, seed, texts, references, batch_size)
         bench = _Bench(repository, asking, chosen, editors, recipes, options, told)
@@ -149,7 +150,7 @@ def sweep(
         rows = [kept.by_key[trial.key] for trial in trials if trial.key in kept.by_key]
         if failed and (asked.study == "mixtures" or len(rows) < 2):  # which compares what is missing
             raise BadInput(failed[0])
-        return Swept(settings, rows, _show(out, asked.study, rows), (*cases.notes, *failed))
+        return Swept(settings, rows, _show(out, asked.study, rows), (*cases.notes, *unreferenced, *failed))
 
 
 def _show(out: Path, study: str, rows: Sequence[Mapping[str, Any]]) -> list[Path]:

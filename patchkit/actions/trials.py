@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ from patchkit.actions.commit import text_and_statistics
 from patchkit.actions.edit import as_patch
 from patchkit.actions.workbench import Workbench, stacked_weights
 from patchkit.editing.editor import Edited
-from patchkit.editing.mass import MassEditor
+from patchkit.editing.mass import MassEditor, rewriting_of
 from patchkit.editing.recipe import Recipe
+from patchkit.errors import BadInput
 from patchkit.evaluation.cases import Case
-from patchkit.evaluation.intervals import Interval, Tally, differences
+from patchkit.evaluation.intervals import WHOLE, Interval, Tally, differences
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
-from patchkit.evaluation.tuning import SHOWN, Knob, better, merit, scores_of, shown
+from patchkit.evaluation.tuning import SHOWN, Knob, better, knobs, merit, scores_of, shown
 from patchkit.evaluation.voice import Loaded
 
 if TYPE_CHECKING:
@@ -39,9 +41,16 @@ class Trial:
     name: str
     changes: Mapping[str, Any]
     scores: Mapping[str, Interval]
+    """Empty where the edit failed."""
     seconds: float
     taken: bool
     """It took over."""
+    before: Mapping[str, Interval]
+    """Those of the best until then; of the first trial its own."""
+    searched: bool
+    """Targets were sought for it."""
+    failed: str | None = None
+    """Why there was no edit."""
 
     def to_dict(self) -> dict[str, Any]:
         scores = {name: _three(found) for name, found in self.scores.items()}
@@ -49,9 +58,10 @@ class Trial:
             "name": self.name,
             "changes": {name: plain(value) for name, value in self.changes.items()},
             "scores": scores,
-            "merit": merit(self.scores),
+            "merit": merit(self.scores) if self.scores else None,
             "seconds": self.seconds,
             "taken": self.taken,
+            "failed": self.failed,
         }
 
 
@@ -95,6 +105,14 @@ class Trials:
         self.batch_size, self.seed, self.told = batch_size, seed, told
         self.depth = bench.model.config.get_text_config(decoder=True).num_hidden_layers
         self._found: tuple[Any, Edited] | None = None
+
+    def prepare(self, recipe: Recipe, *halves: Sequence[Case]) -> Recipe:
+        """The recipe with its texts written, and statistics of its layers collected, so that neither is in a
+        trial's time. BadInput for a fact of ``halves`` that cannot be edited."""
+        found, _ = text_and_statistics(self.repository, self.bench, recipe, self.told)
+        for cases in halves:
+            rewriting_of(self.bench.model, self.bench.tokenizer, [case.fact for case in cases], found)
+        return found
 
     def look(self, cases: Sequence[Case]) -> list[Seen]:
         """What the model says as it stands."""
@@ -152,53 +170,88 @@ def _search_of(recipe: Recipe) -> Recipe:
 
 @dataclass
 class Climb:
-    """The climb: the best recipe so far, and what was tried on the way."""
+    """The climb: the best recipe so far, and what was tried on the way.
+
+    ``middle`` is asked for the traced layer when the layers' turn has come; ``end`` is a `perf_counter` time.
+    """
 
     lab: Trials
     cases: Sequence[Case]
     recipe: Recipe
-    knobs_left: list[Knob]
+    middle: Callable[[], int | None]
+    end: float
     trials: list[Trial] = field(default_factory=list)
     untried: list[str] = field(default_factory=list)
     best: Trial | None = None
 
-    def climb(self, end: float) -> None:
-        """Try setting after setting until ``end``, a time of `perf_counter`."""
+    def climb(self) -> None:
+        """Try setting after setting."""
         told, reference = self.lab.told, self.lab.look(self.cases)
-        count = 1 + sum(len(knob.values) for knob in self.knobs_left)
+        count = 1 + sum(len(knob.values) for knob in knobs(self.recipe, self.lab.depth, lambda: None))
         told("trials", 0, count)
-        self.best = self._try("as it begins", {}, reference)
-        for knob in self.knobs_left:
+        self.best = self._try("as it begins", {}, reference, searched=True)
+        if self.best.failed is not None:
+            raise BadInput(f"the recipe that it begins with: {self.best.failed}")
+        for knob in knobs(self.recipe, self.lab.depth, self._traced):
+            if knob.name == "layers":
+                self._collect(knob.values)
             for value in knob.values:
-                told("trials", len(self.trials), count)
-                if time.perf_counter() + self._needed() > end:
+                told("trials", min(len(self.trials), count), count)
+                searched = knob.name != "lambda"
+                if not self.has_time(self._likely(searched)):
                     self.untried.append(f"{knob.name} {shown(knob.name, value)}")
                 elif value != getattr(self.recipe, "lambda_" if knob.name == "lambda" else knob.name):
-                    self._weigh(knob, value, reference)
+                    self._weigh(knob, value, reference, searched)
         told("trials", count, count)
 
-    def _needed(self) -> float:
-        """Seconds of another trial and of the confirmation, each as long as the longest trial so far."""
-        return 4 * max(trial.seconds for trial in self.trials)
+    def has_time(self, seconds: float) -> bool:
+        """Whether so much work and the confirmation end in time, which is two edits and three questions."""
+        return time.perf_counter() + seconds + 3 * self._likely(searched=True) <= self.end
 
-    def _weigh(self, knob: Knob, value: Any, reference: Sequence[Seen]) -> None:
+    def _likely(self, searched: bool) -> float:
+        """Seconds of another trial: of the longest one that searched for targets, or that did not."""
+        alike = [trial.seconds for trial in self.trials if trial.searched == searched]
+        return max(alike or [trial.seconds for trial in self.trials])
+
+    def _traced(self) -> int | None:
+        return self.middle() if self.has_time(self._likely(searched=True)) else None
+
+    def _collect(self, windows: Sequence[Sequence[int]]) -> None:
+        """Statistics of all layers that are to be tried, in one pass."""
+        layers = tuple(sorted({layer for window in windows for layer in window}))
+        if layers and self.has_time(self._likely(searched=True)):
+            with suppress(BadInput):  # the trial says which layer cannot be used
+                self.lab.prepare(self.recipe.override(layers=layers))
+
+    def _weigh(self, knob: Knob, value: Any, reference: Sequence[Seen], searched: bool) -> None:
         assert self.best is not None
-        trial = self._try(f"{knob.name} {shown(knob.name, value)}", {knob.name: value}, reference)
-        if better(trial.scores, self.best.scores):
+        name = f"{knob.name} {shown(knob.name, value)}"
+        trial = self._try(name, {knob.name: value}, reference, searched)
+        if trial.scores and better(trial.scores, self.best.scores):
             self.best = self.trials[-1] = replace(trial, taken=True)
             self.recipe = self.recipe.override(**trial.changes)
 
-    def _try(self, name: str, changes: Mapping[str, Any], reference: Sequence[Seen]) -> Trial:
-        begun = time.perf_counter()
-        counts = self.lab.run(self.recipe.override(**changes), self.cases, reference)
-        scores = scores_of(counts, self.lab.seed)
-        self.trials.append(Trial(name, changes, scores, time.perf_counter() - begun, not self.trials))
+    def _try(self, name: str, changes: Mapping[str, Any], reference: Sequence[Seen], searched: bool) -> Trial:
+        begun, failed, scores = time.perf_counter(), None, {}
+        try:
+            counts = self.lab.run(self.recipe.override(**changes), self.cases, reference)
+            scores = scores_of(counts, self.lab.seed)
+        except BadInput as error:  # of this edit; the others are made all the same
+            failed = str(error)
+        seconds = time.perf_counter() - begun
+        before = scores if self.best is None else self.best.scores
+        self.trials.append(Trial(name, changes, scores, seconds, not self.trials, before, searched, failed))
         return self.trials[-1]
 
     def tried(self, name: str) -> Iterator[str]:
-        """Of one setting: each value that was tried, and the first recipe, with S and paraphrases."""
-        for trial in self.trials:
-            if trial.name == "as it begins" or name in trial.changes:
-                value = shown(name, trial.changes[name]) if name in trial.changes else "before"
-                s, said = (100 * trial.scores[score].value for score in ("S", "paraphrase argmax"))
-                yield f"{value}: {s:.1f}, {said:.1f}"
+        """Of one setting: the best before it, and each value that was tried, with S and paraphrases."""
+        own = [trial for trial in self.trials if name in trial.changes and trial.scores]
+        for place, trial in enumerate(own):
+            if not place:
+                yield f"before {_two(trial.before)}"
+            yield f"{shown(name, trial.changes[name])} {_two(trial.scores)}"
+
+
+def _two(scores: Mapping[str, Interval]) -> str:
+    """S and the paraphrases that are answered, in percent."""
+    return "/".join(f"{100 * scores[name].value:.1f}" for name in (WHOLE, "paraphrase argmax"))

@@ -6,13 +6,15 @@ the recipe, with its reasons, in patchkit.toml.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from patchkit.actions.init import RESOLVED
 from patchkit.actions.locate import known_facts
 from patchkit.actions.trials import Climb, Held, Trial, Trials, plain
 from patchkit.actions.workbench import Workbench
@@ -20,12 +22,13 @@ from patchkit.editing.editor import find_editor
 from patchkit.editing.mass import MassEditor
 from patchkit.editing.published import recipe_for
 from patchkit.editing.recipe import Recipe, positions
-from patchkit.errors import BadInput, Busy
+from patchkit.errors import BadInput, Busy, PatchkitError
 from patchkit.evaluation.cases import Case, Cases
 from patchkit.evaluation.studies import pool
 from patchkit.evaluation.tracing import Tracer, deviation
-from patchkit.evaluation.tuning import knobs, merit, peak, shown
+from patchkit.evaluation.tuning import better, peak, shown
 from patchkit.gitstore import Changes
+from patchkit.recording import refuse_uncommitted
 from patchkit.settings import FILE, Settings, dump_settings
 
 if TYPE_CHECKING:
@@ -70,7 +73,7 @@ class Tuned:
     @property
     def confirmed(self) -> bool:
         """Whether the tuned recipe is better on the facts that were held out."""
-        return self.held is not None and merit(self.held.tuned) > merit(self.held.was)
+        return self.held is not None and better(self.held.tuned, self.held.was)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -115,8 +118,10 @@ def tune(
     """
     begun = time.perf_counter()
     told = progress or (lambda phase, done, total: None)
+    _check(minutes, sample, seed)
     if not dry_run:
         repository.store.ensure_ready()
+        refuse_uncommitted(repository.store, (FILE,))  # now, not when all is measured
     settings, was = repository.settings, repository.recipe()
     editor = find_editor(was.method)
     if not isinstance(editor, MassEditor):
@@ -128,24 +133,25 @@ def tune(
     told("loading", 0, 1)
     bench = repository.workbench(device)
     told("loading", 1, 1)
-    start = recipe_for(bench.model.config, was.method).override(guess=True) if from_scratch else was
-    effects, middle, traced = _trace(bench, choosing, len(start.layers), seed, told)
     lab = Trials(repository, bench, editor, batch_size, seed, told)
-    choice = Climb(lab, choosing, start, knobs_left=list(knobs(start, len(effects) or lab.depth, middle)))
-    choice.climb(begun + 60 * minutes)
+    start = lab.prepare(_thumb(bench, was) if from_scratch else was, choosing, holding)
+    trace = _Trace(bench, choosing, seed, told, 60 * minutes / 5)
+    choice = Climb(lab, choosing, start, trace.middle, begun + 60 * minutes)
+    choice.climb()
+    table = _table(settings, was, choice.recipe)
     held = None
-    if _settings_of(choice.recipe) != _settings_of(was):
+    if table != settings.recipe:
         held = lab.confirm(holding, was, choice.recipe)
     done = Tuned(
         source=cases.source,
         chosen_by=len(choosing),
         held_out=len(holding),
         was=was,
-        recipe=choice.recipe,
+        recipe=Recipe.from_dict(table),
         trials=tuple(choice.trials),
-        traced=traced,
-        effects=effects,
-        middle=middle,
+        traced=trace.facts,
+        effects=trace.effects,
+        middle=trace.found,
         untried=tuple(choice.untried),
         held=held,
         seconds=0.0,
@@ -153,83 +159,130 @@ def tune(
         notes=cases.notes,
     )
     if done.confirmed:
-        changed, reasons = _written(done, choice, settings)
-        done = replace(done, changed=changed, reasons=reasons)
+        changed = {name: value for name, value in table.items() if value != settings.recipe.get(name)}
+        done = replace(done, changed=changed, reasons=_reasons(done, choice, changed))
         if not dry_run:
-            done = replace(done, commit=_record(repository, settings, done))
+            done = replace(done, commit=_record(repository, settings, table, done))
     return replace(done, seconds=time.perf_counter() - begun)
+
+
+def _check(minutes: float, sample: int | None, seed: int) -> None:
+    if not (math.isfinite(minutes) and minutes > 0):
+        raise BadInput(f"{minutes} minutes: choose a number above 0")
+    if sample is not None and sample < LEAST:
+        raise BadInput(f"a sample of {sample} facts: choose {LEAST} or more")
+    if not 0 <= seed < 2**63:
+        raise BadInput(f"the seed {seed}: choose one from 0, of 63 bits at most")
+
+
+def _thumb(bench: Workbench, was: Recipe) -> Recipe:
+    """The rule of thumb for the model, with the statistics, the contexts' making and the drift of ``was``."""
+    kept = ("statistics", "context_", "kl_", "norm_anchor")
+    same = {name: value for name, value in was.to_dict().items() if name.startswith(kept)}
+    return recipe_for(bench.model.config, was.method, guess=True).override(**same)
 
 
 def _halves(cases: Cases, sample: int | None, seed: int) -> tuple[list[Case], list[Case]]:
     """The cases that choose and those that are held out; BadInput where they cannot be scored."""
-    drawn = pool(cases, seed)[:sample]
-    facts = [case.fact for case in drawn]
-    probed = [fact for fact in facts if fact.was is not None and fact.paraphrases and fact.neighbors]
+    probed = [case for case in pool(cases, seed) if _is_probed(case)]
     if len(probed) < LEAST:
         raise BadInput(
-            f"{cases.source}: {len(probed)} of its facts have was, paraphrases and neighbors, by which a "
-            f"recipe is judged; name a file with {LEAST} or more, such as counterfact"
+            f"{cases.source}: {len(probed)} of its {len(cases.cases)} facts have was, paraphrases and "
+            f"neighbors of which was is true, by which a recipe is judged; name a file with {LEAST} or more, "
+            "such as counterfact"
         )
-    kept = [case for case in drawn if case.fact in probed]
+    kept = probed[:sample]
     half = (len(kept) + 1) // 2
     return kept[:half], kept[half:]
 
 
-def _trace(
-    bench: Workbench, cases: Sequence[Case], window: int, seed: int, told: Progress
-) -> tuple[tuple[float, ...], int | None, int]:
-    """The mean effect of the MLPs around each layer, its peak, and over how many facts."""
-    tracer = Tracer(bench.model)
-    longest = positions(bench.model.config)
-    known, _ = known_facts(bench, Cases("", tuple(cases)), _TRACED, longest, told)
-    # Centres whose windows hold neither layer 0 nor more layers than there are.
-    reach = range(tracer.window // 2 + 1, tracer.depth - 1)
-    if len(known) < _FEWEST_TRACED or not reach:
-        return (), None, len(known)
-    scale = _NOISE * deviation(bench.model, known)
-    total = np.zeros(tracer.depth)
-    for place, prompt in enumerate(known):
-        told("tracing", place, len(known))
-        total += tracer.recall(prompt, scale=scale, samples=_SAMPLES, seed=seed).numpy()
-    told("tracing", len(known), len(known))
-    effects = tuple(float(value) for value in total / len(known))
-    return effects, peak(effects, reach), len(known)
+def _is_probed(case: Case) -> bool:
+    """Whether the case has all that S is made of."""
+    fact = case.fact
+    spared = bool(fact.neighbors) and (not case.answers or any(fact.was in each for each in case.answers))
+    return fact.was is not None and bool(fact.paraphrases) and spared
 
 
-def _settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What tuning may change; a recipe's being a guess is no setting."""
-    return {name: value for name, value in recipe.to_dict().items() if name not in ("guess", "templates")}
+@dataclass
+class _Trace:
+    """Which layers' MLPs matter at the subject's last token, by facts whose object the base says."""
+
+    bench: Workbench
+    cases: Sequence[Case]
+    seed: int
+    told: Progress
+    seconds: float
+    facts: int = 0
+    effects: tuple[float, ...] = ()
+    """Of each layer the mean indirect effect of the MLPs around it; empty where nothing was traced."""
+    found: int | None = None
+
+    def middle(self) -> int | None:
+        """The layer around which the effect is highest; None for too few facts that are said, or layers."""
+        tracer, longest = Tracer(self.bench.model), positions(self.bench.model.config)
+        known, _ = known_facts(self.bench, Cases("", tuple(self.cases)), _TRACED, longest, self.told)
+        width, depth = tracer.window, tracer.depth
+        reach = range(
+            width // 2 + 1, depth - width + width // 2
+        )  # neither layer 0 nor the last block is in them
+        if len(known) < _FEWEST_TRACED or not reach:
+            return None
+        scale, begun = _NOISE * deviation(self.bench.model, known), time.perf_counter()
+        rows: list[Any] = []
+        for place, prompt in enumerate(known):
+            if place >= _FEWEST_TRACED and time.perf_counter() - begun > self.seconds:
+                break
+            self.told("tracing", place, len(known))
+            rows.append(tracer.recall(prompt, scale=scale, samples=_SAMPLES, seed=self.seed).numpy())
+        self.told("tracing", len(known), len(known))
+        self.facts, self.effects = len(rows), tuple(np.mean(rows, axis=0).tolist())
+        self.found = peak(self.effects, reach)
+        return self.found
 
 
-def _written(done: Tuned, choice: Climb, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
-    """The fields of patchkit.toml that change, and a line for each that says why."""
-    old, new = _settings_of(done.was), _settings_of(done.recipe)
-    changed = {name: value for name, value in new.items() if value != old.get(name)}
+def _table(settings: Settings, was: Recipe, tuned: Recipe) -> dict[str, Any]:
+    """[recipe] of patchkit.toml with what tuning changed, and nothing in it that an old value gave."""
+    old, new = (
+        {name: value for name, value in recipe.to_dict().items() if name not in (*RESOLVED, "guess")}
+        for recipe in (was, tuned)
+    )
+    changed = {name: value for name, value in new.items() if value != old[name]}
+    if not changed:
+        return dict(settings.recipe)
+    stale = {"templates"} if any(name.startswith("context") for name in changed) else set()
+    table = {name: value for name, value in settings.recipe.items() if name not in stale}
+    return {**table, **changed, **({"guess": False} if table.get("guess") else {})}
+
+
+def _reasons(done: Tuned, choice: Climb, changed: Iterable[str]) -> dict[str, str]:
+    """A line for each field of patchkit.toml that changes."""
     assert done.held is not None
     reasons = {}
     for name in changed:
-        tried = "; ".join(choice.tried(name)) if any(name in t.changes for t in done.trials) else ""
-        reasons[name] = f"S and paraphrase argmax, {tried}" if tried else "of the rule of thumb it began with"
+        tried = "; ".join(choice.tried(name))
+        reasons[name] = f"S/paraphrases {tried}" if tried else "the rule of thumb for such a model"
     if "layers" in reasons and done.middle is not None:
-        reasons["layers"] += f"; the MLPs around {done.middle} bring back most"
-    if settings.recipe.get("guess"):
-        changed["guess"] = False
+        reasons["layers"] += f"; traced: the MLPs around {done.middle}"
+    if "guess" in reasons:
         was, now = (100 * scores["S"].value for scores in (done.held.was, done.held.tuned))
-        reasons["guess"] = (
-            f"tuned on {done.chosen_by} facts; on {done.held_out} others S {was:.1f} became {now:.1f}"
-        )
-    return changed, reasons
+        held = f"S {was:.1f} became {now:.1f} on {done.held_out} others"
+        reasons["guess"] = f"chosen by {done.chosen_by} facts; {held}"
+    return reasons
 
 
-def _record(repository: Repository, settings: Settings, done: Tuned) -> str:
-    """Commit patchkit.toml with what changes and why; the commit's id."""
+def _record(repository: Repository, settings: Settings, table: dict[str, Any], done: Tuned) -> str:
+    """Commit patchkit.toml with what changes and why; the commit's id. An error says what was found."""
     store = repository.store
-    tree = store.tree("HEAD")
-    if tree.settings is None or repository.settings != settings:
-        raise Busy(f"{FILE} was changed by another commit while the recipe was being tuned; try again")
-    new = replace(settings, recipe={**settings.recipe, **done.changed})
-    data = dump_settings(new, store.read(tree.settings.oid), done.reasons)
-    named = [f"{name} {shown(name, value)}" for name, value in done.changed.items() if name != "guess"]
-    return store.record(
-        Changes(settings=data), f"Tune the recipe: {', '.join(named)}", expected_head=tree.commit
+    named = ", ".join(
+        f"{name} {shown(name, tuple(value) if isinstance(value, list) else value)}"
+        for name, value in done.changed.items()
+        if name != "guess"
     )
+    try:
+        tree = store.tree("HEAD")
+        if tree.settings is None or repository.settings != settings:
+            raise Busy(f"{FILE} was changed by another commit while the recipe was being tuned")
+        data = dump_settings(replace(settings, recipe=table), store.read(tree.settings.oid), done.reasons)
+        return store.record(Changes(settings=data), f"Tune the recipe: {named}", expected_head=tree.commit)
+    except PatchkitError as error:
+        raise type(error)(f"{error}; what was found is {named}: set it in {FILE} by hand") from error

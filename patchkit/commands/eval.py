@@ -129,6 +129,7 @@ def score(
 
     a, b = compare
     running = (text, read_text(text)) if text is not None else None
+    known = _references(texts, references)
     with progress_bars(as_json) as progress:
         cases = None if records is None else read_cases(records, in_bytes(progress))
         found = open_repository(directory).evaluate(
@@ -139,7 +140,7 @@ def score(
             seed=seed,
             text=running,
             texts=texts,
-            references=_references(texts, references),
+            references=known,
             device=device,
             progress=progress,
         )
@@ -216,6 +217,7 @@ def sweep(
     from patchkit.evaluation.studies import Asked
 
     figure_class()  # said before anything is computed for it
+    known = _references(texts, references)
     usual = "memit" if study == "tradeoff" else "memit,rome,ft"
     asked = Asked(
         study,
@@ -234,7 +236,7 @@ def sweep(
             sample=sample,
             seed=seed,
             texts=texts,
-            references=_references(texts, references),
+            references=known,
             device=device,
             batch_size=batch_size,
             progress=progress,

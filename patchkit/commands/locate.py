@@ -65,7 +65,7 @@ WIDE = 120  # columns from which the intervals fit
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, 2**63 - 1),
     default=0,
     show_default=True,
     help="Of the sample, the noise and the resamples.",

@@ -64,7 +64,11 @@ def _finite(ctx: click.Context, parameter: click.Parameter, value: float) -> flo
     help="Facts at most: half choose, half confirm.",
 )
 @click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sample and the noise."
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    default=0,
+    show_default=True,
+    help="Of the sample and the noise.",
 )
 @click.option(
     "--from-scratch",
@@ -111,7 +115,7 @@ def _show(out: Console, done: Tuned, dry_run: bool) -> None:
         "bold",
     )
     if done.middle is None:
-        say(out, f"the base says the objects of {done.traced} of them: too few to trace", QUIET)
+        say(out, "not traced: no time, too few layers, or too few facts that the base says", QUIET)
     else:
         effect = f"{100 * done.effects[done.middle]:+.1f} points"
         say(
@@ -123,8 +127,13 @@ def _show(out: Console, done: Tuned, dry_run: bool) -> None:
         say(out, f"no time for {', '.join(done.untried)}; --minutes gives more", WARNING)
     for note in done.notes:
         say(out, note, WARNING)
+    for trial in done.trials:
+        if trial.failed is not None:
+            say(out, f"{trial.name}: {trial.failed}", WARNING)
     if done.held is None:
-        say(out, "no trial was better than the recipe as it is; patchkit.toml stays", GOOD)
+        few = len(done.trials) == 1
+        line = "nothing else was tried" if few else "no trial was better than the recipe as it is"
+        say(out, f"{line}; patchkit.toml stays", WARNING if few else GOOD)
         return
     columns = [Column("held out"), *(Column(name, right=True) for name in ("as it was", "tuned", "gained"))]
     rows = [
@@ -154,7 +163,7 @@ def _show_trials(out: Console, done: Tuned) -> None:
     rows = [
         [
             trial.name,
-            *map(_percent, trial.scores.values()),
+            *(_percent(trial.scores[name]) if trial.scores else "–" for name in SHOWN),
             f"{trial.seconds:.0f}",
             "✓" if trial.taken else "",
         ]

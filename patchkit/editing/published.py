@@ -16,13 +16,14 @@ __all__ = ["read_recipe", "recipe_for"]
 _Shape = tuple[str, int, int]
 
 
-def recipe_for(config: Any, method: str = "memit") -> Recipe:
+def recipe_for(config: Any, method: str = "memit", *, guess: bool = False) -> Recipe:
     """The recipe for a model, by its transformers config: published where there is one, else a guess.
 
-    A method of another package gets memit's.
+    With ``guess`` it is the rule of thumb in any case. A method of another package gets memit's.
     """
     config = config.get_text_config(decoder=True)
-    shape = (config.model_type, config.num_hidden_layers, config.hidden_size)
+    kind = "" if guess else config.model_type  # of which nothing is published
+    shape = (kind, config.num_hidden_layers, config.hidden_size)
     length = min(Recipe.statistics_length, positions(config) or Recipe.statistics_length)
     size: dict[str, Any] = {"statistics_tokens": 10 * _width(config), "statistics_length": length}
     table = {**_of_memit(config, shape), **size, "method": method}

@@ -66,13 +66,15 @@ def differences(one: Tally, other: Tally, names: Sequence[str], seed: int = 0) -
 def share_of_ceiling(tally: Tally, unedited: Tally, names: Sequence[str], seed: int = 0) -> Interval:
     """S as a share of 3 / (2 + 1/NS) with the unedited model's NS, on the same facts in the same resamples.
 
-    That is what S would be were every rewrite and every paraphrase won, and no neighbour lost or won.
+    That is S with every rewrite and every paraphrase won, and as many neighbours as there. NaN where NS is 0.
     """
     whole, spared = (names_with_whole(names).index(name) for name in (WHOLE, COMPARED[-1]))
 
     def share(scores: Tally, before: Tally) -> Tally:
+        specificity = before[..., spared]
         with np.errstate(divide="ignore", invalid="ignore"):
-            return (scores[..., whole] * (2 + 1 / before[..., spared]) / 3)[..., None]
+            found = scores[..., whole] * (2 * specificity + 1) / (3 * specificity)
+        return np.where(specificity > 0, found, np.nan)[..., None]
 
     value = share(_ratios(tally.sum(0), names), _ratios(unedited.sum(0), names))
     resampled = share(*_resampled([tally, unedited], names, seed))

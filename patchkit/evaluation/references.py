@@ -47,6 +47,13 @@ class References:
         keys = [case.object_ids, (fact.relation, fact.target)]
         return next((self._words[key] for key in keys if key in self._words), None)
 
+    def notes(self, cases: Sequence[Case]) -> tuple[str, ...]:
+        """A line where some of the cases have no reference texts."""
+        lacking = sum(not case.texts or self.of(case) is None for case in cases)
+        if not lacking:
+            return ()
+        return (f"RS is of {len(cases) - lacking} of {len(cases)} facts: the others have no reference texts",)
+
     def likeness(self, written: Sequence[str], reference: Counter[str]) -> float:
         """The cosine of the two TF-IDF vectors, from 0 to 1; 0 where nothing was written."""
         own = Counter(_words(written))

@@ -5,7 +5,7 @@ One setting at a time, the cheapest and strongest first. No torch here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,14 +32,15 @@ class Knob:
     values: tuple[Any, ...]
 
 
-def knobs(recipe: Recipe, depth: int, middle: int | None) -> Iterator[Knob]:
+def knobs(recipe: Recipe, depth: int, middle: Callable[[], int | None]) -> Iterator[Knob]:
     """The settings of a method that searches targets, in the order in which they are tried.
 
-    λ first: it needs no new search. ``middle``: the layer around which tracing found most.
+    λ first: it needs no new search. ``middle`` says around which layer tracing found most; it is asked when
+    the layers' turn has come.
     """
     if recipe.reads("lambda"):
         yield _around("lambda", recipe.lambda_, _LAMBDAS)
-    yield Knob("layers", _windows(recipe.layers, depth, middle))
+    yield Knob("layers", _windows(recipe.layers, depth, middle()))
     yield _around("learning_rate", recipe.learning_rate, _RATES)
     yield Knob("contexts", tuple(count for count in (5, 10) if count != recipe.contexts))
     yield _around("clamp", recipe.clamp, _CLAMPS)

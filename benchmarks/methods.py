@@ -1,0 +1,203 @@
+"""Which editor is best: batches of one to a thousand facts, and batches on batches, against published MEMIT.
+
+Odd cases, which chose no recipe. What was measured is kept (`Laboratory.kept`): a section that was stopped
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from benchmarks.laboratory import Laboratory, laboratory
+from benchmarks.quality import Tally, difference, interval, tally
+from benchmarks.recipe import published
+from benchmarks.report import Bar, Cell, Effort, Measured
+from patchkit.actions.edit import as_patch, below
+from patchkit.actions.harm import TEXT
+from patchkit.actions.workbench import Workbench, stacked_weights
+from patchkit.editing.editor import find_editor
+from patchkit.editing.recipe import Recipe
+from patchkit.editing.statistics import text_for
+from patchkit.evaluation.harm import growths, perplexity
+from patchkit.evaluation.measure import FactState, compare, observe
+from patchkit.evaluation.voice import Loaded
+from patchkit.fact import Fact
+from patchkit.factors import Patch
+
+__all__ = ["measure"]
+
+PLAIN, DEFAULT = "MEMIT as published", "the default"
+_SHOWN = ("ES", "PS", "NS", "S", "argmax", "paraphrase argmax", "generation")
+_MEASURED = 200
+"""Facts that are asked afterwards, at most, spread evenly."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """``batches`` patches of ``size`` facts on one another; ``apart`` times, of other facts each."""
+
+    size: int
+    batches: int = 1
+    apart: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.batches} batches of {self.size}" if self.batches > 1 else f"{self.size}"
+
+    @property
+    def facts(self) -> int:
+        return self.size * self.batches * self.apart
+
+
+_SHAPES = {
+    Effort.QUICK: (Shape(2, apart=2), Shape(2, 2)),
+    Effort.USUAL: (Shape(1, apart=30), Shape(10, apart=10), Shape(100), Shape(50, 4)),
+    Effort.FULL: (
+        Shape(1, apart=30),
+        Shape(10, apart=10),
+        Shape(100),
+        Shape(1000),
+        Shape(50, 4),
+        Shape(50, 20),
+    ),
+}
+
+
+def _contestants(lab: Laboratory) -> dict[str, Recipe]:
+    """The recipes by name: published MEMIT, the default, the default's search with other solves."""
+    return {
+        PLAIN: published(lab),
+        DEFAULT: lab.default,
+        "emmet": lab.recipe("emmet"),
+        "alphaedit": lab.recipe("alphaedit"),
+        "encore": lab.recipe("encore"),
+        "ultraedit": lab.recipe("ultraedit"),
+    }
+
+
+def measure(effort: Effort) -> Measured:
+    """Scores in percent after the last batch, each less published MEMIT's on the same facts."""
+    lab = laboratory(effort)
+    text = list(text_for(lab.model, lab.tokenizer, TEXT, folder=lab.cache, base=lab.checkpoint.fingerprint()))
+    before = perplexity(Loaded(lab.model, lab.tokenizer), text)
+    rows, bars = [], []
+    for shape in _SHAPES[effort]:
+        found = {name: _Contest(lab, recipe, shape, text).run() for name, recipe in _contestants(lab).items()}
+        plain = found[PLAIN]
+        for name, one in found.items():
+            rows.append(_row(shape, name, one, plain, before))
+            print(rows[-1], file=sys.stderr, flush=True)
+        bars += _bars(shape, found[DEFAULT], plain, before)
+    return Measured(
+        rows, bars, ["Differences are from MEMIT as published, on the same facts, with 95 % intervals."]
+    )
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    counts: Tally
+    perplexity: float
+    growth: float
+
+
+def _row(shape: Shape, name: str, one: _Outcome, plain: _Outcome, before: float) -> dict[str, Cell]:
+    gained = difference(one.counts, plain.counts)
+    apart = {
+        f"{score}, less": f"{of.value:+.1f} ({of.low:+.1f} to {of.high:+.1f})"
+        for score, of in gained.items()
+        if score in ("NS", "S", "paraphrase argmax")
+    }
+    scores = {score: round(of.value, 1) for score, of in interval(one.counts).items() if score in _SHOWN}
+    harm: dict[str, Cell] = {
+        "perplexity, times": round(one.perplexity / before, 3),
+        "‖W + ΔW‖ / ‖W‖": round(one.growth, 4),
+    }
+    return {"facts": str(shape), "recipe": name, **scores, **harm, **apart}
+
+
+def _bars(shape: Shape, ours: _Outcome, plain: _Outcome, before: float) -> list[Bar]:
+    gained = difference(ours.counts, plain.counts)
+    if shape == Shape(100):
+        return [
+            Bar("100 facts: paraphrase argmax gained, points", gained["paraphrase argmax"].value, 15.0),
+            Bar("100 facts: NS gained, points", gained["NS"].value, 0.0),
+        ]
+    if shape == Shape(1000):
+        rise = (ours.perplexity - before) / (plain.perplexity - before)
+        return [
+            Bar("1000 facts: S gained, points", gained["S"].value, 3.0),
+            Bar("1000 facts: rise of perplexity, of published MEMIT's", rise, 0.5, most=True),
+        ]
+    return []
+
+
+class _Contest:
+    """One recipe on the facts of one shape."""
+
+    def __init__(self, lab: Laboratory, plain: Recipe, shape: Shape, text: Sequence[str]) -> None:
+        self.lab, self.shape, self.text = lab, shape, text
+        self.recipe = lab.resolve(plain) if plain.reads("templates") else plain
+        self.bench = Workbench(lab.checkpoint, lab.model, lab.tokenizer)
+
+    def run(self) -> _Outcome:
+        facts = self.lab.facts("odd", self.shape.facts)
+        each = self.shape.size * self.shape.batches
+        parts = [self._kept(facts[first : first + each]) for first in range(0, len(facts), each)]
+        counts = np.concatenate([np.array(part["counts"], dtype=float) for part in parts])
+        means = (float(np.mean([part[name] for part in parts])) for name in ("perplexity", "growth"))
+        return _Outcome(counts, *means)
+
+    def _kept(self, facts: Sequence[Fact]) -> Mapping[str, Any]:
+        of = {
+            "section": "methods",
+            "recipe": self.recipe.to_dict(),
+            "facts": [fact.text for fact in facts],
+            "size": self.shape.size,
+            "measured": _MEASURED,
+        }
+        compute: Callable[[], Any] = partial(self._edited, facts)
+        return self.lab.kept(of, compute)
+
+    def _edited(self, facts: Sequence[Fact]) -> dict[str, Any]:
+        asked = facts[:: max(1, len(facts) // _MEASURED)][:_MEASURED]
+        self.bench.use({})
+        before = self._observe(asked)
+        weights = stacked_weights(self.lab.checkpoint, self._patches(facts))
+        self.bench.use(weights)
+        try:
+            return {
+                "counts": tally(compare(asked, before, self._observe(asked))).tolist(),
+                "perplexity": perplexity(Loaded(self.lab.model, self.lab.tokenizer), self.text),
+                "growth": growths(self.lab.checkpoint.read, [weights])[0],
+            }
+        finally:
+            self.bench.use({})
+
+    def _observe(self, facts: Sequence[Fact]) -> list[FactState]:
+        return observe(self.lab.model, self.lab.tokenizer, facts, batch_size=64)
+
+    def _patches(self, facts: Sequence[Fact]) -> list[Patch]:
+        """Each batch edited on those before it, as commits one after another are."""
+        lab, editor = self.lab, find_editor(self.recipe.method)
+        statistics = lab.statistics(self.recipe) if self.recipe.reads("statistics_text") else None
+        patches: list[Patch] = []
+        for first in range(0, len(facts), self.shape.size):
+            part = facts[first : first + self.shape.size]
+            self.bench.put(patches)
+            edited = editor.edit(
+                lab.model,
+                lab.tokenizer,
+                part,
+                self.recipe,
+                statistics,
+                below=below(patches, lab.model, lab.checkpoint),
+                unfinished=None if patches else lab.unfinished,
+            )
+            self.bench.use({})
+            patches.append(as_patch(edited, part, lab.model, lab.checkpoint, patches))
+        return patches
