@@ -109,7 +109,8 @@ class Laboratory:
 
     def small(self, recipe: Recipe) -> Recipe:
         """The recipe, or for a quick run one that costs next to nothing."""
-        return recipe.override(**{name: value for name, value in self._settings.items() if recipe.reads(name)})
+        read = {name: value for name, value in self._settings.items() if recipe.reads(name)}
+        return recipe.override(**read)
 
     def resolve(self, recipe: Recipe) -> Recipe:
         """The recipe with its context templates written."""
