@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from patchkit.actions.asking import Asking
 from patchkit.actions.commit import text_and_statistics
 from patchkit.actions.edit import as_patch
@@ -31,7 +29,6 @@ from patchkit.evaluation.harm import growths
 from patchkit.evaluation.intervals import (
     COMPARED,
     WHOLE,
-    Interval,
     Tally,
     intervals,
     names_with_whole,
@@ -270,17 +267,12 @@ def _scores(counts: Tally, unedited: Tally, seed: int) -> dict[str, list[float |
     asked = counts[..., 1].sum(0) > 0
     names = [name for name, there in zip(METRICS, asked, strict=True) if there]
     by_name = intervals(counts[:, asked], names, seed)
-    shown = {name: _plain(by_name[name]) for name in names_with_whole(names)}
+    shown = {name: by_name[name].to_list() for name in names_with_whole(names)}
     if set(COMPARED) <= set(names):
         found = share_of_ceiling(counts[:, asked], unedited[:, asked], names, seed)
-        shown[OF_CEILING] = _plain(found)
+        shown[OF_CEILING] = found.to_list()
     whole, *parts = ZSRE
     if set(parts) <= set(names):
         three = counts[:, [list(METRICS).index(name) for name in parts]]
-        shown[whole] = _plain(intervals(three, COMPARED, seed)[WHOLE])
+        shown[whole] = intervals(three, COMPARED, seed)[WHOLE].to_list()
     return shown
-
-
-def _plain(found: Interval) -> list[float | None]:
-    """JSON knows no NaN: null."""
-    return [None if np.isnan(value) else value for value in (found.value, found.low, found.high)]

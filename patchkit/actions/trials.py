@@ -11,8 +11,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from patchkit.actions.commit import text_and_statistics
 from patchkit.actions.edit import as_patch
 from patchkit.actions.workbench import Workbench, stacked_weights
@@ -53,7 +51,7 @@ class Trial:
     """Why there was no edit."""
 
     def to_dict(self) -> dict[str, Any]:
-        scores = {name: _three(found) for name, found in self.scores.items()}
+        scores = {name: found.to_list() for name, found in self.scores.items()}
         return {
             "name": self.name,
             "changes": {name: plain(value) for name, value in self.changes.items()},
@@ -75,14 +73,9 @@ class Held:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            name: {score: _three(found) for score, found in scores.items()}
+            name: {score: found.to_list() for score, found in scores.items()}
             for name, scores in (("was", self.was), ("tuned", self.tuned), ("gained", self.gained))
         }
-
-
-def _three(found: Interval) -> list[float | None]:
-    """[value, low, high]; JSON knows no NaN: null."""
-    return [None if np.isnan(value) else value for value in (found.value, found.low, found.high)]
 
 
 def plain(value: Any) -> Any:

@@ -222,9 +222,8 @@ class _Trace:
         tracer, longest = Tracer(self.bench.model), positions(self.bench.model.config)
         known, _ = known_facts(self.bench, Cases("", tuple(self.cases)), _TRACED, longest, self.told)
         width, depth = tracer.window, tracer.depth
-        reach = range(
-            width // 2 + 1, depth - width + width // 2
-        )  # neither layer 0 nor the last block is in them
+        # Centres of windows in which neither layer 0 nor the last block is.
+        reach = range(width // 2 + 1, depth - width + width // 2)
         if len(known) < _FEWEST_TRACED or not reach:
             return None
         scale, begun = _NOISE * deviation(self.bench.model, known), time.perf_counter()
@@ -273,11 +272,7 @@ def _reasons(done: Tuned, choice: Climb, changed: Iterable[str]) -> dict[str, st
 def _record(repository: Repository, settings: Settings, table: dict[str, Any], done: Tuned) -> str:
     """Commit patchkit.toml with what changes and why; the commit's id. An error says what was found."""
     store = repository.store
-    named = ", ".join(
-        f"{name} {shown(name, tuple(value) if isinstance(value, list) else value)}"
-        for name, value in done.changed.items()
-        if name != "guess"
-    )
+    named = ", ".join(f"{name} {shown(name, v)}" for name, v in done.changed.items() if name != "guess")
     try:
         tree = store.tree("HEAD")
         if tree.settings is None or repository.settings != settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import tomllib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,7 @@ __all__ = [
     "directory_option",
     "dry_run_option",
     "engine_options",
+    "finite",
     "json_option",
     "licence_option",
     "open_repository",
@@ -61,6 +63,13 @@ licence_option = click.option(
     "--license", "licence", metavar="ID", help="For the model card: an identifier of SPDX's."
 )
 dry_run_option = click.option("-n", "--dry-run", is_flag=True, help="Say what would be done; change nothing.")
+
+
+def finite(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """A range holds against NaN and infinity nothing."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter("a finite number", ctx=ctx, param=parameter)
+    return value
 
 
 def engine_options(command: Command) -> Command:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,6 +9,7 @@ import click
 from patchkit.commands.common import (
     directory_option,
     dry_run_option,
+    finite,
     json_option,
     open_repository,
     print_json,
@@ -45,13 +45,6 @@ def command() -> None:
     """
 
 
-def _a_number(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """A range holds against NaN and infinity nothing."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter("a finite number", ctx=ctx, param=parameter)
-    return value
-
-
 @command.command("train", short_help="Train it on records, for this base.")
 @click.argument("records")
 @click.option("--text", metavar="FILE", help="A text on which the edited model should stay as it is.")
@@ -62,7 +55,7 @@ def _a_number(ctx: click.Context, parameter: click.Parameter, value: float | Non
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
-    callback=_a_number,
+    callback=finite,
     help="Minutes of training at most.",
 )
 @click.option(
@@ -74,7 +67,7 @@ def _a_number(ctx: click.Context, parameter: click.Parameter, value: float | Non
 @click.option(
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True, max=1),
-    callback=_a_number,
+    callback=finite,
     default=1e-3,
     show_default=True,
     help="Of Adam.",

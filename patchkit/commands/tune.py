@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +10,7 @@ from patchkit.commands.common import (
     directory_option,
     dry_run_option,
     engine_options,
+    finite,
     json_option,
     open_repository,
     print_json,
@@ -39,18 +39,12 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-def _finite(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
-    if not math.isfinite(value):
-        raise click.BadParameter("a finite number", ctx=ctx, param=parameter)
-    return value
-
-
 @click.command("tune", short_help="Choose the recipe for the base by trials.")
 @click.argument("records", metavar="FACTS")
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0, min_open=True),
-    callback=_finite,
+    callback=finite,
     default=30.0,
     show_default=True,
     help="Time at most: no trial begins that would end later.",

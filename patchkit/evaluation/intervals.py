@@ -41,6 +41,10 @@ class Interval:
     low: float
     high: float
 
+    def to_list(self) -> list[float | None]:
+        """[value, low, high] for JSON, which knows no NaN: null."""
+        return [None if np.isnan(number) else number for number in (self.value, self.low, self.high)]
+
 
 def names_with_whole(names: Sequence[str]) -> list[str]:
     """The names of what `intervals` gives for scores of these names."""

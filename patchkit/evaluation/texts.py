@@ -60,7 +60,7 @@ def read_bytes(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except FileNotFoundError:
-        raise NotFound(f"{one_line(path)}: there is no such file") from None
+        raise NotFound(f"{one_line(path)}: there is no such file; name a readable one") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadInput(f"{one_line(path)}: cannot be read ({reason}); name a readable file") from None
