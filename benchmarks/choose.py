@@ -28,7 +28,9 @@ GRID: Mapping[str, Mapping[str, Any]] = {
     "rate 0.15": {"learning_rate": 0.15},
     "rate 0.5": {"learning_rate": 0.5},
     "1 template a step": {"templates_per_step": 1},
-    "6 templates a step": {"templates_per_step": 0},
+    "3 templates a step": {"templates_per_step": 3},
+    "all templates a step": {"templates_per_step": 0},
+    "no wordings of others": {"wordings": 0},
     "stop 0.05": {"stop_loss": 0.05},
     "stop 0.2": {"stop_loss": 0.2},
     "6 steps at most": {"steps": 6},
@@ -36,7 +38,8 @@ GRID: Mapping[str, Mapping[str, Any]] = {
     "clamp 1": {"clamp": 1.0},
     "weight decay 0": {"weight_decay": 0.0},
     "no contexts": {"contexts": 0},
-    "10 contexts": {"contexts": 10},
+    "5 contexts": {"contexts": 5},
+    "contexts of 10 tokens": {"context_tokens": 10},
     "λ 100": {"lambda_": 100.0},
     "λ 1000": {"lambda_": 1000.0},
     "layers 3-7": {"layers": "3-7"},
@@ -45,7 +48,14 @@ GRID: Mapping[str, Mapping[str, Any]] = {
 """Settings that differ from the default, by the name of the row; for C see ``benchmarks.statistics``."""
 
 _SHOWN = ("ES", "PS", "NS", "S", "argmax", "paraphrase argmax", "generation")
-_PLAIN = {"rate_decay": 1.0, "templates_per_step": 0, "stop_loss": 0.05}
+_PLAIN = {
+    "rate_decay": 1.0,
+    "templates_per_step": 0,
+    "stop_loss": 0.05,
+    "contexts": 5,
+    "context_tokens": 10,
+    "wordings": 0,
+}
 
 
 def measure(effort: Effort) -> Measured:

@@ -21,13 +21,13 @@ from benchmarks.report import Effort
 from patchkit.canonical import hash_file
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.kept import key_of
-from patchkit.editing.mass import spread
+from patchkit.editing.mass import rewriting_of, spread
 from patchkit.editing.memit import Memit
 from patchkit.editing.published import recipe_for
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.targets import find_targets
-from patchkit.editing.templates import Passage, drift_passages, rewriting_passages, write_templates
+from patchkit.editing.templates import Passage, drift_passages, write_templates
 from patchkit.evaluation.measure import FactChange, FactState, compare, observe
 from patchkit.fact import Fact
 from patchkit.factors import Patch, Solution
@@ -207,6 +207,5 @@ class Laboratory:
             return observe(self.model, self.tokenizer, facts, batch_size=64)
 
     def _passages(self, facts: Sequence[Fact], recipe: Recipe) -> tuple[list[list[Passage]], list[Passage]]:
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        rewriting = rewriting_passages(self.tokenizer, facts, recipe.templates, longest)
+        rewriting = rewriting_of(self.model, self.tokenizer, facts, recipe)
         return rewriting, drift_passages(self.tokenizer, facts, recipe.kl_prompt)

@@ -85,7 +85,9 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
     init = seen[0][rewriting[0][1]].clone()
     delta = torch.zeros_like(init, requires_grad=True)
     descent, schedule = rule(delta, init, recipe)
-    turns = -(-len(rewriting) // recipe.templates_per_step) if recipe.templates_per_step else 1
+    together, beside = (rewriting[:1], rewriting[1:]), recipe.templates_per_step - 1
+    bare, others = ([], rewriting) if recipe.templates_per_step == 1 else together
+    turns = -(-len(others) // max(beside, 1)) if beside >= 0 else 1
     initial, times_said = None, 0
 
     def with_delta(ids, subject):
@@ -99,7 +101,7 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
 
     for step in range(recipe.steps):
         descent.zero_grad()
-        nll, turn, said = 0, rewriting[step % turns :: turns], True
+        nll, turn, said = 0, bare + others[step % turns :: turns], True
         for ids, subject, target in turn:
             log_p = log_softmax(with_delta(ids, subject), -1)
             expected = torch.tensor(ids[target:])

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from patchkit.editing import statistics
-from patchkit.editing.corpus import corpus_name, read_corpus, sample, write_text
+from patchkit.editing.corpus import corpus_name, read_corpus, sample, uniform, write_text
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, collect, statistics_for
 from patchkit.errors import BadInput, NotFound, Unavailable
@@ -188,10 +188,10 @@ def test_sampling_follows_the_models_distribution():
     start = torch.full((5000, 1), 7)
     with torch.no_grad():
         wanted = model(start[:1]).logits[0, -1].softmax(-1)
-    drawn = sample(model, start, 2, torch.Generator().manual_seed(0))[:, 1]
+    drawn = sample(model, start, 2, uniform(len(start), torch.Generator().manual_seed(0)))[:, 1]
     shares = torch.bincount(drawn, minlength=len(wanted)) / 5000
     assert (shares - wanted).abs().max() < 0.03
-    best = sample(model, start, 2, torch.Generator().manual_seed(0), top_k=3)[:, 1]
+    best = sample(model, start, 2, uniform(len(start), torch.Generator().manual_seed(0)), top_k=3)[:, 1]
     assert set(best.tolist()) == set(wanted.topk(3).indices.tolist())
 
 

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicCache
 
 from patchkit.errors import BadInput, NotFound, Unavailable
 
-__all__ = ["Progress", "corpus_name", "read_corpus", "sample", "write_text"]
+__all__ = ["Progress", "corpus_name", "read_corpus", "sample", "uniform", "write_text"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -29,15 +29,15 @@ def sample(
     model: PreTrainedModel,
     start: Tensor,
     length: int,
-    generator: torch.Generator,
+    points: Iterator[Tensor],
     *,
     top_k: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """Continue ``start`` [B, S] at temperature 1 to ``length`` tokens in all: [B, length] on the CPU.
 
-    Draws by inverting the cumulative distribution with one uniform number a token, from a CPU
-    generator: B numbers a step, whatever the device and the vocabulary.
+    Draws by inverting the cumulative distribution at ``points``, uniform numbers [B, 1] for each token, such
+    as `uniform` gives: B numbers a step, whatever the device and the vocabulary.
     """
     tokens, new, cache = start, start.to(model.device), DynamicCache()
     with torch.no_grad():
@@ -47,12 +47,18 @@ def sample(
                 lowest = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
                 logits = logits.masked_fill(logits < lowest, -torch.inf)
             mass = logits.softmax(-1).cumsum(-1)
-            point = torch.rand(len(start), 1, generator=generator).to(mass.device) * mass[:, -1:]
+            point = next(points).to(mass.device) * mass[:, -1:]
             new = torch.searchsorted(mass, point, right=True).clamp(max=mass.shape[-1] - 1)
             tokens = torch.cat([tokens, new.cpu()], 1)
             if progress is not None:
                 progress(tokens.shape[1])
     return tokens[:, :length]
+
+
+def uniform(rows: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Numbers [rows, 1] from 0 up and below 1, one draw after another, on the CPU."""
+    while True:
+        yield torch.rand(rows, 1, generator=generator)
 
 
 def write_text(
@@ -78,7 +84,8 @@ def write_text(
             if progress is not None:
                 progress("text", before * length + rows * done, count * length)
 
-        written = sample(model, torch.full((rows, 1), _opening(tokenizer)), length, generator, progress=tell)
+        start = torch.full((rows, 1), _opening(tokenizer))
+        written = sample(model, start, length, uniform(rows, generator), progress=tell)
         documents += tokenizer.batch_decode(written[:, 1:], skip_special_tokens=True)
     return documents
 

@@ -132,7 +132,8 @@ def rewriting_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], recipe: Recipe
 ) -> list[list[Passage]]:
     """For each fact its passages [fact][template], the bare prompt first."""
-    return rewriting_passages(tokenizer, facts, recipe.templates, positions(model.config))
+    longest = positions(model.config)
+    return rewriting_passages(tokenizer, facts, recipe.templates, longest, recipe.wordings)
 
 
 def resolve(

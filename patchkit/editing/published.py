@@ -88,6 +88,9 @@ _FAST: dict[str, Any] = {
     "learning_rate": 0.35,
     "rate_decay": 0.9,
     "templates_per_step": 2,
+    "contexts": 10,
+    "context_tokens": 25,
+    "wordings": 5,
     "stop_loss": 0.1,
 }
 _LLAMA3: dict[str, Any] = {"layers": _layers(4, 8), "lambda_": 15000.0, "learning_rate": 0.1}

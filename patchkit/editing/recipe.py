@@ -21,6 +21,7 @@ __all__ = ["Recipe", "fields_read", "parse_layers", "positions"]
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TEXTS = (
     *("contexts", "context_tokens", "context_top_k", "context_openings", "context_seed", "templates"),
+    "wordings",
     *("statistics_text", "statistics_tokens", "statistics_length", "statistics_seed", "statistics_digest"),
 )
 _TARGETS = (
@@ -49,8 +50,9 @@ class Recipe:
     ``lambda_`` weighs what the model knew against the new facts (``lambda`` in JSON and TOML).
     ``clamp``: ||z - init|| <= clamp x ||init||. ``contexts`` texts of ``context_tokens`` tokens are
     written by the base (top-k sampling, seeded); ``templates`` are they, resolved: empty means not
-    yet written. ``statistics_text`` is "self" or a corpus; ``statistics_digest`` is the SHA-256 of
-    the second moments C that were used. ``guess`` marks a recipe found by a rule of thumb.
+    yet written. A fact borrows at most ``wordings`` prompts of others of its relation, which take turns with
+    its own in the templates. ``statistics_text`` is "self" or a corpus; ``statistics_digest`` is the SHA-256
+    of the second moments C that were used. ``guess`` marks a recipe found by a rule of thumb.
 
     A fact's search ends with a loss below ``stop_loss``, or the ``stop_argmax``-th time that every token of
     its target is the most probable one in all contexts that a step reads (0: never). ``norm_anchor`` is the
@@ -84,6 +86,7 @@ class Recipe:
     context_openings: tuple[str, ...] = _OPENINGS
     context_seed: int = 0
     templates: tuple[str, ...] = ()
+    wordings: int = 0
     statistics_text: str = "self"
     statistics_tokens: int = 15360
     statistics_length: int = 128
@@ -271,6 +274,7 @@ def _check_values(recipe: Recipe) -> None:
     require(bool(recipe.statistics_text), "statistics_text", '"self", a file or the name of a data set')
     for name in ("context_seed", "statistics_seed"):
         require(0 <= getattr(recipe, name) < 2**63, name, "a number from 0 up")
+    require(0 <= recipe.wordings <= 1000, "wordings", "from 0 to 1000")
     once = all(template.count("{}") == 1 for template in recipe.templates)
     require(
         once and len(set(recipe.templates)) == len(recipe.templates),

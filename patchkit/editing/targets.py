@@ -270,17 +270,18 @@ def _prepare(
     """Run everything once: the parts of the loss, and init [N, d_model]."""
     layer = recipe.layers[-1]
     init = torch.empty(len(rewriting), anatomy.d_model, dtype=model.dtype, device=model.device)
-    turns = []
-    for turn in _turns(len(rewriting[0]), recipe.templates_per_step):
-        parts = []
-        for facts in pack([len(turn) * _width(texts) for texts in rewriting], budget.tokens):
+    templates = len(rewriting[0])
+    turns = _turns(templates, recipe.templates_per_step)
+    parts: list[list[Rewriting]] = [[] for _ in turns]
+    for facts in pack([len(turns[0]) * _width(texts) for texts in rewriting], budget.tokens):
+        rows = [p.row(template) for fact in facts for template, p in enumerate(rewriting[fact])]
+        tail = capture(model, anatomy, rows, layer=layer)
+        init[facts] = tail.hidden[::templates, 0]
+        for turn, own in zip(turns, parts, strict=True):
+            at = [place * templates + template for place in range(len(facts)) for template in turn]
+            read = tail if len(turn) == templates else tail.keep(torch.tensor(at, device=model.device))
             passages = [[rewriting[fact][template] for template in turn] for fact in facts]
-            rows = [p.row(template) for texts in passages for template, p in zip(turn, texts, strict=True)]
-            tail = capture(model, anatomy, rows, layer=layer)
-            parts.append(Rewriting.of_rows(facts, passages, tail))
-            if 0 in turn:
-                init[facts] = tail.hidden[turn.index(0) :: len(turn), 0]
-        turns.append(tuple(parts))
+            own.append(Rewriting.of_rows(facts, passages, read))
     drifts = []
     for facts in pack([1] * len(drift), budget.tokens):
         tail = capture(model, anatomy, [drift[fact].to_subject(0) for fact in facts], layer=layer)
@@ -288,16 +289,21 @@ def _prepare(
             initial = log_probabilities(tail, tail.hidden)
         where = torch.tensor(facts, device=model.device)
         drifts.append(Drift(tuple(facts), where, tail, initial, recipe.kl_factor))
-    return _Loss(tuple(turns), tuple(drifts)), init
+    return _Loss(tuple(map(tuple, parts)), tuple(drifts)), init
 
 
-def _turns(templates: int, per_step: int) -> list[range]:
+def _turns(templates: int, per_step: int) -> list[list[int]]:
     """The templates that a step reads, step by step; all of them where ``per_step`` is 0.
 
-    Strided, so that turns are of like size and the bare prompt's turn is the first.
+    The bare prompt in each step, so that no fact is done before its own prompt is; the contexts take turns,
+    strided, so that turns are of like size. Where one is read at a time, the bare prompt takes its turn too.
     """
-    count = -(-templates // per_step) if per_step else 1
-    return [range(first, templates, count) for first in range(count)]
+    if not 0 < per_step < templates:
+        return [list(range(templates))]
+    if per_step == 1:
+        return [[template] for template in range(templates)]
+    count = -(-(templates - 1) // (per_step - 1))
+    return [[0, *range(first, templates, count)] for first in range(1, count + 1)]
 
 
 def _width(passages: Sequence[Passage]) -> int:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchkit.editing.corpus import sample
 from patchkit.editing.recipe import Recipe
+from patchkit.editing.wordings import wordings_of
 from patchkit.errors import BadInput
 from patchkit.facts import Fact
 from patchkit.models.replay import Row
@@ -62,14 +63,23 @@ def write_templates(
     Short continuations of the recipe's openings, sampled among the ``context_top_k`` most probable
     tokens, seeded; duplicates are left out.
     """
+    openings = [
+        tokenise(tokenizer, [recipe.context_openings[index % len(recipe.context_openings)]])[0].ids
+        for index in range(recipe.contexts)
+    ]
     generator = torch.Generator().manual_seed(recipe.context_seed)
-    templates = ["{}"]
-    for index in range(recipe.contexts):
-        opening = recipe.context_openings[index % len(recipe.context_openings)]
-        start = torch.tensor([tokenise(tokenizer, [opening])[0].ids])
-        tokens = sample(model, start, recipe.context_tokens, generator, top_k=recipe.context_top_k)
-        text = tokenizer.batch_decode(tokens, skip_special_tokens=True)[0]
-        templates.append(" ".join(text.replace("{", " ").replace("}", " ").split()) + ". {}")
+    points = [
+        torch.rand(max(recipe.context_tokens - len(opening), 0), generator=generator) for opening in openings
+    ]
+    texts: dict[int, str] = {}
+    for length in {len(opening): None for opening in openings}:  # those of one length are written together
+        places = [place for place, opening in enumerate(openings) if len(opening) == length]
+        start = torch.tensor([openings[place] for place in places])
+        own = iter(torch.stack([points[place] for place in places], 1).unsqueeze(-1))
+        tokens = sample(model, start, recipe.context_tokens, own, top_k=recipe.context_top_k)
+        texts |= zip(places, tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True)
+    plain = (texts[place].replace("{", " ").replace("}", " ").split() for place in range(recipe.contexts))
+    templates = ["{}", *(" ".join(words) + ". {}" for words in plain)]
     return tuple(dict.fromkeys(templates))
 
 
@@ -78,12 +88,18 @@ def rewriting_passages(
     facts: Sequence[Fact],
     templates: Sequence[str],
     longest: int | None = None,
+    wordings: int = 0,
 ) -> list[list[Passage]]:
     """For each fact its prompt and target in every template: [fact][template].
 
-    BadInput names the fact where subject and target share a token, or the text is too long.
+    Its wordings, its own and at most ``wordings`` that other facts lend it, take turns; the first template
+    holds its own. BadInput names the fact where subject and target share a token, or the text is too long.
     """
-    texts = [_place(template, fact.prompt, fact.subject) for fact in facts for template in templates]
+    texts = [
+        _place(template, prompts[place % len(prompts)], fact.subject)
+        for fact, prompts in zip(facts, wordings_of(facts, wordings), strict=True)
+        for place, template in enumerate(templates)
+    ]
     whole = [
         text + " " + fact.target
         for fact, text in zip(_repeat(facts, len(templates)), _texts(texts), strict=True)
