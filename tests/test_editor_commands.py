@@ -243,6 +243,7 @@ def test_a_method_takes_over_what_means_the_same(knowledge: Path) -> None:
     assert rome.statistics_tokens == memit.statistics_tokens
     assert (rome.contexts, len(rome.layers)) == (0, 1)
     assert rome.steps != memit.steps
+    assert rome.wordings == memit.wordings == 0, "a text too; the base's own recipe borrows five"
     assert repository.recipe({"method": "ft"}).layers == (3,)
     assert (
         find_patch(repository.stack(), "lebron-james").header.recipe

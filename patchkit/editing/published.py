@@ -63,7 +63,7 @@ def _switched(recipe: Recipe, method: str, config: Any) -> Recipe:
     changed = {name: value for name, value in recipe.to_dict().items() if value != usual[name]}
     same = {name: value for name, value in changed.items() if found.reads(name) and name not in _APART}
     if {method, recipe.method} & set(_OWN_TARGETS):
-        kept = ("context", "templates", "statistics")
+        kept = ("context", "templates", "wordings", "statistics")
         same = {name: value for name, value in same.items() if name.startswith(kept)}
     elif {method, recipe.method} == {"memit", "encore"} and "lambda" in changed:
         same["lambda"] = changed["lambda"]
