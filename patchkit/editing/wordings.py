@@ -8,8 +8,10 @@ teach.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice
 
 from patchkit.fact import Fact, normal
 
@@ -36,14 +38,13 @@ def _lent(fact: Fact, said: dict[str, list[str]], most: int) -> list[str]:
     if fact.relation is None or normal(fact.relation) not in said:
         return []
     prompts = said[normal(fact.relation)]
-    behind = sum(prompt <= fact.prompt for prompt in prompts)
-    others = [
-        prompt for prompt in prompts[behind:] + prompts[:behind] if normal(prompt) != normal(fact.prompt)
-    ]
-    tested = [normal(paraphrase) for paraphrase in fact.paraphrases]
+    behind = bisect_right(prompts, fact.prompt)
+    own, tested = normal(fact.prompt), [normal(paraphrase) for paraphrase in fact.paraphrases]
+    others = (prompts[place % len(prompts)] for place in range(behind, behind + len(prompts)))
     untested = (
         prompt
         for prompt in others
-        if not any(paraphrase.endswith(normal(prompt.replace("{}", fact.subject))) for paraphrase in tested)
+        if normal(prompt) != own
+        and not any(asked.endswith(normal(prompt.replace("{}", fact.subject))) for asked in tested)
     )
-    return [prompt for prompt, _ in zip(untested, range(most), strict=False)]
+    return list(islice(untested, most))  # as many as are asked for, however many there are
