@@ -1,7 +1,7 @@
 """Which editor is best: batches of one to a thousand facts, and batches on batches, against published MEMIT.
 
-Odd cases, which chose no recipe. What was measured is kept (`Laboratory.kept`): a section that was stopped
-goes on where it was.
+Odd cases, which chose no recipe; where those do not suffice, all cases. What was measured is kept
+(`Laboratory.kept`): a section that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ __all__ = ["measure"]
 
 PLAIN, DEFAULT = "MEMIT as published", "the default"
 _SHOWN = ("ES", "PS", "NS", "S", "argmax", "paraphrase argmax", "generation")
+_ODD = 500
+"""So many facts are there whose case is odd."""
 _MEASURED = 200
 """Facts that are asked afterwards, at most, spread evenly."""
 
@@ -145,7 +147,7 @@ class _Contest:
         self.bench = Workbench(lab.checkpoint, lab.model, lab.tokenizer)
 
     def run(self) -> _Outcome:
-        facts = self.lab.facts("odd", self.shape.facts)
+        facts = self.lab.facts("odd" if self.shape.facts <= _ODD else "both", self.shape.facts)
         each = self.shape.size * self.shape.batches
         parts = [self._kept(facts[first : first + each]) for first in range(0, len(facts), each)]
         counts = np.concatenate([np.array(part["counts"], dtype=float) for part in parts])

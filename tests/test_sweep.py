@@ -15,6 +15,8 @@ from command_helpers import RECIPE, Cli, Ran, cli, git_environment, home, set_re
 
 from patchkit.actions import sweep as action
 from patchkit.actions.sweep_rows import Rows
+from patchkit.editing import targets
+from patchkit.editing.emmet import Emmet
 from patchkit.editing.finetune import FineTune
 from patchkit.errors import BadInput, Busy, WouldOverwrite
 from patchkit.evaluation.cases import Case, Cases, parse_cases
@@ -82,7 +84,10 @@ def test_what_cannot_be_planned_is_said(asked: Asked, says: str) -> None:
         plan(asked, MANY, "file")
 
 
-ROW = {"method": "memit", "group": "all", "count": 1, "lambda": None, "asked": 1, "growth": 1.0, "scores": {}}
+ROW = {
+    **{"method": "memit", "group": "all", "count": 1, "lambda": None, "asked": 1},
+    **{"perplexity": 1.0, "growth": 1.0, "scores": {}},
+}
 
 
 def test_a_folder_is_of_one_sweep_and_one_process(tmp_path: Path) -> None:
@@ -124,19 +129,19 @@ def test_a_folder_is_of_one_sweep_and_one_process(tmp_path: Path) -> None:
 def test_tables_by_hand() -> None:
     scores = {"S": [0.5, 0.25, 0.75], "ES": [1.0, None, None], "GE": [5.5, 5.0, 6.0]}
     rows = [
-        {**ROW, "method": UNEDITED, "asked": 1, "growth": 1.0, "scores": {}},
-        {**ROW, "lambda": 30.0, "asked": 1, "growth": 1.5, "scores": scores},
+        {**ROW, "method": UNEDITED},
+        {**ROW, "lambda": 30.0, "perplexity": None, "growth": 1.5, "scores": scores},
     ]
     assert markdown_table(rows).decode().splitlines() == [
-        "| editor | facts | λ | S | ES | GE |",
-        "| --- | --- | --- | --- | --- | --- |",
-        "| unedited | 1 | – | – | – | – |",
-        "| memit | 1 | 30 | 50.0 (25.0 to 75.0) | 100.0 | 5.5 (5.0 to 6.0) |",
+        "| editor | facts | λ | S | ES | GE | perplexity, times | ‖W + ΔW‖ / ‖W‖ |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| unedited | 1 | – | – | – | – | 1.000 | 1.000 |",
+        "| memit | 1 | 30 | 50.0 (25.0 to 75.0) | 100.0 | 5.5 (5.0 to 6.0) | – | 1.500 |",
     ]
     head, first, second = csv_table(rows).decode().splitlines()
-    assert head.startswith("editor,facts,group,lambda,asked,growth,S,S low,S high,ES")
-    assert first == "unedited,1,all,,1,1.0,,,,,,,,,"
-    assert second == "memit,1,all,30.0,1,1.5,50.0,25.0,75.0,100.0,,,5.5,5.0,6.0"
+    assert head.startswith("editor,facts,group,lambda,asked,perplexity,growth,S,S low,S high,ES")
+    assert first == "unedited,1,all,,1,1.0,1.0,,,,,,,,,"
+    assert second == "memit,1,all,30.0,1,,1.5,50.0,25.0,75.0,100.0,,,5.5,5.0,6.0"
 
 
 def test_names_of_relations_are_no_markup_and_no_formula() -> None:
@@ -313,11 +318,13 @@ def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: P
     repository = Repository.open(base)
     plain = look(Loaded(*repository.load("HEAD", "cpu")), drawn[:2], texts=True)
     for method in ("memit", "ft"):
-        repository.commit([each.fact for each in drawn], overrides={"method": method}, device="cpu")
+        facts = [each.fact for each in drawn]
+        harm = repository.commit(facts, overrides={"method": method}, device="cpu").harm[1]
         seen = look(Loaded(*repository.load("HEAD", "cpu")), drawn[:2], texts=True)
         (row,) = [row for row in done["rows"] if (row["method"], row["count"]) == (method, 4)]
         assert row["asked"] == 2
-        assert row["growth"] > 1 or method == "ft"
+        assert row["growth"] == pytest.approx(harm.growth, rel=1e-9) != 1
+        assert row["perplexity"] == pytest.approx(harm.rise, rel=1e-6) != 1
         sums = tally(seen, plain).sum(0)
         for name in ("ES", "PS", "NS", "rewrite argmax", "rewrite says", "neighbours kept", "GE"):
             at = list(action.METRICS).index(name)
@@ -332,6 +339,36 @@ def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: P
     ).out  # fmt: skip
     assert shown.splitlines()[0].split()[:6] == ["editor", "facts", "S", "ES", "PS", "NS"]
     assert "figure.svg" in shown.splitlines()[-1]
+
+
+def test_targets_are_sought_once_whatever_is_solved_from_them(
+    cli: Cli, base: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a run that goes on where one was killed between search and solve."""
+    real, sought = targets._optimise, []
+
+    def optimise(*given: Any) -> Any:
+        sought.append(len(given[2]))
+        return real(*given)
+
+    monkeypatch.setattr(targets, "_optimise", optimise)
+    ask = ("scaling", "--records", "records.json", "--counts", "2,4")
+    apart = [run(cli, *ask, "--methods", name, "--out", name, "--json").json for name in ("memit", "emmet")]
+    assert sum(sought) == 2 * (2 + 4)
+    solve = Emmet.terms
+
+    def killed(*given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Emmet, "terms", killed)
+    assert cli("eval", "sweep", "-C", "kb", *ask, "--methods", "emmet,memit", "--out", "both").code == 130
+    monkeypatch.setattr(Emmet, "terms", solve)
+    sought.clear()
+    both = run(cli, *ask, "--methods", "emmet,memit", "--out", "both", "--json").json
+    assert sum(sought) == 4, "the first two were found before"
+    for rows in (one["rows"] for one in apart):
+        assert [row for row in both["rows"] if row["method"] == rows[-1]["method"]] == rows[1::2]
+    assert not (home / "both" / "targets").exists()
 
 
 def test_an_edit_that_fails_is_told_and_the_others_are_made(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from patchkit.actions.workbench import Workbench
     from patchkit.repository import Repository
 
-__all__ = ["TEXT", "Stacked", "harm_of", "moved"]
+__all__ = ["TEXT", "Stacked", "harm_of", "moved", "own_text"]
 
 Stacked = tuple[Collection[str], Mapping[str, "Tensor"]]
 
@@ -38,7 +38,7 @@ def harm_of(asking: Asking, stacks: Sequence[Stacked], statistics: Path) -> list
     ``statistics`` is the folder that keeps the base's text. What is asked for the first time is asked of the
     model, on which other patches may be afterwards.
     """
-    documents = _text(asking, statistics)
+    documents = own_text(asking, statistics)
     found = []
     for ids, edited in (((), {}), *stacks):
         voice = asking.voice(ids, edited)
@@ -57,7 +57,8 @@ def moved(repository: Repository, bench: Workbench, before: Stacked, after: Stac
     return one, other
 
 
-def _text(asking: Asking, folder: Path) -> Sequence[str]:
+def own_text(asking: Asking, folder: Path) -> Sequence[str]:
+    """What the base wrote once for this; kept in ``folder``."""
     base = asking.checkpoint.fingerprint()
     kept = kept_text(TEXT, folder, base)
     if kept is not None:

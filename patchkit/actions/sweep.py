@@ -6,26 +6,28 @@ that was killed goes on with what is missing, to the same bytes.
 
 from __future__ import annotations
 
+import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.asking import Asking
 from patchkit.actions.commit import text_and_statistics
 from patchkit.actions.edit import as_patch
+from patchkit.actions.harm import own_text
 from patchkit.actions.sweep_rows import Rows
 from patchkit.actions.workbench import stacked_weights
 from patchkit.editing.editor import Edited, Editor, Trained, find_editor
-from patchkit.editing.mass import MassEditor
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.evaluation.answers import FOLDER
 from patchkit.evaluation.cases import Case, Cases
 from patchkit.evaluation.curves import draw
 from patchkit.evaluation.figures import figure_class
-from patchkit.evaluation.harm import growths
+from patchkit.evaluation.harm import growths, perplexity
 from patchkit.evaluation.intervals import (
     COMPARED,
     WHOLE,
@@ -52,6 +54,8 @@ from patchkit.evaluation.voice import Loaded, Voice
 from patchkit.files import write_durably
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from patchkit.editing.statistics import Statistics
     from patchkit.repository import Repository
 
@@ -92,6 +96,7 @@ def sweep(
 
     ``sample``: score so many facts of each trial, the first ones. ``texts``: let the models write, for GE;
     ``references``: hold that against these texts, for RS. The stack plays no part: every edit is of the base.
+    Targets are kept in ``out`` until the end, for a run that goes on and for editors that search alike.
     BadInput, WouldOverwrite, Busy, Unavailable.
     """
     figure_class()  # said before anything is computed for it
@@ -134,7 +139,8 @@ def sweep(
     unreferenced = () if references is None else references.notes(chosen)
     with Rows.open(out, settings) as kept:
         options = (sample, seed, texts, references, batch_size)
-        bench = _Bench(repository, asking, chosen, editors, recipes, options, told)
+        targets = out / "targets"
+        bench = _Bench(repository, asking, chosen, editors, recipes, options, targets, told)
         weight = [1 + trial.count for trial in trials]  # loading and measuring grow with the facts
         for place, trial in enumerate(trials):
             told("sweep", sum(weight[:place]), sum(weight))
@@ -147,6 +153,8 @@ def sweep(
         rows = [kept.by_key[trial.key] for trial in trials if trial.key in kept.by_key]
         if failed and (asked.study == "mixtures" or len(rows) < 2):  # which compares what is missing
             raise BadInput(failed[0])
+        if not failed:
+            shutil.rmtree(targets, ignore_errors=True)
         return Swept(settings, rows, _show(out, asked.study, rows), (*cases.notes, *unreferenced, *failed))
 
 
@@ -175,31 +183,32 @@ class _Bench:
         editors: Mapping[str, Editor],
         recipes: Mapping[str, Recipe],
         options: tuple[int | None, int, bool, References | None, int | str],
+        targets: Path,
         told: Progress,
     ) -> None:
         self.repository, self.asking, self.cases = repository, asking, cases
         self.editors, self.recipes = editors, recipes
         self.sample, self.seed, self.texts, self.references, self.batch_size = options
-        self.told = told
+        self.targets, self.told = targets, told
         self.base: dict[int, Seen] = {}
         self.prepared: dict[str, tuple[Recipe, Statistics | None]] = {}
-        self.last: tuple[tuple[str, tuple[int, ...]], Edited] | None = None
 
     def row(self, trial: Trial, trials: Sequence[Trial]) -> dict[str, Any]:
         """One trial's, in JSON's types; scores are shares with their 95 % intervals."""
         self._ask_base(trials)
         places = trial.cases[: self.sample]
         reference = [self.base[place] for place in places]
-        growth, seen = 1.0, reference
+        rise, growth, seen = 1.0, 1.0, reference
         if trial.method != UNEDITED:
-            growth, seen = self._edited(trial, places)
+            rise, growth, seen = self._edited(trial, places)
         return {
             "method": trial.method,
             "group": trial.group,
             "count": trial.count,
             "lambda": trial.lambda_,
             "asked": len(places),
-            "growth": growth,
+            "perplexity": rise if math.isfinite(rise) else None,
+            "growth": growth if math.isfinite(growth) else None,
             "scores": _scores(tally(seen, reference), tally(reference, reference), self.seed),
         }
 
@@ -221,8 +230,20 @@ class _Bench:
         cases = [self.cases[place] for place in places]
         return look(voice, cases, texts=self.texts, references=self.references, progress=part)
 
-    def _edited(self, trial: Trial, places: Sequence[int]) -> tuple[float, list[Seen]]:
+    @cached_property
+    def _text(self) -> tuple[Sequence[str], float]:
+        """What the base wrote for `evaluation.harm`, and its own perplexity there."""
+        documents = own_text(self.asking, self.repository.store.private / "statistics")
+        return documents, self._perplexity(documents, {})
+
+    def _perplexity(self, documents: Sequence[str], weights: Mapping[str, Tensor]) -> float:
+        self.asking.bench.use(weights)
+        return perplexity(Loaded(self.asking.bench.model, self.asking.bench.tokenizer), documents)
+
+    def _edited(self, trial: Trial, places: Sequence[int]) -> tuple[float, float, list[Seen]]:
+        """The perplexity as a multiple of the base's, the weights' growth, and the answers."""
         bench = self.asking.bench
+        documents, before = self._text
         facts = [self.cases[place].fact for place in trial.cases]
         bench.use({})
         patch = as_patch(self._edit(trial, facts), facts, bench.model, bench.checkpoint, ())
@@ -230,28 +251,26 @@ class _Bench:
         bench.use(weights)
         try:
             seen = self._look(Loaded(bench.model, bench.tokenizer), places)
+            rise = self._perplexity(documents, weights) / before
         finally:
             bench.use({})
         (growth,) = growths(bench.checkpoint.read, [weights])
-        return growth, seen
+        return rise, growth, seen
 
     def _edit(self, trial: Trial, facts: Sequence[Any]) -> Edited:
-        """From the facts; where λ alone is another than the last time, from the targets found then."""
-        bench, editor = self.asking.bench, self.editors[trial.method]
+        bench = self.asking.bench
         recipe, statistics = self._prepared(trial.method)
         if trial.lambda_ is not None:
             recipe = recipe.override(lambda_=trial.lambda_)
-        of = (trial.method, trial.cases)
-        if self.last is not None and self.last[0] == of and isinstance(editor, MassEditor):
-            solution = self.last[1].solution
-            assert solution is not None
-            assert statistics is not None
-            return editor.refit(bench.model, bench.tokenizer, facts, solution.targets, recipe, statistics)
-        edited = editor.edit(
-            bench.model, bench.tokenizer, facts, recipe, statistics, batch_size=self.batch_size
+        return self.editors[trial.method].edit(
+            bench.model,
+            bench.tokenizer,
+            facts,
+            recipe,
+            statistics,
+            batch_size=self.batch_size,
+            unfinished=self.targets,
         )
-        self.last = of, edited
-        return edited
 
     def _prepared(self, method: str) -> tuple[Recipe, Statistics | None]:
         """The recipe with its context templates, and the statistics that it reads; found once."""

@@ -23,7 +23,7 @@ __all__ = ["Rows"]
 
 Key = tuple[Any, ...]
 _SETTINGS, _ROWS = "sweep.json", "rows.jsonl"
-_FIELDS = {"method", "group", "count", "lambda", "asked", "growth", "scores"}
+_FIELDS = {"method", "group", "count", "lambda", "asked", "perplexity", "growth", "scores"}
 
 
 class Rows:

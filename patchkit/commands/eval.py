@@ -290,10 +290,11 @@ def _positive(text: str) -> float:
 
 
 def _show_sweep(out: Console, found: Swept) -> None:
-    from patchkit.evaluation.tables import shown_scores, table_rows
+    from patchkit.evaluation.studies import conditions
+    from patchkit.evaluation.tables import table_rows
 
     head, cells = table_rows(found.rows)
-    leading = len(head) - len(shown_scores(found.rows))
+    leading = 2 + len(list(conditions(found.rows)))
     if out.width < WIDE:  # the files have the intervals
         cells = [[*row[:leading], *(cell.partition(" (")[0] for cell in row[leading:])] for row in cells]
     columns = [Column(name, right=name not in ("editor", "facts of")) for name in head]

@@ -14,6 +14,7 @@ __all__ = ["csv_table", "json_table", "markdown_table", "shown_scores", "table_r
 
 Row = Mapping[str, Any]
 _HEAD = {"method": "editor", "count": "facts", "group": "facts of", "lambda": "λ"}
+_HARM = {"perplexity": "perplexity, times", "growth": "‖W + ΔW‖ / ‖W‖"}
 _NAMES = {
     "tokens S": "score",
     "rewrite tokens": "efficacy",
@@ -39,12 +40,16 @@ def shown_scores(rows: Sequence[Row]) -> list[str]:
 
 
 def table_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells; a score as its value and the half width or bounds of its 95 % interval."""
+    """Headings and cells; a score as its value and the bounds of its 95 % interval, then the harm."""
     leading = ["method", "count", *conditions(rows)]
     names = shown_scores(rows)
-    head = [_HEAD[name] for name in leading] + [_NAMES.get(name, name) for name in names]
+    head = [*(_HEAD[name] for name in leading), *(_NAMES.get(name, name) for name in names), *_HARM.values()]
     return head, [
-        [*(_text(row[name]) for name in leading), *(_score(name, row["scores"].get(name)) for name in names)]
+        [
+            *(_text(row[name]) for name in leading),
+            *(_score(name, row["scores"].get(name)) for name in names),
+            *(_multiple(row[name]) for name in _HARM),
+        ]
         for row in rows
     ]
 
@@ -61,9 +66,9 @@ def csv_table(rows: Sequence[Row]) -> bytes:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     bounds = [f"{name}{part}" for name in names for part in ("", " low", " high")]
-    writer.writerow(["editor", "facts", "group", "lambda", "asked", "growth", *bounds])
+    writer.writerow(["editor", "facts", "group", "lambda", "asked", *_HARM, *bounds])
     for row in rows:
-        cells = [row[name] for name in ("method", "count", "group", "lambda", "asked", "growth")]
+        cells = [row[name] for name in ("method", "count", "group", "lambda", "asked", *_HARM)]
         for name in names:
             cells += _factored(name, row["scores"].get(name) or (None,) * 3)
         writer.writerow(["" if cell is None else _in_csv(cell) for cell in cells])
@@ -87,6 +92,11 @@ def json_table(rows: Sequence[Row]) -> bytes:
 
 def _text(value: Any) -> str:
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _multiple(value: float | None) -> str:
+    """Of the base's; none where the model gives no numbers any more."""
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _factored(name: str, found: Sequence[float | None]) -> list[float | None]:
