@@ -85,8 +85,14 @@ def test_what_cannot_be_planned_is_said(asked: Asked, says: str) -> None:
 
 
 ROW = {
-    **{"method": "memit", "group": "all", "count": 1, "lambda": None, "asked": 1},
-    **{"perplexity": 1.0, "growth": 1.0, "scores": {}},
+    "method": "memit",
+    "group": "all",
+    "count": 1,
+    "lambda": None,
+    "asked": 1,
+    "perplexity": 1.0,
+    "growth": 1.0,
+    "scores": {},
 }
 
 
