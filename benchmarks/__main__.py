@@ -26,6 +26,7 @@ SECTIONS = (
     "statistics",
     "refitting",
     "scale",
+    "sinks",
     "recipe",
     "methods",
     "choose",

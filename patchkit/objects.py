@@ -7,7 +7,6 @@ whose bytes do not hash to its id is `BadInput`. Works in SHA-1 and SHA-256 repo
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -96,8 +95,10 @@ class Objects:
         """End the process; the next question starts another."""
         process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(OSError):
+            try:  # noqa: SIM105 - contextlib may be gone when the interpreter ends
                 process.stdin.close()
+            except OSError:
+                pass
             process.stdout.close()
             process.stderr.close()
             process.wait()

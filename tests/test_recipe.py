@@ -77,6 +77,7 @@ def test_what_the_measured_recipe_and_the_guess_share():
         assert (recipe.optimiser, recipe.rate_decay, recipe.momentum) == ("momentum", 0.9, 0.5)
         assert (recipe.templates_per_step, recipe.stop_loss) == (2, 0.1)
         assert (recipe.contexts, recipe.context_tokens, recipe.wordings) == (10, 25, 5)
+        assert recipe.avoid_sinks
     assert guess.lambda_ == 1700.0
 
 

@@ -31,6 +31,7 @@ from patchkit.actions.workbench import Workbench
 from patchkit.editing.editor import Trained, find_editor
 from patchkit.editing.kept import key_of
 from patchkit.editing.recipe import Recipe
+from patchkit.editing.sinks import out_of_sinks
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.templates import write_templates
 from patchkit.errors import BadInput, Busy, PatchkitError
@@ -196,7 +197,7 @@ def commit(
         base_norms={name: float(bench.checkpoint.read(name).double().norm()) for name in patch.deltas},
         harm=harm,
         size=sum(len(data) for data in patch.files().values()),
-        notes=(*_notes(bench, changes), *harm[1].warnings(), *large_files(repository, patch)),
+        notes=(*_notes(bench, changes, edited.recipe), *harm[1].warnings(), *large_files(repository, patch)),
     )
     _check_gate(None if dry_run else repository, done, gate or {}, bench)
     if dry_run:
@@ -291,18 +292,19 @@ def _observe_before(
     return tuple(fact for fact, _ in kept), [state for _, state in kept], known
 
 
-def _notes(bench: Workbench, changes: Sequence[FactChange]) -> tuple[str, ...]:
+def _notes(bench: Workbench, changes: Sequence[FactChange], recipe: Recipe) -> tuple[str, ...]:
     """Why a fact did not take, where the reason is known."""
-    first = [
-        change.fact.text
-        for change in changes
-        if not change.took and last_subject_token(bench.tokenizer, change.fact) == 0
-    ]
-    return tuple(
-        f"“{text}” did not take: its subject is the very first token, where every text of this model "
-        "has the same state; put words in front of it"
-        for text in first
-    )
+    failed = [change.fact for change in changes if not change.took]
+    sinks = [text is not None for text in out_of_sinks(bench.model, bench.tokenizer, failed, recipe)]
+    notes = []
+    for fact, sink in zip(failed, sinks, strict=True):
+        if sink or last_subject_token(bench.tokenizer, fact) == 0:
+            where = " as it stands, where the text begins" if sink else ""
+            notes.append(
+                f"“{fact.text}” did not take{where}: its subject ends where every text of this model has the "
+                "same state; put words in front of it"
+            )
+    return tuple(notes)
 
 
 def _check_gate(

@@ -21,6 +21,7 @@ from patchkit.editing.corpus import corpus_name
 from patchkit.editing.editor import Below, Edited
 from patchkit.editing.keys import Reader, collect_outputs
 from patchkit.editing.recipe import Recipe, positions
+from patchkit.editing.sinks import out_of_sinks
 from patchkit.editing.solve import exact_device
 from patchkit.editing.statistics import Statistics
 from patchkit.editing.targets import Targets, find_targets
@@ -131,9 +132,11 @@ def _targets(task: Task, recipe: Recipe, rewriting: Sequence[Sequence[Passage]],
 def rewriting_of(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], recipe: Recipe
 ) -> list[list[Passage]]:
-    """For each fact its passages [fact][template], the bare prompt first."""
+    """For each fact its passages [fact][template], the bare prompt first, or what stands for it."""
     longest = positions(model.config)
-    return rewriting_passages(tokenizer, facts, recipe.templates, longest, recipe.wordings)
+    passages = rewriting_passages(tokenizer, facts, recipe.templates, longest, recipe.wordings)
+    instead = out_of_sinks(model, tokenizer, facts, recipe)
+    return [own if text is None else [text, *own[1:]] for own, text in zip(passages, instead, strict=True)]
 
 
 def resolve(

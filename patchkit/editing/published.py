@@ -63,7 +63,7 @@ def _switched(recipe: Recipe, method: str, config: Any) -> Recipe:
     changed = {name: value for name, value in recipe.to_dict().items() if value != usual[name]}
     same = {name: value for name, value in changed.items() if found.reads(name) and name not in _APART}
     if {method, recipe.method} & set(_OWN_TARGETS):
-        kept = ("context", "templates", "wordings", "statistics")
+        kept = ("context", "templates", "wordings", "avoid_sinks", "statistics")
         same = {name: value for name, value in same.items() if name.startswith(kept)}
     elif {method, recipe.method} == {"memit", "encore"} and "lambda" in changed:
         same["lambda"] = changed["lambda"]
@@ -91,6 +91,7 @@ _FAST: dict[str, Any] = {
     "contexts": 10,
     "context_tokens": 25,
     "wordings": 5,
+    "avoid_sinks": True,
     "stop_loss": 0.1,
 }
 _LLAMA3: dict[str, Any] = {"layers": _layers(4, 8), "lambda_": 15000.0, "learning_rate": 0.1}

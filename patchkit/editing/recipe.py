@@ -21,7 +21,7 @@ __all__ = ["Recipe", "fields_read", "parse_layers", "positions"]
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TEXTS = (
     *("contexts", "context_tokens", "context_top_k", "context_openings", "context_seed", "templates"),
-    "wordings",
+    *("wordings", "avoid_sinks"),
     *("statistics_text", "statistics_tokens", "statistics_length", "statistics_seed", "statistics_digest"),
 )
 _TARGETS = (
@@ -51,8 +51,10 @@ class Recipe:
     ``clamp``: ||z - init|| <= clamp x ||init||. ``contexts`` texts of ``context_tokens`` tokens are
     written by the base (top-k sampling, seeded); ``templates`` are they, resolved: empty means not
     yet written. A fact borrows at most ``wordings`` prompts of others of its relation, which take turns with
-    its own in the templates. ``statistics_text`` is "self" or a corpus; ``statistics_digest`` is the SHA-256
-    of the second moments C that were used. ``guess`` marks a recipe found by a rule of thumb.
+    its own in the templates. With ``avoid_sinks`` a fact whose bare prompt ends its subject in an attention
+    sink is edited in a context instead (`editing.sinks`). ``statistics_text`` is "self" or a corpus;
+    ``statistics_digest`` is the SHA-256 of the second moments C that were used. ``guess`` marks a recipe
+    found by a rule of thumb.
 
     A fact's search ends with a loss below ``stop_loss``, or the ``stop_argmax``-th time that every token of
     its target is the most probable one in all contexts that a step reads (0: never). ``norm_anchor`` is the
@@ -87,6 +89,7 @@ class Recipe:
     context_seed: int = 0
     templates: tuple[str, ...] = ()
     wordings: int = 0
+    avoid_sinks: bool = False
     statistics_text: str = "self"
     statistics_tokens: int = 15360
     statistics_length: int = 128
