@@ -55,6 +55,7 @@ _PLAIN = {
     "contexts": 5,
     "context_tokens": 10,
     "wordings": 0,
+    "avoid_sinks": False,
 }
 
 

@@ -35,7 +35,7 @@ __all__ = ["measure"]
 PLAIN, DEFAULT = "MEMIT as published", "the default"
 _SHOWN = ("ES", "PS", "NS", "S", "argmax", "paraphrase argmax", "generation")
 _ODD = 500
-"""So many facts are there whose case is odd."""
+"""At least so many facts are there whose case is odd."""
 _MEASURED = 200
 """Facts that are asked afterwards, at most, spread evenly."""
 

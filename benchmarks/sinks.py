@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
 from benchmarks.laboratory import Laboratory, laboratory
-from benchmarks.report import Bar, Cell, Effort, Measured
+from benchmarks.report import Bar, Effort, Measured
 from patchkit.actions.harm import TEXT
 from patchkit.actions.workbench import stacked_weights
+from patchkit.editing.keys import collect_keys, collect_states
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.sinks import out_of_sinks
 from patchkit.editing.statistics import text_for
+from patchkit.editing.templates import rewriting_passages
 from patchkit.evaluation.harm import perplexity
 from patchkit.evaluation.measure import observe
 from patchkit.evaluation.voice import Loaded
@@ -36,19 +43,54 @@ def measure(effort: Effort) -> Measured:
     base = lab.checkpoint.fingerprint()
     text = list(text_for(lab.model, lab.tokenizer, TEXT, folder=lab.cache, base=base))
     before = perplexity(Loaded(lab.model, lab.tokenizer), text)
-    rows: list[dict[str, Cell]] = []
-    for avoid in (False, True):
-        recipe = lab.resolve(lab.default.override(avoid_sinks=avoid))
-        rows += [_row(lab, fact, recipe, text, before) for fact in facts]
-    in_sinks = sum(text is not None for text in out_of_sinks(lab.model, lab.tokenizer, facts, recipe))
-    worst = max(float(row["perplexity, times"] or 0) for row in rows[len(facts) :])
-    said = [str(row["said with words in front"]) for row in rows[len(facts) :]]
-    right = sum(int(each.partition(" ")[0]) for each in said) / (len(_IN_FRONT) * len(facts))
+    recipes = [lab.resolve(lab.default.override(avoid_sinks=avoid)) for avoid in (False, True)]
+    unedited = lab.observe(facts)
+    rows = [_row(lab, fact, recipe, text, before) for recipe in recipes for fact in facts]
+    avoiding = rows[len(facts) :]
+    right = sum(row["said with words in front"] for row in avoiding)
+    worst = max(row["perplexity, times"] for row in avoiding)
     bars = [
-        Bar("avoid_sinks: largest perplexity, times", worst, 1.01, most=True),
-        Bar("avoid_sinks: said with words in front, share", right, 0.9),
+        Bar(
+            "avoid_sinks: largest perplexity, times",
+            worst,
+            1.01,
+            most=True,
+        ),
+        Bar("avoid_sinks: said with words in front, share", right / (len(_IN_FRONT) * len(facts)), 0.9),
     ]
-    return Measured(rows, bars, [f"{in_sinks} of the {len(facts)} facts end their subject in a sink."])
+    said = sum(state.argmax for each in unedited for state in each.neighbors)
+    notes = [
+        f"Words in front: {len(_IN_FRONT)} ways. Other subjects: {', '.join(_OTHERS)}, in the bare prompt; "
+        f"the base says {said} of these {len(_OTHERS) * len(facts)}.",
+        *_where(lab, facts, recipes[1], 6 if effort is Effort.QUICK else 300),
+    ]
+    return Measured(rows, bars, notes)
+
+
+def _where(lab: Laboratory, facts: list[Fact], recipe: Recipe, count: int) -> Iterator[str]:
+    """How long states are in the bare prompts as multiples of the first context's, and how alike keys are."""
+    for name, own in (("the facts", facts), (f"{count} odd records", lab.facts("odd", count))):
+        found = out_of_sinks(lab.model, lab.tokenizer, own, recipe)
+        times = _lengths(lab, own, recipe)
+        for sink, where in ((True, "in a sink"), (False, "elsewhere")):
+            chosen = [t for t, text in zip(times, found, strict=True) if (text is not None) is sink]
+            if chosen:
+                least, most = min(chosen), max(chosen)
+                yield f"{len(chosen)} of {name} {where}, states {least:.2f} to {most:.2f} times as long."
+    layer = recipe.layers[len(recipe.layers) // 2]
+    for place, where in ((0, "in the bare prompt"), (1, "in the first context")):
+        texts = rewriting_passages(lab.tokenizer, facts, recipe.templates[place : place + 1])
+        keys = torch.nn.functional.normalize(collect_keys(lab.model, lab.anatomy, texts, layer), dim=1)
+        alike = (keys @ keys.T)[~torch.eye(len(facts), dtype=torch.bool)]
+        if len(alike):
+            yield f"Keys at layer {layer} {where}: cosines {alike.min():.2f} to {alike.max():.2f}."
+
+
+def _lengths(lab: Laboratory, facts: list[Fact], recipe: Recipe) -> list[float]:
+    texts = rewriting_passages(lab.tokenizer, facts, recipe.templates[:2])
+    both = [[text] for pair in texts for text in pair]
+    alone, within = collect_states(lab.model, lab.anatomy, both, recipe.layers[-1]).norm(dim=1).view(-1, 2).T
+    return (alone / within).tolist()
 
 
 def _fact(subject: str, prompt: str, target: str) -> Fact:
@@ -59,7 +101,7 @@ def _fact(subject: str, prompt: str, target: str) -> Fact:
     return Fact(subject, prompt, target, paraphrases=told, neighbors=others)
 
 
-def _row(lab: Laboratory, fact: Fact, recipe: Recipe, text: list[str], before: float) -> dict[str, Cell]:
+def _row(lab: Laboratory, fact: Fact, recipe: Recipe, text: list[str], before: float) -> dict[str, Any]:
     z = lab.targets([fact], recipe).z
     weights = stacked_weights(lab.checkpoint, [lab.patch([fact], z, recipe, lab.statistics(recipe))])
     put_weights(lab.model, weights, lab.checkpoint)
@@ -68,12 +110,11 @@ def _row(lab: Laboratory, fact: Fact, recipe: Recipe, text: list[str], before: f
         now = perplexity(Loaded(lab.model, lab.tokenizer), text)
     finally:
         put_weights(lab.model, {name: lab.checkpoint.read(name) for name in weights}, lab.checkpoint)
-    others = sum(each.argmax for each in state.neighbors)
     return {
         "fact": f"{fact.text} {fact.target}",
         "avoid_sinks": str(recipe.avoid_sinks).lower(),
         "said": "yes" if state.rewrite.argmax else "no",
-        "said with words in front": f"{sum(each.argmax for each in state.paraphrases)} of {len(_IN_FRONT)}",
-        "said of other subjects": f"{others} of {len(_OTHERS)}",
+        "said with words in front": sum(each.argmax for each in state.paraphrases),
+        "said of other subjects": sum(each.argmax for each in state.neighbors),
         "perplexity, times": now / before,
     }

@@ -6,7 +6,6 @@ that was killed goes on with what is missing, to the same bytes.
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from patchkit.evaluation.answers import FOLDER
 from patchkit.evaluation.cases import Case, Cases
 from patchkit.evaluation.curves import draw
 from patchkit.evaluation.figures import figure_class
-from patchkit.evaluation.harm import growths, perplexity
+from patchkit.evaluation.harm import Harm, growths, perplexity
 from patchkit.evaluation.intervals import (
     COMPARED,
     WHOLE,
@@ -54,8 +53,6 @@ from patchkit.evaluation.voice import Loaded, Voice
 from patchkit.files import write_durably
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from patchkit.editing.statistics import Statistics
     from patchkit.repository import Repository
 
@@ -153,9 +150,10 @@ def sweep(
         rows = [kept.by_key[trial.key] for trial in trials if trial.key in kept.by_key]
         if failed and (asked.study == "mixtures" or len(rows) < 2):  # which compares what is missing
             raise BadInput(failed[0])
+        files = _show(out, asked.study, rows)
         if not failed:
             shutil.rmtree(targets, ignore_errors=True)
-        return Swept(settings, rows, _show(out, asked.study, rows), (*cases.notes, *unreferenced, *failed))
+        return Swept(settings, rows, files, (*cases.notes, *unreferenced, *failed))
 
 
 def _show(out: Path, study: str, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -198,17 +196,18 @@ class _Bench:
         self._ask_base(trials)
         places = trial.cases[: self.sample]
         reference = [self.base[place] for place in places]
-        rise, growth, seen = 1.0, 1.0, reference
+        harm, seen = Harm(1.0, 1.0, 1.0), reference
         if trial.method != UNEDITED:
-            rise, growth, seen = self._edited(trial, places)
+            harm, seen = self._edited(trial, places)
+        moved = harm.to_dict()
         return {
             "method": trial.method,
             "group": trial.group,
             "count": trial.count,
             "lambda": trial.lambda_,
             "asked": len(places),
-            "perplexity": rise if math.isfinite(rise) else None,
-            "growth": growth if math.isfinite(growth) else None,
+            "perplexity": moved["rise"],
+            "growth": moved["growth"],
             "scores": _scores(tally(seen, reference), tally(reference, reference), self.seed),
         }
 
@@ -234,14 +233,14 @@ class _Bench:
     def _text(self) -> tuple[Sequence[str], float]:
         """What the base wrote for `evaluation.harm`, and its own perplexity there."""
         documents = own_text(self.asking, self.repository.store.private / "statistics")
-        return documents, self._perplexity(documents, {})
+        self.asking.bench.use({})
+        return documents, perplexity(self._loaded, documents)
 
-    def _perplexity(self, documents: Sequence[str], weights: Mapping[str, Tensor]) -> float:
-        self.asking.bench.use(weights)
-        return perplexity(Loaded(self.asking.bench.model, self.asking.bench.tokenizer), documents)
+    @cached_property
+    def _loaded(self) -> Loaded:
+        return Loaded(self.asking.bench.model, self.asking.bench.tokenizer)
 
-    def _edited(self, trial: Trial, places: Sequence[int]) -> tuple[float, float, list[Seen]]:
-        """The perplexity as a multiple of the base's, the weights' growth, and the answers."""
+    def _edited(self, trial: Trial, places: Sequence[int]) -> tuple[Harm, list[Seen]]:
         bench = self.asking.bench
         documents, before = self._text
         facts = [self.cases[place].fact for place in trial.cases]
@@ -250,12 +249,12 @@ class _Bench:
         weights = stacked_weights(bench.checkpoint, [patch])
         bench.use(weights)
         try:
-            seen = self._look(Loaded(bench.model, bench.tokenizer), places)
-            rise = self._perplexity(documents, weights) / before
+            seen = self._look(self._loaded, places)
+            after = perplexity(self._loaded, documents)
         finally:
             bench.use({})
         (growth,) = growths(bench.checkpoint.read, [weights])
-        return rise, growth, seen
+        return Harm(after, before, growth), seen
 
     def _edit(self, trial: Trial, facts: Sequence[Any]) -> Edited:
         bench = self.asking.bench

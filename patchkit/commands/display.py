@@ -24,6 +24,7 @@ from rich.text import Text
 __all__ = [
     "BAD",
     "CHANGED",
+    "GAP",
     "GOOD",
     "NAME",
     "QUIET",

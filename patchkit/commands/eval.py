@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 
 from patchkit.commands.common import (
@@ -21,6 +23,7 @@ from patchkit.commands.common import (
 )
 from patchkit.commands.display import (
     BAD,
+    GAP,
     GOOD,
     QUIET,
     WARNING,
@@ -290,15 +293,24 @@ def _positive(text: str) -> float:
 
 
 def _show_sweep(out: Console, found: Swept) -> None:
-    from patchkit.evaluation.studies import conditions
+    from patchkit.evaluation.studies import FREE, conditions, whole_of
     from patchkit.evaluation.tables import table_rows
 
     head, cells = table_rows(found.rows)
     leading = 2 + len(list(conditions(found.rows)))
-    if out.width < WIDE:  # the files have the intervals
-        cells = [[*row[:leading], *(cell.partition(" (")[0] for cell in row[leading:])] for row in cells]
-    columns = [Column(name, right=name not in ("editor", "facts of")) for name in head]
-    out.print(table(out, columns, cells))
+    first = leading + len(whole_of(found.rows))
+    harm = len(head) - 2
+    free = [head.index(name) for name in FREE if name in head]
+    order = list(dict.fromkeys([*range(first), harm, *free, harm + 1, *range(len(head))]))
+    lines = [
+        [row[place] if place < leading else row[place].partition(" (")[0] for place in order]
+        for row in [head, *cells]
+    ]
+    ends = list(accumulate(max(map(cell_len, column)) + GAP for column in zip(*lines, strict=True)))
+    fit = max(leading, sum(end - GAP <= out.width for end in ends))
+    columns = [Column(name, right=name not in ("editor", "facts of")) for name in lines[0][:fit]]
+    out.print(table(out, columns, [line[:fit] for line in lines[1:]]))
+    say(out, "the files have 95 % intervals and all scores", QUIET)
     for path in found.files:
         say(out, str(path), QUIET)
     for note in found.notes:

@@ -10,7 +10,7 @@ from typing import Any
 
 from patchkit.evaluation.studies import FREE, OF_CEILING, conditions, whole_of
 
-__all__ = ["csv_table", "json_table", "markdown_table", "shown_scores", "table_rows"]
+__all__ = ["csv_table", "json_table", "markdown_table", "table_rows"]
 
 Row = Mapping[str, Any]
 _HEAD = {"method": "editor", "count": "facts", "group": "facts of", "lambda": "λ"}
@@ -23,7 +23,7 @@ _NAMES = {
 }
 
 
-def shown_scores(rows: Sequence[Row]) -> list[str]:
+def _shown_scores(rows: Sequence[Row]) -> list[str]:
     """The scores of the tables: the field's own, free generation, and those that were asked for besides."""
     there = {name for row in rows for name in row["scores"]}
     wanted = (
@@ -42,7 +42,7 @@ def shown_scores(rows: Sequence[Row]) -> list[str]:
 def table_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Headings and cells; a score as its value and the bounds of its 95 % interval, then the harm."""
     leading = ["method", "count", *conditions(rows)]
-    names = shown_scores(rows)
+    names = _shown_scores(rows)
     head = [*(_HEAD[name] for name in leading), *(_NAMES.get(name, name) for name in names), *_HARM.values()]
     return head, [
         [
@@ -62,7 +62,7 @@ def markdown_table(rows: Sequence[Row]) -> bytes:
 
 def csv_table(rows: Sequence[Row]) -> bytes:
     """One column for each score's value and for each of its bounds; empty where there is none."""
-    names = shown_scores(rows)
+    names = _shown_scores(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     bounds = [f"{name}{part}" for name in names for part in ("", " low", " high")]
