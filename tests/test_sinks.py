@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+from pathlib import Path
+
 import pytest
 import reference_memit as reference
 import tiny_models
 import torch
+from command_helpers import Cli, cli, facts_file, git_environment, home, save_checkpoint, set_recipe
 
 from patchkit.editing.keys import collect_keys, collect_states
 from patchkit.editing.mass import add, restored, rewriting_of
@@ -16,6 +20,8 @@ from patchkit.editing.targets import find_targets
 from patchkit.editing.templates import drift_passages, rewriting_passages
 from patchkit.fact import Fact
 from patchkit.models.anatomy import anatomy_of
+
+__all__ = ["cli", "git_environment", "home"]
 
 FIRST = Fact("A", "{} plays the sport of", "football")
 FACTS = [FIRST, Fact("LeBron James", "{} plays the sport of", "basketball"), Fact("A", "The {} is", "chess")]
@@ -29,6 +35,16 @@ RECIPE = Recipe(
     templates=TEMPLATES,
     avoid_sinks=True,
 )
+WEAK = """
+[recipe]
+layers = [1]
+lambda = 1e6
+steps = 2
+contexts = 2
+context_tokens = 4
+statistics_tokens = 400
+avoid_sinks = true
+"""
 
 
 @pytest.fixture
@@ -89,3 +105,37 @@ def test_texts_that_begin_with_another_token_are_spared(model, tokenizer):
                 add(weight, edited.deltas[anatomy.weights[layer]])
             moved[avoid] = float((collect_states(model, anatomy, other, 2) - before).norm())
     assert moved[True] < moved[False] / 3
+
+
+@pytest.fixture
+def sink(cli: Cli, home: Path, model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A repository on that model whose edits change next to nothing; we stand in it."""
+    cli.ok("init", save_checkpoint(model.float(), home / "base"), "knowledge")
+    monkeypatch.chdir(home / "knowledge")
+    set_recipe(Path.cwd(), WEAK)
+
+
+@pytest.mark.parametrize("avoided", [True, False])
+def test_commit_says_why_a_fact_in_a_sink_did_not_take(
+    sink: None, cli: Cli, home: Path, avoided: bool
+) -> None:
+    facts = [{"subject": fact.subject, "prompt": fact.prompt, "target": fact.target} for fact in FACTS[:2]]
+    sinks = f"avoid_sinks={str(avoided).lower()}"
+    done = cli.ok("commit", facts_file(home, *facts), "--dry-run", "--set", sinks, "--json").json
+    assert [fact["took"] for fact in done["facts"]] == [False, False]
+    (note,) = done["notes"]
+    assert note.startswith(f"“{FIRST.text}” did not take")
+    assert ("as it stands, where the text begins" in note) == avoided
+
+
+def test_commit_says_of_a_fact_that_is_preferred_why_it_is_not_said(sink: None, cli: Cli, home: Path) -> None:
+    """With ``was`` a fact takes where it is the likelier of two, however unlikely both are."""
+    one = {"subject": FIRST.subject, "prompt": FIRST.prompt}
+    both = [{**one, "target": target, "was": was} for target, was in permutations(("football", "chess"))]
+    notes = [cli.ok("commit", facts_file(home, fact), "--dry-run", "--json").json["notes"] for fact in both]
+    said = f"“{one['subject']} plays the sport of"
+    assert sorted(note.split("”")[1].split(" as it stands")[0] for (note,) in notes) == [
+        " did not take",
+        " is not said",
+    ]
+    assert all(note.startswith(said) for (note,) in notes)

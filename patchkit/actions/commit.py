@@ -293,16 +293,18 @@ def _observe_before(
 
 
 def _notes(bench: Workbench, changes: Sequence[FactChange], recipe: Recipe) -> tuple[str, ...]:
-    """Why a fact did not take, where the reason is known."""
-    failed = [change.fact for change in changes if not change.took]
-    sinks = [text is not None for text in out_of_sinks(bench.model, bench.tokenizer, failed, recipe)]
+    """Why a fact did not take, or is preferred and still not said, where the reason is known."""
+    unsaid = [change for change in changes if not (change.took and change.after.rewrite.says)]
+    facts = [change.fact for change in unsaid]
+    sinks = [text is not None for text in out_of_sinks(bench.model, bench.tokenizer, facts, recipe)]
     notes = []
-    for fact, sink in zip(failed, sinks, strict=True):
-        if sink or last_subject_token(bench.tokenizer, fact) == 0:
+    for change, sink in zip(unsaid, sinks, strict=True):
+        if sink or last_subject_token(bench.tokenizer, change.fact) == 0:
+            what = "is not said" if change.took else "did not take"
             where = " as it stands, where the text begins" if sink else ""
             notes.append(
-                f"“{fact.text}” did not take{where}: its subject ends where every text of this model has the "
-                "same state; put words in front of it"
+                f"“{change.fact.text}” {what}{where}: its subject ends where every text of this model has "
+                "the same state; put words in front of it"
             )
     return tuple(notes)
 
