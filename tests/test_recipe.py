@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchkit.editing.published import recipe_for
+from patchkit.editing.published import read_recipe, recipe_for
 from patchkit.editing.recipe import Recipe, fields_read, parse_layers
 from patchkit.errors import BadInput
 
@@ -79,6 +81,50 @@ def test_what_the_measured_recipe_and_the_guess_share():
         assert (recipe.contexts, recipe.context_tokens, recipe.wordings) == (10, 25, 5)
         assert recipe.avoid_sinks
     assert guess.lambda_ == 1700.0
+
+
+@pytest.mark.parametrize("method", ["memit", "emmet", "alphaedit", "encore", "rome"])
+@pytest.mark.parametrize("shape", [(30, 576), (12, 640)])
+def test_the_published_search_is_one_option_away(method, shape):
+    """MEMIT's public hyperparameters, literally; layers, λ and what else a method has stay."""
+    config = transformers.LlamaConfig(num_hidden_layers=shape[0], hidden_size=shape[1])
+    measured, published = recipe_for(config, method), recipe_for(config, method, published=True)
+    search = {
+        **{"optimiser": "adam", "learning_rate": 0.5, "rate_decay": 1.0, "steps": 25, "weight_decay": 0.5},
+        **{"clamp": 4.0 if method == "rome" else 0.75, "kl_factor": 0.0625, "stop_loss": 0.05},
+        **{"contexts": 5, "context_tokens": 10, "templates_per_step": 0, "wordings": 0, "avoid_sinks": False},
+    }
+    table = published.to_dict()
+    assert {name: table[name] for name in search} == search
+    assert measured == published.override(
+        **{name: getattr(measured, name) for name in search}, guess=measured.guess
+    )
+
+
+def _read(overrides, **changes):
+    """What `commit` reads from a patchkit.toml for SmolLM2 that holds the changes."""
+    config = transformers.LlamaConfig(num_hidden_layers=30, hidden_size=576)
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        return read_recipe(
+            {**recipe_for(config).to_dict(), **changes}, "patchkit.toml", overrides, lambda: Path(folder)
+        )
+
+
+def test_a_name_with_published_behind_it_keeps_layers_and_lambda_and_what_is_asked_for():
+    plain = _read({"method": "memit-published"})
+    assert (plain.method, plain.optimiser, plain.lambda_) == ("memit", "adam", 300.0)
+    by_hand = {"layers": [5, 6], "lambda": 100.0, "learning_rate": 0.1, "kl_factor": 0.0, "wordings": 9}
+    changed = _read({"method": "memit-published", "steps": 7}, **by_hand)
+    assert changed == plain.override(layers=(5, 6), lambda_=100.0, steps=7, guess=False)
+    alphaedit = _read({"method": "alphaedit-published"}, **by_hand)
+    assert (alphaedit.layers, alphaedit.lambda_, alphaedit.optimiser) == ((5, 6), 10.0, "adam")
+
+
+@pytest.mark.parametrize("name", ["ft-published", "nothing-published"])
+def test_a_method_without_a_search_has_no_published_one(name):
+    with pytest.raises(BadInput, match=f"'{name}' is not an editor.*memit-published, emmet-published"):
+        _read({"method": name})
 
 
 def test_text_grows_with_the_keys_width():

@@ -48,6 +48,29 @@ def test_facts_of_one_relation_lend_their_prompts_and_no_one_else_does():
     assert zola == (TONGUES[2], TONGUES[0]), "what its own paraphrase tests is never lent to it"
 
 
+@pytest.mark.parametrize(
+    ("asked", "lent", "near"),
+    [
+        ("He left. Zoé speaks", "{} speaks the language", True),
+        ("He left. Zoé, speaks the language of", "{} speaks", True),
+        ("Zoé's profession is an", "{}'s profession is a", True),
+        ("It is so. In Zoé, an official language is", "In {}, an official language", True),
+        ("Zoé is the child of", "As all know, {} is the child of", True),
+        ("母語。Zoéは日本国の", "{}は日本国", True),
+        ("Zoé holds the title of", "{} holds the position of", False),
+        ("The mother tongue of Zoé is", "The nationality of {} is", False),
+        ("They speak. Zoé is a native of", "{} was born in", False),
+        ("Zoé's sister speaks", "{} speaks", False),
+        ("Ann speaks the language", "{} speaks", False),
+        ("It was told of Zoé", "{} speaks", False),
+    ],
+)
+def test_what_all_but_is_a_paraphrase_that_is_tested_is_not_lent(asked, lent, near):
+    zoe = Fact("Zoé", "{} is a native speaker of", "Dutch", relation="tongue", paraphrases=(asked,))
+    other = Fact("Ann", lent, "French", relation="tongue")
+    assert wordings_of([zoe, other], 5)[0] == (zoe.prompt, *([] if near else [lent]))
+
+
 def test_no_more_are_lent_than_are_asked_for():
     assert [len(found) for found in wordings_of(FACTS, 1)] == [2, 2, 2, 1, 1]
     assert wordings_of(FACTS, 0) == [(fact.prompt,) for fact in FACTS]

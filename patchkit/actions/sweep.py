@@ -107,7 +107,7 @@ def sweep(
         raise BadInput(f"{cases.source}: has no beginnings of texts (generation_prompts); leave out --texts")
     trials = plan(asked, chosen, cases.source)
     recipes = {method: repository.recipe({"method": method}) for method in asked.methods}
-    editors = {method: find_editor(method) for method in asked.methods}
+    editors = {method: find_editor(recipe.method) for method, recipe in recipes.items()}
     for method, editor in editors.items():
         recipe = recipes[method]
         if isinstance(editor, Trained):

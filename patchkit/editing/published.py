@@ -10,16 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from patchkit.editing.recipe import Recipe, fields_read, positions
+from patchkit.errors import BadInput
 
-__all__ = ["read_recipe", "recipe_for"]
+__all__ = ["AS_PUBLISHED", "SEARCHING", "read_recipe", "recipe_for"]
+
+AS_PUBLISHED = "-published"
+"""Behind a method's name: with the search of targets that MEMIT's public code has, whatever was measured here."""
+SEARCHING = ("memit", "emmet", "alphaedit", "encore", "rome")
+"""The methods that search targets, so that it says something of them."""
 
 _Shape = tuple[str, int, int]
 
 
-def recipe_for(config: Any, method: str = "memit", *, guess: bool = False) -> Recipe:
+def recipe_for(config: Any, method: str = "memit", *, guess: bool = False, published: bool = False) -> Recipe:
     """The recipe for a model, by its transformers config: published where there is one, else a guess.
 
-    With ``guess`` it is the rule of thumb in any case. A method of another package gets memit's.
+    With ``guess`` it is the rule of thumb in any case; with ``published`` the search of targets is that of
+    MEMIT's public code. A method of another package gets memit's.
     """
     config = config.get_text_config(decoder=True)
     kind = "" if guess else config.model_type  # of which nothing is published
@@ -27,6 +34,8 @@ def recipe_for(config: Any, method: str = "memit", *, guess: bool = False) -> Re
     length = min(Recipe.statistics_length, positions(config) or Recipe.statistics_length)
     size: dict[str, Any] = {"statistics_tokens": 10 * _width(config), "statistics_length": length}
     table = {**_of_memit(config, shape), **size, "method": method}
+    if published:
+        table = {name: value for name, value in table.items() if not _searched_fast(name, table)}
     if (changes := _CHANGES.get(method)) is not None:
         table |= changes(shape, table)
     read = fields_read(method)
@@ -39,17 +48,28 @@ def read_recipe(
     """The recipe that a table holds, with some fields changed; BadInput names ``where`` and the field.
 
     Another method than the table's takes over what means the same in both; the rest is what `recipe_for`
-    has for the checkpoint in ``base()``.
+    has for the checkpoint in ``base()``. A method's name may end with `AS_PUBLISHED`.
     """
     recipe = Recipe.from_dict(table, where)
     if not overrides:
         return recipe
-    method = overrides.get("method", recipe.method)
-    if _own(method) != _own(recipe.method):
+    method, published = _as_published(overrides.get("method", recipe.method))
+    if published or _own(method) != _own(recipe.method):
         from patchkit.models.loading import read_config
 
-        recipe = _switched(recipe, method, read_config(base()))
-    return recipe.override(**overrides)
+        recipe = _switched(recipe, method, read_config(base()), published)
+    return recipe.override(**{**overrides, "method": method})
+
+
+def _as_published(name: Any) -> tuple[Any, bool]:
+    """The method that is named, and whether its published search is asked for."""
+    if not isinstance(name, str) or not name.endswith(AS_PUBLISHED):
+        return name, False
+    method = name.removesuffix(AS_PUBLISHED)
+    if method not in SEARCHING:
+        known = ", ".join(f"{one}{AS_PUBLISHED}" for one in SEARCHING)
+        raise BadInput(f"{name!r} is not an editor; those with a published search are {known}")
+    return method, True
 
 
 def _own(method: str) -> str:
@@ -57,11 +77,19 @@ def _own(method: str) -> str:
     return method if method in _METHODS else "memit"
 
 
-def _switched(recipe: Recipe, method: str, config: Any) -> Recipe:
-    """The method's own recipe for a model, with what was changed by hand in ``recipe`` and means the same."""
-    found, usual = recipe_for(config, method), recipe_for(config, recipe.method).to_dict()
+def _switched(recipe: Recipe, method: str, config: Any, published: bool) -> Recipe:
+    """The method's own recipe for a model, with what was changed by hand in ``recipe`` and means the same.
+
+    Where the published search is asked for, that is the layers, λ and the text for C alone.
+    """
+    found = recipe_for(config, method, published=published)
+    usual = recipe_for(config, recipe.method).to_dict()
     changed = {name: value for name, value in recipe.to_dict().items() if value != usual[name]}
-    same = {name: value for name, value in changed.items() if found.reads(name) and name not in _APART}
+    apart = _APART if method != recipe.method else _APART[:1]
+    same = {name: value for name, value in changed.items() if found.reads(name) and name not in apart}
+    if published:
+        elsewhere = ("layers", "lambda", "statistics")
+        same = {name: value for name, value in same.items() if name.startswith(elsewhere)}
     if {method, recipe.method} & set(_OWN_TARGETS):
         kept = ("context", "templates", "wordings", "avoid_sinks", "statistics")
         same = {name: value for name, value in same.items() if name.startswith(kept)}
@@ -95,6 +123,12 @@ _FAST: dict[str, Any] = {
     "stop_loss": 0.1,
 }
 _LLAMA3: dict[str, Any] = {"layers": _layers(4, 8), "lambda_": 15000.0, "learning_rate": 0.1}
+
+
+def _searched_fast(name: str, table: Mapping[str, Any]) -> bool:
+    return table.get("optimiser") == _FAST["optimiser"] and name in _FAST
+
+
 _SMOLLM2 = ("llama", 30, 576)  # SmolLM2-135M
 # (model type, blocks, d_model): MEMIT's own settings, EasyEdit's, AlphaEdit's, and our measurements.
 _PUBLISHED: dict[_Shape, dict[str, Any]] = {
