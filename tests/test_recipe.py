@@ -90,9 +90,19 @@ def test_the_published_search_is_one_option_away(method, shape):
     config = transformers.LlamaConfig(num_hidden_layers=shape[0], hidden_size=shape[1])
     measured, published = recipe_for(config, method), recipe_for(config, method, published=True)
     search = {
-        **{"optimiser": "adam", "learning_rate": 0.5, "rate_decay": 1.0, "steps": 25, "weight_decay": 0.5},
-        **{"clamp": 4.0 if method == "rome" else 0.75, "kl_factor": 0.0625, "stop_loss": 0.05},
-        **{"contexts": 5, "context_tokens": 10, "templates_per_step": 0, "wordings": 0, "avoid_sinks": False},
+        "optimiser": "adam",
+        "learning_rate": 0.5,
+        "rate_decay": 1.0,
+        "steps": 25,
+        "weight_decay": 0.5,
+        "clamp": 4.0 if method == "rome" else 0.75,
+        "kl_factor": 0.0625,
+        "stop_loss": 0.05,
+        "contexts": 5,
+        "context_tokens": 10,
+        "templates_per_step": 0,
+        "wordings": 0,
+        "avoid_sinks": False,
     }
     table = published.to_dict()
     assert {name: table[name] for name in search} == search

@@ -15,7 +15,7 @@ from patchkit.errors import BadInput
 __all__ = ["AS_PUBLISHED", "SEARCHING", "read_recipe", "recipe_for"]
 
 AS_PUBLISHED = "-published"
-"""Behind a method's name: with the search of targets that MEMIT's public code has, whatever was measured here."""
+"""Behind a method's name: with the search of MEMIT's public code, whatever was measured here."""
 SEARCHING = ("memit", "emmet", "alphaedit", "encore", "rome")
 """The methods that search targets, so that it says something of them."""
 
