@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +122,23 @@ class Laboratory:
         base = self.checkpoint.fingerprint()
         return statistics_for(self.model, self.tokenizer, recipe, folder=self.cache, base=base)
 
-    def targets(self, facts: Sequence[Fact], recipe: Recipe, *, again: bool = True) -> Found:
+    def targets(
+        self, facts: Sequence[Fact], recipe: Recipe, *, size: int | None = None, again: bool = True
+    ) -> Found:
         """Optimise each fact's z, with what `commit` spends on it from the facts' text on.
 
-        Unless ``again``, those that were found before are looked up, so that seconds say nothing.
+        Wordings are lent among ``size`` facts at a time, as they are when those are edited together.
+        Unless ``again``, targets that were found before are looked up, so that seconds say nothing.
         """
         begun = time.perf_counter()
         folder = None if again else self.unfinished
-        found = find_targets(
-            self.model, self.anatomy, *self._passages(facts, recipe), recipe, unfinished=folder
+        each = size or len(facts)
+        batches = [facts[first : first + each] for first in range(0, len(facts), each)]
+        rewriting, drift = (
+            list(chain.from_iterable(parts))
+            for parts in zip(*(self._passages(batch, recipe) for batch in batches), strict=True)
         )
+        found = find_targets(self.model, self.anatomy, rewriting, drift, recipe, unfinished=folder)
         seconds = time.perf_counter() - begun
         return Found(found.z, seconds / len(facts), sum(found.steps) / len(facts))
 
@@ -165,12 +173,12 @@ class Laboratory:
         """Edit ``size`` facts at a time and observe each edit: the changes, and seconds a fact to solve."""
         changes: list[FactChange] = []
         seconds = 0.0
-        rewriting, _ = self._passages(facts, recipe)
         solve = Memit().solver(recipe, statistics)
         for first in range(0, len(facts), size):
             part = slice(first, first + size)
+            rewriting, _ = self._passages(facts[part], recipe)
             begun = time.perf_counter()
-            deltas, _ = spread(self.model, self.anatomy, rewriting[part], z[part], recipe, solve)
+            deltas, _ = spread(self.model, self.anatomy, rewriting, z[part], recipe, solve)
             seconds += time.perf_counter() - begun
             stored = {name: self.checkpoint.read(name) for name in deltas}
             edited = {name: materialise(stored[name], [delta], name) for name, delta in deltas.items()}

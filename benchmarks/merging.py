@@ -35,7 +35,7 @@ def measure(effort: Effort) -> Measured:
     recipe = lab.resolve(lab.default)
     statistics = lab.statistics(recipe)
     before = lab.observe(facts)
-    z = lab.targets(facts, recipe).z
+    z = lab.targets(facts, recipe, size=size).z
     ours, theirs = (
         lab.patch(facts[part], z[part], recipe, statistics) for part in (slice(size), slice(size, None))
     )

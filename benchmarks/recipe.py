@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.laboratory import Laboratory, laboratory
+from benchmarks.laboratory import Found, Laboratory, laboratory
 from benchmarks.quality import SCORES, Interval, Tally, difference, interval, tally
 from benchmarks.report import Bar, Cell, Effort, Measured
 from patchkit.editing.recipe import Recipe
@@ -98,18 +98,23 @@ def compare_recipes(
     before: Sequence[FactState],
     sizes: Mapping[int, int],
 ) -> list[Outcome]:
-    """Each recipe on the same facts: one search for z, then edits of each size from it."""
+    """Each recipe on the same facts, in edits of each size; seconds and steps are of the largest."""
     outcomes = []
     for plain in recipes:
         recipe = laboratory.resolve(plain)
         statistics = laboratory.statistics(recipe)
-        found = laboratory.targets(facts, recipe)
+        found: dict[int, Found] = {}
         tallies = {}
-        for size, count in sizes.items():
-            chosen = slice(min(count, len(facts)))
-            changes, seconds = laboratory.edits(
-                facts[chosen], before[chosen], found.z[chosen], recipe, statistics, size
+        for size, count in sorted(sizes.items(), reverse=True):
+            among = size if recipe.wordings else max(sizes)  # which are lent within an edit alone
+            if among not in found:
+                found[among] = laboratory.targets(facts[: sizes[among]], recipe, size=among)
+            chosen = slice(count)
+            changes, spent = laboratory.edits(
+                facts[chosen], before[chosen], found[among].z[chosen], recipe, statistics, size
             )
             tallies[size] = tally(changes)
-        outcomes.append(Outcome(recipe, found.seconds + seconds, found.steps, tallies))
+            if size == max(sizes):
+                seconds = found[among].seconds + spent
+        outcomes.append(Outcome(recipe, seconds, found[max(sizes)].steps, tallies))
     return outcomes

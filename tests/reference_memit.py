@@ -1,8 +1,9 @@
 """The oracle: MEMIT written literally from the paper (arXiv 2210.07229), one fact at a time.
 
-Whole model, head at every position, torch's own optimisers, forward hooks that add delta, dense updates by
-a direct solve. Slow and plain on purpose, in whatever dtype the model is in (float64 to compare
-with). Nothing of patchkit is used, except that facts, recipes and anatomies are read as plain data.
+Whole model, a fact's texts as one padded batch, head at every position, torch's own optimisers, forward hooks
+that add delta, dense updates by a direct solve. Slow and plain on purpose, in whatever dtype the model is in
+(float64 to compare with). Nothing of patchkit is used, except that facts, recipes and anatomies are read as
+plain data.
 """
 
 from __future__ import annotations
@@ -34,6 +35,14 @@ def hooked(module, *, output=None, inputs=None):
 
 def logits_of(model, tokens):
     return model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
+
+
+def logits_together(model, rows):
+    """Of texts of several lengths, padded behind: [B, longest, vocabulary]."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    return model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
 
 
 def texts_of(fact, templates):
@@ -90,25 +99,26 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
     turns = -(-len(others) // max(beside, 1)) if beside >= 0 else 1
     initial, times_said = None, 0
 
-    def with_delta(ids, subject):
+    def with_delta(rows, subjects):
         def add(hidden):
             hidden = hidden.clone()
-            hidden[0, subject] += delta
+            hidden[range(len(rows)), subjects] += delta
             return hidden
 
         with hooked(block, output=add):
-            return logits_of(model, ids)
+            return log_softmax(logits_together(model, rows), -1)
 
     for step in range(recipe.steps):
         descent.zero_grad()
         nll, turn, said = 0, bare + others[step % turns :: turns], True
-        for ids, subject, target in turn:
-            log_p = log_softmax(with_delta(ids, subject), -1)
+        rows, subjects, _ = zip(*turn, (drift_ids, drift_subject, None), strict=True)
+        spoken = with_delta(rows, subjects)
+        for (ids, _, target), log_p in zip(turn, spoken, strict=False):
             expected = torch.tensor(ids[target:])
             likely = log_p[target - 1 : len(ids) - 1]
             said = said and bool((likely.argmax(-1) == expected).all())
             nll = nll - likely.gather(1, expected[:, None]).mean() / len(turn)
-        current = log_softmax(with_delta(drift_ids, drift_subject), -1)[drift_subject]
+        current = spoken[-1, drift_subject]
         if initial is None:
             initial = current.detach().clone()
         drift = recipe.kl_factor * kl_div(initial, current, log_target=True, reduction="sum")
