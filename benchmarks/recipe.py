@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks.laboratory import Found, Laboratory, laboratory
 from benchmarks.quality import SCORES, Interval, Tally, difference, interval, tally
 from benchmarks.report import Bar, Cell, Effort, Measured
+from patchkit.editing.published import recipe_for
 from patchkit.editing.recipe import Recipe
 from patchkit.evaluation.measure import FactState, compare
 from patchkit.fact import Fact
@@ -87,8 +88,7 @@ def _rows(
 
 def published(lab: Laboratory) -> Recipe:
     """MEMIT's own search for z (its public hyperparameters), at the default's layers and λ."""
-    kept = {name: getattr(lab.default, name) for name in ("layers", "lambda_", "statistics_tokens")}
-    return lab.small(Recipe(**kept))
+    return lab.small(recipe_for(lab.model.config, published=True))
 
 
 def compare_recipes(

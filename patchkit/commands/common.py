@@ -92,7 +92,7 @@ def engine_options(command: Command) -> Command:
 def recipe_options(command: Command) -> Command:
     """What overrides the recipe in patchkit.toml, for this commit."""
     for option in (
-        click.option("--method", default=None, help="The editor (see `patchkit editors`)."),
+        click.option("--method", default=None, help="The editor; `patchkit editors` lists them."),
         click.option("--layers", default=None, metavar="4-8", help="Layers to edit."),
         click.option("--lambda", "lambda_", type=float, default=None, help="How much what was known weighs."),
         click.option("--corpus", default=None, metavar="FILE|DATASET", help="Text for the statistics C."),

@@ -17,6 +17,9 @@ __all__ = ["command"]
 def command(as_json: bool) -> None:
     """List the editors that `--method` takes: patchkit's own and those of installed packages.
 
+    NAME-published, for those that search targets, searches as MEMIT's public
+    code does, whatever was measured for the base: memit-published.
+
     \b
     Example:
       patchkit editors
