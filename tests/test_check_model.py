@@ -187,6 +187,14 @@ def experts(folder):
     return save_checkpoint(transformers.MixtralForCausalLM(transformers.MixtralConfig(**settings)), folder)
 
 
+def hybrid(folder):
+    """transformers tells how to install kernels for it as soon as it runs."""
+    config = transformers.FalconH1Config(
+        **tiny_models.CONFIGS["llama"][1], mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8
+    )
+    return save_checkpoint(transformers.FalconH1ForCausalLM(config), folder)
+
+
 @COMMANDS
 def test_an_encoder(cli, home, command):
     reason = "BertLMHeadModel: its attention looks ahead (an encoder); patchkit edits decoders"
@@ -264,6 +272,7 @@ def test_nothing_stands_beside_the_one_line(home):
     shutil.copytree(tiny_base(), bases["pickled"])
     (bases["pickled"] / "model.safetensors").rename(bases["pickled"] / "pytorch_model.bin")
     bases["adapted"] = adapted(home / "adapted")
+    bases["hybrid"] = hybrid(home / "hybrid")
     lines = [line for base in bases.values() for line in (["model", "check", base], ["init", base, "made"])]
     done = subprocess.run(
         [sys.executable, "-c", _EACH, json.dumps(lines, default=str)],
