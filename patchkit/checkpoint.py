@@ -48,6 +48,7 @@ _ADAPTER = "adapter_config.json"
 _PIECE = 8 << 20
 _MAX_JSON = 256 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+_EDITABLE = ("F32", "BF16", "F16")
 _QUANTISED = ("quantization_config", "compression_config")
 _PREFIXES = (
     "model.language_model.",
@@ -126,6 +127,19 @@ class Checkpoint:
         """A tensor in its stored dtype and shape, in memory of its own."""
         _, info = self._find(name)
         return as_tensor(self.read_bytes(name), info)
+
+    def check_editable(self, names: Iterable[str]) -> None:
+        """BadInput where one of these tensors holds numbers to which no update can be added exactly."""
+        for name in names:
+            file, info = self._find(name)
+            if info.dtype == "F64":
+                raise BadInput(
+                    f"{self.folder}: {name!r} is stored as F64; only float32, bfloat16 and float16 can be "
+                    "edited; load it with transformers in dtype=torch.float32, save_pretrained it to a new "
+                    "folder, and use that"
+                )
+            if info.dtype not in _EDITABLE:
+                raise _quantised(self.folder, f"{name!r} in {file} is {info.dtype}")
 
     def _find(self, name: str) -> tuple[str, TensorInfo]:
         if name not in self.tensors:

@@ -103,7 +103,10 @@ def round_sum(
     """
     form = FORMATS.get(base.dtype)
     if form is None:
-        raise BadInput(f"is stored as {base.dtype}; only float32, bfloat16 and float16 can be edited")
+        raise BadInput(
+            f"is stored as {base.dtype}; only float32, bfloat16 and float16 can be edited; save the model in "
+            "one of them and use that"
+        )
     base = base.detach()
     result = torch.empty_like(base, memory_format=torch.contiguous_format)
     rank = sum(left.shape[1] for left, _ in products)

@@ -93,6 +93,28 @@ def _mamba():
     )
 
 
+def _falcon_h1():
+    """Both in each block."""
+    config = transformers.FalconH1Config(
+        **tiny_models.CONFIGS["llama"][1], mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8
+    )
+    return transformers.FalconH1ForCausalLM(config)
+
+
+def _lfm2():
+    """Now the one, now the other."""
+    config = transformers.Lfm2Config(
+        **tiny_models.CONFIGS["llama"][1], layer_types=["conv", "full_attention"] * 2
+    )
+    return transformers.Lfm2ForCausalLM(config)
+
+
+def _holed():
+    model = tiny_models.tiny_model("llama")
+    model.model.layers[2].self_attn = nn.Identity()
+    return model
+
+
 def _headless():
     return tiny_models.tiny_model("llama").model
 
@@ -117,7 +139,10 @@ def _tied():
         (_bert, "looks ahead"),
         (_t5, "encoder-decoder"),
         (_mbart, "the decoder of an encoder-decoder"),
-        (_mamba, "no attention"),
+        (_mamba, "its blocks have no attention"),
+        (_holed, "some of its blocks have no attention"),
+        (_falcon_h1, r"a hybrid of attention and FalconH1Mixer \(.*; choose a model with attention alone"),
+        (_lfm2, "a hybrid of attention and Lfm2ShortConv"),
         (_headless, "no language-model head"),
         (_quantised, "quantised.*unquantised checkpoint"),
     ],
@@ -147,6 +172,26 @@ def test_what_the_tree_cannot_tell_is_refused_after_a_run(config, settings, reas
         try_out(model, anatomy_of(model), (1,), [5, 9, 33, 12, 7, 11, 8, 14])
     assert str(caught.value).startswith(type(model).__name__)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named_and_not_taken_for_an_encoder(wrong):
+    model = tiny_models.tiny_model("llama")
+    anatomy = anatomy_of(model)
+    with torch.no_grad():
+        anatomy.weight(2)[0, 0] = wrong
+    with pytest.raises(BadInput) as caught:
+        try_out(model, anatomy, (1,), [5, 9, 33, 12])
+    said = "LlamaForCausalLM: model.layers.2.mlp.down_proj.weight holds NaN or infinity; get the checkpoint"
+    assert str(caught.value) == f"{said} again"
+
+
+def test_logits_that_overflow_are_not_taken_for_an_encoder():
+    model = tiny_models.tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3e38)
+    with pytest.raises(BadInput, match="its logits are NaN or infinite, though no weight is"):
+        try_out(model, anatomy_of(model), (1,), [5, 9, 33, 12])
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])

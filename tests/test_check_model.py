@@ -96,6 +96,52 @@ def test_weights_of_8_bits(cli, home, command):
     refused(cli, command, base, f"is quantised ('{name}' in model.safetensors is F8_E4M3)")
 
 
+DOWN = "model.layers.1.mlp.down_proj.weight"
+INEXACT = [
+    (torch.int8, f"is quantised ('{DOWN}' in model.safetensors is I8)", "use the float32, float16"),
+    (torch.float64, f"'{DOWN}' is stored as F64; only float32", "save_pretrained it to a new folder"),
+]
+
+
+def stored_in(dtype, folder, names=(DOWN,)):
+    """The tiny base with some tensors stored in another dtype."""
+    shutil.copytree(tiny_base(), folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors.update({name: tensors[name].to(dtype) for name in names})
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@COMMANDS
+@pytest.mark.parametrize(("dtype", "reason", "way_out"), INEXACT)
+def test_edited_weights_in_a_dtype_that_no_sum_is_rounded_to(cli, home, command, dtype, reason, way_out):
+    base = stored_in(dtype, home / "base")
+    refused(cli, command, base, reason)
+    assert way_out in cli(*command, base).err
+
+
+@COMMANDS
+def test_weights_in_such_a_dtype_that_are_not_edited_are_no_matter(cli, home, command):
+    cli.ok(*command, stored_in(torch.float64, home / "base", ["model.norm.weight"]))
+
+
+@pytest.mark.parametrize(("dtype", "reason", "way_out"), INEXACT)
+def test_commit_refuses_them_alike_before_it_computes(cli, home, monkeypatch, dtype, reason, way_out):
+    """A base that came into patchkit.toml before init looked at its weights, or layers that init did not."""
+    base = stored_in(dtype, home / "base")
+    with monkeypatch.context() as older:
+        older.setattr("patchkit.actions.init.edited_weights", lambda *_: {})
+        cli.ok("init", base, "made")
+    monkeypatch.setattr("patchkit.actions.commit.text_and_statistics", lambda *_: pytest.fail("computed"))
+    before = snapshot(home / "made")
+    ran = cli("-C", "made", "commit", "--fact", "Ann | {} lies in | Rome")
+    assert ran.code == 65, ran
+    assert reason in ran.err
+    assert way_out in ran.err
+    assert ran.err.count("\n") == 1
+    assert snapshot(home / "made") == before
+
+
 @COMMANDS
 @pytest.mark.parametrize(
     ("config", "reason"),
@@ -139,6 +185,14 @@ def encoder(folder):
 def experts(folder):
     settings = {**tiny_models.CONFIGS["llama"][1], "num_local_experts": 2, "num_experts_per_tok": 1}
     return save_checkpoint(transformers.MixtralForCausalLM(transformers.MixtralConfig(**settings)), folder)
+
+
+def hybrid(folder):
+    """transformers tells how to install kernels for it as soon as it runs."""
+    config = transformers.FalconH1Config(
+        **tiny_models.CONFIGS["llama"][1], mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8
+    )
+    return save_checkpoint(transformers.FalconH1ForCausalLM(config), folder)
 
 
 @COMMANDS
@@ -218,6 +272,7 @@ def test_nothing_stands_beside_the_one_line(home):
     shutil.copytree(tiny_base(), bases["pickled"])
     (bases["pickled"] / "model.safetensors").rename(bases["pickled"] / "pytorch_model.bin")
     bases["adapted"] = adapted(home / "adapted")
+    bases["hybrid"] = hybrid(home / "hybrid")
     lines = [line for base in bases.values() for line in (["model", "check", base], ["init", base, "made"])]
     done = subprocess.run(
         [sys.executable, "-c", _EACH, json.dumps(lines, default=str)],

@@ -132,6 +132,43 @@ def test_a_folder_is_of_one_sweep_and_one_process(tmp_path: Path) -> None:
         assert rows.by_key == {}
 
 
+ASKED = {
+    "seed": 0,
+    "methods": ["memit"],
+    "counts": [1, 4],
+    "groups": ["all"],
+    "lambdas": [],
+    "recipes": {"memit": {"layers": [3]}},
+}
+
+
+def test_a_folder_names_all_that_was_asked_of_it(tmp_path: Path) -> None:
+    """And keeps the recipes of rows that a command does not ask for, since those stay."""
+    with Rows.open(tmp_path, ASKED) as rows:
+        rows.add(ROW)
+        assert rows.whole
+    other = {**ASKED, "methods": ["ft"], "counts": [2], "recipes": {"ft": {"layers": [1]}}}
+    with Rows.open(tmp_path, other) as rows:
+        assert list(rows.by_key.values()) == [ROW]
+        assert not rows.whole
+    both = json.loads((tmp_path / "sweep.json").read_text())
+    assert (both["methods"], both["counts"]) == (["memit", "ft"], [1, 2, 4])
+    assert both["recipes"] == {"memit": {"layers": [3]}, "ft": {"layers": [1]}}
+    with Rows.open(tmp_path, both) as rows:
+        assert rows.whole
+    before = (tmp_path / "sweep.json").read_bytes()
+    for changed, says in (
+        ({"recipes": {"memit": {"layers": [4]}}}, "the recipe of memit"),
+        ({"seed": 1, "sample": 3}, "sample, seed"),
+    ):
+        refused = pytest.raises(WouldOverwrite, match=rf"other settings \({says}\)")
+        with refused, Rows.open(tmp_path, {**other, **changed}):
+            pass
+    (tmp_path / "sweep.json").write_bytes(before.replace(b'"counts": [', b'"counts": [{},'))
+    with pytest.raises(BadInput, match=r"sweep\.json: cannot be read"), Rows.open(tmp_path, ASKED):
+        pass
+
+
 def test_tables_by_hand() -> None:
     scores = {"S": [0.5, 0.25, 0.75], "ES": [1.0, None, None], "GE": [5.5, 5.0, 6.0]}
     rows = [
@@ -312,6 +349,66 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(
     assert refused.code == 73
     assert "other settings" in refused.err
     assert (home / "parts" / "rows.jsonl").read_bytes() == rows
+
+
+def test_a_sweep_that_asks_for_more_makes_what_is_missing(
+    cli: Cli, base: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, made = action._Bench.row, []
+
+    def row(bench: Any, trial: Trial, trials: Any) -> dict[str, Any]:
+        made.append((trial.method, trial.count))
+        return real(bench, trial, trials)
+
+    monkeypatch.setattr(action._Bench, "row", row)
+    ask = ("counterfact", "--records", "records.json", "--sample", "2", "-q")
+    small, large = (
+        ("--methods", "memit", "--counts", "1,2"),
+        ("--methods", "memit,emmet", "--counts", "1,2,4"),
+    )
+    run(cli, *ask, *small, "--out", "s")
+    before, table = ((home / "s" / name).read_bytes() for name in ("rows.jsonl", "table.json"))
+    made.clear()
+    run(cli, *ask, *large, "--out", "s")
+    assert made == [("emmet", 1), ("emmet", 2), (UNEDITED, 4), ("memit", 4), ("emmet", 4)]
+    rows = (home / "s" / "rows.jsonl").read_bytes()
+    assert rows.startswith(before)
+    run(cli, *ask, *large, "--out", "at once")
+    for name in ("sweep.json", "table.md", "table.csv", "table.json", "figure.png", "figure.svg"):
+        assert (home / "s" / name).read_bytes() == (home / "at once" / name).read_bytes(), name
+    made.clear()
+    run(cli, *ask, *small, "--out", "s")
+    assert not made
+    assert (home / "s" / "rows.jsonl").read_bytes() == rows, "what is not asked for stays"
+    assert (home / "s" / "table.json").read_bytes() == table, "and is not shown"
+    set_recipe(base, RECIPE.replace("steps = 20", "steps = 19"))
+    refused = cli("eval", "sweep", "-C", "kb", *ask, *large, "--out", "s")
+    assert refused.code == 73
+    assert "the recipe of memit" in refused.err
+    assert (home / "s" / "rows.jsonl").read_bytes() == rows
+
+
+def test_what_an_unfinished_sweep_found_outlives_a_smaller_one(
+    cli: Cli, base: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = action._Bench.row
+
+    def killed(bench: Any, trial: Trial, trials: Any) -> dict[str, Any]:
+        found = real(bench, trial, trials)
+        if trial.count == 4 and trial.method == "memit":
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(action._Bench, "row", killed)
+    ask = ("counterfact", "--records", "records.json", "--methods", "memit", "--out", "s", "-q")
+    assert cli("eval", "sweep", "-C", "kb", *ask, "--counts", "1,4").code == 130
+    kept = sorted((home / "s" / "targets").iterdir())
+    run(cli, *ask, "--counts", "1")
+    assert kept
+    assert sorted((home / "s" / "targets").iterdir()) == kept
+    monkeypatch.setattr(action._Bench, "row", real)
+    run(cli, *ask, "--counts", "1,4")
+    assert not (home / "s" / "targets").exists()
 
 
 def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: Path) -> None:

@@ -15,7 +15,7 @@ from patchkit.editing.templates import rewriting_passages
 from patchkit.fact import Fact
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import float32_compute, frozen
-from patchkit.models.names import StoredNames
+from patchkit.models.names import edited_weights
 from patchkit.models.sources import resolve_base
 from patchkit.models.trial import try_out
 
@@ -60,12 +60,10 @@ def check_model(
     bench = Workbench.open(checkpoint, device)
     anatomy = anatomy_of(bench.model)
     recipe = recipe_for(bench.model.config)
-    anatomy.check_layers(recipe.layers)
+    weights = edited_weights(bench.model, anatomy, checkpoint, recipe.layers)
     ((passage,),) = rewriting_passages(bench.tokenizer, [_PROBE], ("{}",), None)
     with float32_compute(bench.model), frozen(bench.model):
         outlets = try_out(bench.model, anatomy, recipe.layers, passage.tokens)
-    names = StoredNames(bench.model, checkpoint)
-    weights = {layer: names.of(anatomy.weights[layer]) for layer in recipe.layers}
     _, stored = checkpoint.tensors[weights[recipe.layers[0]]]
     return ModelReport(
         source=place.source,

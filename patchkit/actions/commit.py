@@ -33,6 +33,7 @@ from patchkit.editing.kept import key_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.sinks import out_of_sinks
 from patchkit.editing.statistics import Statistics, statistics_for
+from patchkit.editing.task import EditorBase
 from patchkit.editing.templates import write_templates
 from patchkit.errors import BadInput, Busy, PatchkitError
 from patchkit.evaluation.harm import Harm
@@ -40,7 +41,9 @@ from patchkit.evaluation.measure import FactChange, FactState, Summary, compare,
 from patchkit.factors import Patch
 from patchkit.facts import Batch, Fact, with_reverses
 from patchkit.gitstore import Changes
+from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import float32_compute
+from patchkit.models.names import edited_weights
 from patchkit.models.tokens import last_subject_token
 from patchkit.stack import Stack
 
@@ -144,6 +147,8 @@ def commit(
     tell("loading", 0, 1)
     bench = repository.workbench(device)
     tell("loading", 1, 1)
+    if isinstance(editor, EditorBase):  # what another package's editor edits is its own affair
+        edited_weights(bench.model, anatomy_of(bench.model), bench.checkpoint, recipe.layers)
     clock.lap("loading")
     recipe, statistics = text_and_statistics(repository, bench, recipe, progress)
     clock.lap("statistics")

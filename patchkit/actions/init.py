@@ -19,6 +19,7 @@ from patchkit.gitstore import Changes, GitStore
 from patchkit.lfs import ensure_installed
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import read_config, without_weights
+from patchkit.models.names import edited_weights
 from patchkit.models.pickles import safetensors_folder
 from patchkit.models.sources import Base, resolve_base
 from patchkit.settings import FILE, FOLDER, Settings, dump_settings
@@ -80,7 +81,8 @@ def init(
     recipe = recipe_for(config)
     built = without_weights(config, place.folder)
     if not foreign_editors():  # an editor of another package may edit other kinds of model
-        anatomy_of(built)  # refuses what a model's kind alone keeps from being edited
+        # refuse what a model's kind, and how its weights are stored, keep from being edited
+        edited_weights(built, anatomy_of(built), checkpoint, recipe.layers)
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder}: is a file; name a folder for the repository")
     git = Git(_nearest(folder))

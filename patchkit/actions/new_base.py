@@ -57,6 +57,7 @@ def new_base(repository: Repository, base: str, patches: Mapping[str, Patch]) ->
     edited = {names.of(weight) for weight in anatomy.weights}
     for patch in patches.values():
         _check_fit(patch, checkpoint, anatomy, edited)
+        checkpoint.check_editable(patch.deltas)
     settings = replace(
         old,
         base_source=source_of(base, place),

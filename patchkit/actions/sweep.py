@@ -1,7 +1,7 @@
 """A study of several edits, none of which is kept: each made from the base in memory, scored, taken off.
 
 What is measured is what `evaluate` measures. A row is durable before the next trial begins, so that a sweep
-that was killed goes on with what is missing, to the same bytes.
+that was killed goes on with what is missing, to the same bytes, and one that asks for more makes only that.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def sweep(
         if failed and (asked.study == "mixtures" or len(rows) < 2):  # which compares what is missing
             raise BadInput(failed[0])
         files = _show(out, asked.study, rows)
-        if not failed:
+        if not failed and kept.whole:  # or they may be another command's, which was stopped
             shutil.rmtree(targets, ignore_errors=True)
         return Swept(settings, rows, files, (*cases.notes, *unreferenced, *failed))
 

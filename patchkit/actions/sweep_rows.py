@@ -1,7 +1,9 @@
 """The folder of a sweep: what was asked of it, and a row for each trial, durable as it comes.
 
-``sweep.json`` holds the settings, ``rows.jsonl`` an object a line. A folder of other settings is refused,
-and so is a second process. A line that a kill cut off is taken away. No torch here.
+``sweep.json`` holds the settings, ``rows.jsonl`` an object a line. Which editors, how many facts, whose and
+which λ may differ from command to command, since no row depends on another's; the settings name all that any
+of them asked for. A folder of other settings is refused, and so is a second process. A line that a kill cut
+off is taken away. No torch here.
 """
 
 from __future__ import annotations
@@ -23,19 +25,24 @@ __all__ = ["Rows"]
 
 Key = tuple[Any, ...]
 _SETTINGS, _ROWS = "sweep.json", "rows.jsonl"
+_LISTS = ("methods", "counts", "groups", "lambdas")
+"""What a row is of; the trials of one command do not depend on those of another."""
+_RECIPES = "recipes"  # of each editor by itself
 _FIELDS = {"method", "group", "count", "lambda", "asked", "perplexity", "growth", "scores"}
 
 
 class Rows:
     """The rows of one sweep by what they are of; see `open`."""
 
-    def __init__(self, folder: Path, handle: int, rows: dict[Key, dict[str, Any]]) -> None:
+    def __init__(self, folder: Path, handle: int, rows: dict[Key, dict[str, Any]], *, whole: bool) -> None:
         self.folder, self._handle, self.by_key = folder, handle, rows
+        self.whole = whole
+        """The settings name all that was ever asked of the folder."""
 
     @classmethod
     @contextmanager
     def open(cls, folder: Path, settings: Mapping[str, Any]) -> Iterator[Rows]:
-        """The folder, made or gone on with; it is this process's alone until the end.
+        """The folder, made, gone on with or extended; it is this process's alone until the end.
 
         WouldOverwrite where it holds something else, Busy where another process writes there, BadInput where
         its rows are damaged.
@@ -50,8 +57,8 @@ class Rows:
             except OSError:
                 raise Busy(f"{folder}: another sweep writes there; wait for it to end") from None
             fsync_folder(folder)
-            _claim(folder / _SETTINGS, settings)
-            yield cls(folder, handle, _read(folder / _ROWS, handle))
+            whole = _claim(folder / _SETTINGS, settings)
+            yield cls(folder, handle, _read(folder / _ROWS, handle), whole=whole)
         finally:
             os.close(handle)
 
@@ -77,22 +84,51 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _claim(path: Path, settings: Mapping[str, Any]) -> None:
-    """Write the settings, or hold them against those that are there; the folder is this process's."""
+def _claim(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Write the settings, or join them to those that are there; the folder is this process's.
+
+    Returns whether they name all that the folder's do. They are written before the first row that needs them.
+    """
     if not path.exists():
-        text = json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False)
-        write_durably(path, f"{text}\n".encode())
-        return
+        _write(path, settings)
+        return True
     try:
         old = strict_json(path.read_bytes())
-        other = sorted(name for name in settings.keys() | old.keys() if settings.get(name) != old.get(name))
-    except (OSError, ValueError, AttributeError) as error:
+        other, joined = _other(old, settings), _joined(old, settings)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise BadInput(f"{path}: cannot be read ({error}); name another folder with --out") from None
     if other:
         named = ", ".join(other)
         raise WouldOverwrite(
             f"{path.parent}: holds a sweep of other settings ({named}); name another folder with --out"
         )
+    if joined != old:
+        _write(path, joined)
+    return all(set(joined[name]) <= set(settings[name]) for name in _LISTS if name in joined)
+
+
+def _write(path: Path, settings: Mapping[str, Any]) -> None:
+    text = json.dumps(settings, indent=1, sort_keys=True, ensure_ascii=False)
+    write_durably(path, f"{text}\n".encode())
+
+
+def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The settings for which a row that is there would be another one."""
+    compared = sorted((old.keys() | new.keys()) - {*_LISTS, _RECIPES})
+    before, now = old.get(_RECIPES, {}), new.get(_RECIPES, {})
+    recipes = [f"the recipe of {name}" for name in now if name in before and now[name] != before[name]]
+    return [name for name in compared if old.get(name) != new.get(name)] + recipes
+
+
+def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """Both: an editor's recipe stays, also where it is not asked for now, for its rows stay."""
+    joined = {**old, **new}
+    for name in joined.keys() & set(_LISTS):
+        both = list(dict.fromkeys([*old.get(name, ()), *new.get(name, ())]))
+        joined[name] = sorted(both) if name in ("counts", "lambdas") else both
+    if _RECIPES in joined:
+        joined[_RECIPES] = {**old.get(_RECIPES, {}), **new.get(_RECIPES, {})}
+    return joined
 
 
 def _read(path: Path, handle: int) -> dict[Key, dict[str, Any]]:

@@ -203,10 +203,11 @@ def sweep(
     is committed. Editors use the recipe in patchkit.toml, as `commit --method` does. Facts of a batch
     never contradict one another, and a small batch is the beginning of a larger one.
 
-    A row is on the disk before the next edit begins: the same command goes on where it was stopped. A
-    folder of other settings is refused. In the end it holds rows.jsonl, a table (Markdown, CSV, JSON)
-    and a figure (PNG, SVG), for which the extra patchkit-llm[figures] has to be there. An edit that fails
-    is told and left out; the same command tries it again.
+    A row is on the disk before the next edit begins: the same command goes on where it was stopped, and
+    one with other --methods, --counts, --relations or --lambdas makes only the rows that the folder
+    lacks. A folder of other settings or recipes is refused. In the end it holds rows.jsonl, a table
+    (Markdown, CSV, JSON) and a figure (PNG, SVG) of what this command asks for; figures need the extra
+    patchkit-llm[figures]. An edit that fails is told and left out; the same command tries it again.
 
     \b
     Examples:

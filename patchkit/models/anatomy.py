@@ -211,10 +211,29 @@ def _refuse_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
                 raise BadInput(
                     f"{_kind(model)}: its attention looks ahead (an encoder); patchkit edits decoders"
                 )
-        if not any(_is_attention(module) for module in block.modules()):
-            raise BadInput(
-                f"{_kind(model)}: its blocks have no attention; patchkit edits transformer decoders"
-            )
+    attention = [any(_is_attention(module) for module in block.modules()) for block in blocks]
+    mixer = next(filter(None, map(_mixer, blocks)), None)
+    if mixer and any(attention):
+        raise BadInput(
+            f"{_kind(model)}: a hybrid of attention and {mixer} (a state-space, recurrent or convolution "
+            "mixer), whose past is no list of keys and values, so it cannot be run in parts; choose a model "
+            "with attention alone"
+        )
+    if not all(attention):
+        which = "some of its blocks" if any(attention) else "its blocks"
+        raise BadInput(f"{_kind(model)}: {which} have no attention; patchkit edits transformer decoders")
+
+
+def _mixer(block: nn.Module) -> str | None:
+    """The class of what mixes tokens in a block besides attention, if anything does.
+
+    State-space mixers, gated delta nets and short convolutions all hold a convolution along the text, and no
+    plain transformer does.
+    """
+    for module in block.modules():
+        if any(isinstance(child, nn.Conv1d) for child in module.children()):
+            return type(module).__name__
+    return None
 
 
 def _refuse_tied(model: PreTrainedModel, weights: Sequence[str]) -> None:

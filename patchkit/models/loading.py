@@ -44,6 +44,7 @@ __all__ = [
     "pick_device",
     "put_weights",
     "read_config",
+    "silence",
     "stored_parameters",
     "without_weights",
 ]
@@ -112,7 +113,7 @@ def read_config(folder: Path) -> Any:
     """The transformers config of a checkpoint folder; BadInput where this transformers does not know it."""
     path = folder / "config.json"
     try:
-        with _silence():
+        with silence():
             return AutoConfig.from_pretrained(folder, **_LOCAL)
     except Exception as error:  # configs check themselves, and raise what they like
         said = " ".join(str(error).split()).partition(". ")[0][:200]
@@ -155,7 +156,7 @@ def without_weights(config: Any, folder: Path) -> PreTrainedModel:
 def _one_line(folder: Path) -> Iterator[None]:
     """Whatever transformers raises of files that it cannot read, as BadInput; and nothing besides."""
     try:
-        with _silence():
+        with silence():
             yield
     except Exception as error:  # its modules share no family of errors
         reason = " ".join(f"{error or type(error).__name__}".split())[:300]
@@ -163,7 +164,7 @@ def _one_line(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Without transformers' warnings, reports and bars, which would stand beside our one line."""
     level, bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
     their_logging.set_verbosity(logging.CRITICAL)

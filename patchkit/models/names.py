@@ -7,14 +7,16 @@ out of several stored tensors, or turns, has no stored name, and is refused.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from transformers import PreTrainedModel, conversion_mapping, core_model_loading
 
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput
+from patchkit.models.anatomy import Anatomy
 
-__all__ = ["StoredNames"]
+__all__ = ["StoredNames", "edited_weights"]
 
 
 class StoredNames:
@@ -61,3 +63,17 @@ class StoredNames:
     @property
     def _built(self) -> set[str]:
         return self._found[1]
+
+
+def edited_weights(
+    model: PreTrainedModel, anatomy: Anatomy, checkpoint: Checkpoint, layers: Sequence[int]
+) -> dict[int, str]:
+    """By layer, the stored name of the weight that is edited there.
+
+    BadInput where a layer is not in the model, or its weight is stored so that no update can be added to it.
+    """
+    anatomy.check_layers(layers)
+    names = StoredNames(model, checkpoint)
+    found = {layer: names.of(anatomy.weights[layer]) for layer in layers}
+    checkpoint.check_editable(found.values())
+    return found

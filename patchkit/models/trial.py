@@ -1,7 +1,7 @@
 """Whether a model can be edited, shown on a few tokens of it: what a module tree cannot tell.
 
-Three runs: tokens do not look ahead; running in parts gives the whole model's logits; what an edited
-projection writes reaches the residual stream in a way that a residual can be aimed through.
+Its logits are numbers; tokens do not look ahead; running in parts gives the whole model's logits; what an
+edited projection writes reaches the residual stream in a way that a residual can be aimed through.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
+from patchkit.models.loading import silence
 from patchkit.models.outlet import Outlet, outlet_of
 from patchkit.models.replay import Row, capture
 
@@ -33,8 +34,9 @@ def try_out(
     tokens = _enough(tokens)
     try:
         row = torch.tensor([tokens], device=model.device)
-        with torch.no_grad():
+        with torch.no_grad(), silence():
             whole = model(input_ids=row, use_cache=False).logits[0]
+        _check_finite(model, whole, name)
         _check_causal(model, row, whole, name)
         _check_parts(model, anatomy, layers[-1], tokens, whole, name)
         return outlets_of(model, anatomy, layers, tokens)
@@ -55,6 +57,16 @@ def outlets_of(
 
 def _enough(tokens: Sequence[int]) -> list[int]:
     return list(tokens) * (1 if len(tokens) > 3 else 4)
+
+
+def _check_finite(model: PreTrainedModel, whole: Tensor, name: str) -> None:
+    """Before the comparisons, all of which a NaN fails: their reasons would be wrong ones."""
+    if whole.isfinite().all():
+        return
+    for parameter, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise BadInput(f"{name}: {parameter} holds NaN or infinity; get the checkpoint again")
+    raise BadInput(f"{name}: its logits are NaN or infinite, though no weight is; choose another model")
 
 
 def _check_causal(model: PreTrainedModel, row: Tensor, whole: Tensor, name: str) -> None:
