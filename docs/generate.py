@@ -1,5 +1,6 @@
 """Writes docs/commands.md from the commands' own help, and the tables in other pages from what they tell of:
-the models that the tests make, and what the benchmarks measured (benchmarks/results.json).
+the models that the tests make, what the benchmarks measured (benchmarks/results.json), and the tables that
+`patchkit eval sweep` wrote (docs/results/).
 
     python docs/generate.py
 
@@ -8,6 +9,7 @@ the models that the tests make, and what the benchmarks measured (benchmarks/res
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import warnings
@@ -17,6 +19,7 @@ from pathlib import Path
 import click
 
 from patchkit.commands import SECTIONS, cli
+from patchkit.evaluation.tables import markdown_table
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.trial import try_out
 
@@ -31,6 +34,9 @@ MEASURED = [
     Path(__file__).with_name(name) for name in ("recipes.md", "performance.md", "merging.md", "evaluation.md")
 ]
 _RESULTS = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+SWEPT = Path(__file__).with_name("results.md")
+_SWEEP = re.compile(r"(<!-- sweep: ([\w-]+) -->\n).*?(<!-- end of sweep -->)", re.DOTALL)
+_INTERVAL = re.compile(r" \(\S+ to \S+\)")
 WIDTH = 88
 _HEAD = """# Commands
 
@@ -116,9 +122,30 @@ def measured_page(page: Path) -> str:
     )
 
 
+def swept_page() -> str:
+    """docs/results.md with the tables of its sweeps made anew from their rows."""
+    return _SWEEP.sub(lambda found: found[1] + _swept(found[2]) + found[3], SWEPT.read_text("utf-8"))
+
+
+def _swept(name: str) -> str:
+    """The table as the sweep wrote it; of the intervals, which its JSON has for each score, S's alone."""
+    rows = json.loads((SWEPT.parent / "results" / f"{name}.json").read_text("utf-8"))
+    head, *lines = markdown_table(rows).decode().splitlines()
+    kept = head.split(" | ").index("S")
+    return "".join(f"{line}\n" for line in [head, *(_plain(line, kept) for line in lines)])
+
+
+def _plain(line: str, kept: int) -> str:
+    cells = line.split(" | ")
+    return " | ".join(
+        cell if place == kept else _INTERVAL.sub("", cell) for place, cell in enumerate(cells)
+    )
+
+
 if __name__ == "__main__":
     for page in MEASURED:
         page.write_text(measured_page(page), "utf-8")
+    SWEPT.write_text(swept_page(), "utf-8")
     PAGE.write_text(commands_page(), "utf-8")
     MODELS.write_text(models_page(), "utf-8")
     sys.exit(0)

@@ -7,7 +7,7 @@ edited block's output there, in the bare prompt alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import accumulate
@@ -40,19 +40,43 @@ class Reader:
         self, model: PreTrainedModel, anatomy: Anatomy, passages: Sequence[Sequence[Passage]]
     ) -> None:
         self._model, self._anatomy, self._count = model, anatomy, len(passages)
+        self._templates = len(passages[0])
         self._all = _Climbs(model, anatomy, [_row(p, g) for texts in passages for g, p in enumerate(texts)])
         self._bare = _Climbs(model, anatomy, [_row(texts[0], 0) for texts in passages])
 
     def keys(self, layer: int) -> Tensor:
-        """Keys [N, d_ff] at ``layer``, whose weight may change next."""
-        return _over_templates(self.inputs(layer))
+        """Keys [N, d_ff] at ``layer``, whose weight may change next.
+
+        Means grow chunk by chunk: the keys of all templates at once would be T times as much.
+        """
+        width, of = self._anatomy.d_ff, self._model
+        dtype = torch.promote_types(of.dtype, torch.float32)
+        keys = torch.zeros(self._count, width, dtype=dtype, device=of.device)
+        for chosen, heard in self._all.heard(self._inputs(layer), width, layer, layer):
+            facts, shares = self._shares(chosen)
+            keys[facts] += shares.to(keys) @ heard.to(dtype)
+        return keys.to(of.dtype)
 
     def inputs(self, layer: int) -> Tensor:
         """The key in each template [N, T, d_ff] at ``layer``, whose weight may change next."""
-        read = self._all.read(
-            partial(reading_inputs, self._anatomy.downs[layer]), self._anatomy.d_ff, layer, layer
-        )
+        read = self._all.read(self._inputs(layer), self._anatomy.d_ff, layer, layer)
         return read.view(self._count, -1, self._anatomy.d_ff)
+
+    def _inputs(self, layer: int) -> Listener:
+        return partial(reading_inputs, self._anatomy.downs[layer])
+
+    def _shares(self, rows: Sequence[int]) -> tuple[list[int], Tensor]:
+        """The facts that rows belong to, and what each row counts in their keys: [facts, rows] in float64.
+
+        A product with it, unlike a sum by index, gives the same bits each time on a GPU too.
+        """
+        facts = sorted({row // self._templates for row in rows})
+        place = {fact: at for at, fact in enumerate(facts)}
+        shares = torch.zeros(len(facts), len(rows), dtype=torch.float64)
+        for column, row in enumerate(rows):
+            fact, template = divmod(row, self._templates)
+            shares[place[fact], column] = _share(template, self._templates)
+        return facts, shares
 
     def states(self, layer: int, until: int) -> Tensor:
         """Outputs [N, d_model] of block ``until`` for the bare prompts; ``layer`` may change next."""
@@ -72,10 +96,17 @@ class _Climbs:
     def read(self, listen: Listener, width: int, until: int, changes: int) -> Tensor:
         """What is heard at each row's last token in a pass through block ``until``: [rows, width]."""
         read = torch.empty(len(self._rows), width, dtype=self._model.dtype, device=self._model.device)
+        for chosen, heard in self.heard(listen, width, until, changes):
+            read[chosen] = heard
+        return read
+
+    def heard(
+        self, listen: Listener, width: int, until: int, changes: int
+    ) -> Iterator[tuple[list[int], Tensor]]:
+        """The same by chunks: the rows' places, and what is heard [rows of the chunk, width]."""
         for place, (chosen, climb) in enumerate(zip(self._chunks, self._climbs, strict=True)):
             heard = climb.read(listen, until=until, changes=changes if place < self._lasting else 0)
-            read[chosen] = heard.view(len(chosen), -1, width)[:, -1]  # some blocks flatten
-        return read
+            yield chosen, heard.view(len(chosen), -1, width)[:, -1]  # some blocks flatten
 
 
 def collect_keys(
@@ -112,11 +143,11 @@ def _lasting(tokens: Sequence[int], width: int) -> int:
     return sum(width * total <= _KEPT for total in accumulate(tokens))
 
 
-def _over_templates(keys: Tensor) -> Tensor:
-    """Mean of the bare prompt's key and the mean of the others: [N, T, d] to [N, d]."""
-    if keys.shape[1] == 1:
-        return keys[:, 0]
-    return (keys[:, 0] + keys[:, 1:].mean(1)) / 2
+def _share(template: int, count: int) -> float:
+    """The bare prompt, which is the first of the templates, counts one half, the others share the rest."""
+    if count == 1:
+        return 1.0
+    return 0.5 if template == 0 else 0.5 / (count - 1)
 
 
 def _row(passage: Passage, group: int) -> Row:
