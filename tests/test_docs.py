@@ -19,39 +19,28 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from docs_helpers import (
+    BLOCKS,
+    PAGES,
+    ROOT,
+    TEXTS,
+    put_behind_the_short_name,
+    script,
+    sessions,
+    short_name_folder,
+)
 from git_helpers import ENVIRONMENT
 from tiny_models import tiny_tokenizer
 
 from patchkit import errors
-from patchkit.canonical import hash_bytes
 from patchkit.commands import COMMANDS
 from patchkit.facts import parse_facts
 from patchkit.models.wheels import MODELS, find_copy
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "patchkit"
-
-
-def _script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-sessions = _script("sessions")
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "examples" / "README.md"]
-TEXTS = {
-    path.relative_to(ROOT).as_posix(): path.read_text("utf-8") for path in [*PAGES, ROOT / "CHANGELOG.md"]
-}
-BLOCKS = {name: sessions.blocks(text) for name, text in TEXTS.items()}
 CONSOLES = [name for name, blocks in BLOCKS.items() if any(b.language == "console" for b in blocks)]
 
 # Lines that do not depend on what a model says; numbers and hashes in them are masked.
@@ -70,8 +59,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     cache = tmp_path_factory.mktemp("cache")
-    model = MODELS["smollm2-135m"]
-    folder = cache / "models" / "smollm2-135m-bfloat16"
+    folder = short_name_folder(cache)
     config = LlamaConfig(
         vocab_size=320,
         hidden_size=32,
@@ -88,20 +76,8 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     torch.manual_seed(0)
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
-    files = {
-        path.name: {"size": path.stat().st_size, "sha256": hash_bytes(path.read_bytes())}
-        for path in folder.iterdir()
-    }
-    source = {"model": model.name, "dtype": "bfloat16", "wheel": model.sha256}
-    record = {**source, "files": files, "fingerprint": _digest(files)}
-    folder.with_name(f"{folder.name}.json").write_text(json.dumps(record))
+    put_behind_the_short_name(cache)
     return {**_environment(), "PATCHKIT_CACHE": str(cache)}
-
-
-def _digest(files: dict[str, Any]) -> str:
-    from patchkit.canonical import canonical_json
-
-    return hash_bytes(canonical_json(files))
 
 
 def _environment() -> dict[str, str]:
@@ -228,19 +204,36 @@ def test_the_example_of_the_interface_runs(stand_in: dict[str, str], tmp_path: P
     assert "0 patches in force" in done.stdout
 
 
+@pytest.mark.timeout(900)
+def test_the_demo_runs(stand_in: dict[str, str], tmp_path: Path) -> None:
+    """The whole of it: the short name is the stand-in's, and the demo's folder one of the test's own."""
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "demo.py")],
+        cwd=tmp_path,
+        env={**os.environ, **stand_in, "PATCHKIT_DEMO": str(tmp_path / "demo")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.index("the edited tensors' bytes differ") < done.stdout.index(
+        "every byte is the base's"
+    )
+
+
 # Examples
 
 
-def _bash(script: str, at: Path, environment: dict[str, str]) -> str:
+def _bash(lines: str, at: Path, environment: dict[str, str]) -> str:
     done = subprocess.run(
-        ["bash", "-e", "-o", "pipefail", "-c", script],
+        ["bash", "-e", "-o", "pipefail", "-c", lines],
         cwd=at,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{lines}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
@@ -299,9 +292,9 @@ def test_the_workflow_reviews_a_pull_request(stand_in: dict[str, str], tmp_path:
     said = ""
     for step in steps:
         if step.get("shell") == "python":
-            script = tools / "step.py"
-            script.write_text(step["run"])
-            said += _bash(f"python {script}", repository, environment)
+            step_file = tools / "step.py"
+            step_file.write_text(step["run"])
+            said += _bash(f"python {step_file}", repository, environment)
         elif "run" in step:
             said += _bash(step["run"], repository, environment)
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
@@ -362,9 +355,9 @@ def test_the_reader_of_the_format_page_reads_patches(tmp_path: Path) -> None:
     from patchkit.facts import Fact
 
     reader = next(b for b in BLOCKS["docs/patch-format.md"] if "reader" in b.info)
-    script = tmp_path / "reader.py"
-    script.write_text(reader.body)
-    assert {name.split(".")[0] for name in _imports(script)} <= {
+    program = tmp_path / "reader.py"
+    program.write_text(reader.body)
+    assert {name.split(".")[0] for name in _imports(program)} <= {
         "hashlib",
         "json",
         "sys",
@@ -386,7 +379,7 @@ def test_the_reader_of_the_format_page_reads_patches(tmp_path: Path) -> None:
     patch.save(folder)
 
     namespace: dict[str, Any] = {"__name__": "reader"}
-    exec(compile(reader.body, str(script), "exec"), namespace)
+    exec(compile(reader.body, str(program), "exec"), namespace)
     patch_id, header, read, updates = namespace["read_patch"](folder)
     assert patch_id == patch.id
     assert header["recipe"] == recipe
@@ -401,7 +394,7 @@ def test_the_reader_of_the_format_page_reads_patches(tmp_path: Path) -> None:
     assert norms == pytest.approx(patch.norms(), rel=1e-6)
 
     done = subprocess.run(
-        [sys.executable, str(script), str(folder)], capture_output=True, text=True, check=True
+        [sys.executable, str(program), str(folder)], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(f"{patch.id} memit sha256:")
 
@@ -419,19 +412,19 @@ def test_the_facts_of_the_facts_page_are_sound() -> None:
 
 
 def test_measured_tables_are_those_of_the_results() -> None:
-    generate = _script("generate")
+    generate = script("generate")
     for page in generate.MEASURED:
         assert "<!-- results: " in page.read_text("utf-8")
         assert page.read_text("utf-8") == generate.measured_page(page), "run python docs/generate.py"
 
 
 def test_the_commands_page_is_current() -> None:
-    page = _script("generate").commands_page()
+    page = script("generate").commands_page()
     assert TEXTS["docs/commands.md"] == page, "run python docs/generate.py"
 
 
 def test_the_table_of_models_is_what_the_tiny_models_are():
-    assert TEXTS["docs/models.md"] == _script("generate").models_page(), "run python docs/generate.py"
+    assert TEXTS["docs/models.md"] == script("generate").models_page(), "run python docs/generate.py"
 
 
 def test_every_command_is_documented() -> None:
