@@ -37,6 +37,7 @@ from patchkit.commands.display import (
 )
 from patchkit.commands.display import text as cell
 from patchkit.commands.results import harm_lines
+from patchkit.errors import BadInput
 from patchkit.evaluation.studies import STUDIES
 
 if TYPE_CHECKING:
@@ -207,7 +208,8 @@ def sweep(
     one with other --methods, --counts, --relations or --lambdas makes only the rows that the folder
     lacks. A folder of other settings or recipes is refused. In the end it holds rows.jsonl, a table
     (Markdown, CSV, JSON) and a figure (PNG, SVG) of what this command asks for; figures need the extra
-    patchkit-llm[figures]. An edit that fails is told and left out; the same command tries it again.
+    patchkit-llm[figures]. An edit that fails is left out and told in the end, with exit code 65; the same
+    command tries it again.
 
     \b
     Examples:
@@ -249,6 +251,8 @@ def sweep(
         print_json(found.to_dict())
     elif not quiet:
         _show_sweep(console(), found)
+    if found.failed:
+        raise BadInput("\n".join(found.failed))
 
 
 def _references(texts: bool, path: str | None) -> References | None:
