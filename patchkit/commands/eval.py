@@ -330,7 +330,7 @@ def _show(out: Console, found: Evaluation) -> None:
     columns = [Column(names[0]), *(Column(name, right=True) for name in names[1:])]
     bounds = out.width >= WIDE
     out.print(table(out, columns, [_row(score, bounds) for score in found.scores]))
-    if found.ceiling is not None:
+    if found.ceiling is not None and not math.isnan(found.ceiling.value):
         say(
             out,
             f"S is {_told('S', found.ceiling, '%.1f', True)} % of what the base's own NS lets it be",
