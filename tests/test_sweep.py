@@ -451,7 +451,16 @@ def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: P
         assert row["growth"] == pytest.approx(harm.growth, rel=1e-9) != 1
         assert row["perplexity"] == pytest.approx(harm.rise, rel=1e-6) != 1
         sums = tally(seen, plain).sum(0)
-        for name in ("ES", "PS", "NS", "rewrite argmax", "rewrite says", "neighbours kept", "GE"):
+        for name in (
+            "ES",
+            "PS",
+            "NS",
+            "rewrite argmax",
+            "rewrite says",
+            "neighbour says",
+            "neighbours kept",
+            "GE",
+        ):
             at = list(action.METRICS).index(name)
             assert row["scores"][name][0] == pytest.approx(sums[at, 0] / sums[at, 1]), name
         parts = [row["scores"][name][0] for name in ("ES", "PS", "NS")]

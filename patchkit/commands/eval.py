@@ -118,8 +118,9 @@ def score(
     is kept in the catalogue too (patchkit sql "select * from evaluations").
 
     ES, PS, NS and S are CounterFact's. "says" is free generation, in which nothing of the answer is
-    given away; "argmax" and "tokens" hand the model the answer's tokens one after another. "tokens"
-    of rewrites, paraphrases and neighbours are zsRE's efficacy, paraphrase and specificity.
+    given away, and counts what begins with it; "argmax" and "tokens" hand the model the answer's tokens
+    one after another. "tokens" of rewrites, paraphrases and neighbours are zsRE's efficacy, paraphrase
+    and specificity.
     "neighbours kept" have the most probable next token that they have in A.
 
     \b

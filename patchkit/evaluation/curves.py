@@ -42,6 +42,7 @@ _TITLES = {
     "neighbour tokens": "specificity",
     "rewrite says": "rewrite, said freely",
     "paraphrase says": "paraphrase, said freely",
+    "neighbour says": "neighbour, said freely",
 }
 
 
@@ -141,7 +142,7 @@ def _scaling(rows: Sequence[Row]) -> Figure:
     there = {name for row in rows for name in row["scores"]}
     scores = [*whole_of(rows), *(name for name in FREE if name in there)]
     methods, counts = _methods(rows), sorted({row["count"] for row in rows})
-    figure, panels = _panels(len(scores), 3, 3.6, 2.9)
+    figure, panels = _panels(len(scores), 4 if len(scores) > 6 else 3, 3.6, 2.9)
     for axes, score in zip(panels, scores, strict=False):
         for method in (UNEDITED, *methods):
             own = [row for row in rows if row["method"] == method]
