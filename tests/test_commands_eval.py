@@ -24,8 +24,10 @@ from command_helpers import (
 from patchkit.actions.workbench import Workbench
 from patchkit.commands.display import printable
 from patchkit.errors import BadInput
+from patchkit.evaluation.cases import read_cases, sampled
 from patchkit.evaluation.generation import continue_greedily, says
 from patchkit.evaluation.likelihood import Score, score_targets
+from patchkit.evaluation.studies import digest_of
 from patchkit.repository import Repository
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
@@ -100,6 +102,11 @@ def test_the_facts_in_force_are_asked_where_no_records_are_given(cli: Cli, knowl
         ]
         assert found["scores"]["rewrite says"][side]["value"] == sum(said) / 2
     assert cli.ok("eval", "--compare", "HEAD", "base", "--json").json["cases"] == 2
+    refused = cli("eval", "--compare", "base", "base")
+    assert refused.code == 65
+    assert refused.err == (
+        "patchkit: the base has no facts in force; name a file of records or facts to ask about\n"
+    )
 
 
 def test_a_stack_beside_itself_differs_in_nothing(cli: Cli, knowledge: Path, records: Path) -> None:
@@ -132,6 +139,11 @@ def test_a_sample_is_told_and_drawn_again_alike(cli: Cli, knowledge: Path, recor
     one, again = (cli.ok("eval", records, "--sample", "1", "--seed", "3", "--json").json for _ in range(2))
     assert one == again
     assert (one["cases"], one["sample"], one["seed"]) == (1, 1, 3)
+    both = cli.ok("eval", records, "--sample", "2", "--seed", "1", "--json").json
+    assert sorted(both["order"]) == [0, 1]
+    assert one["records"] == both["records"] == digest_of(read_cases(str(records)))
+    asked = read_cases(str(records)).cases
+    assert sampled(read_cases(str(records)), 2, 1).cases == tuple(asked[place] for place in both["order"])
     assert "1 fact of" in cli.ok("eval", records, "--sample", "1").out
     assert cli("eval", records, "--sample", "3").code == 65
 
@@ -152,6 +164,23 @@ def test_what_a_person_reads(cli: Cli, knowledge: Path, records: Path) -> None:
     assert " to " not in alone, "one fact alone has no interval"
     assert scores["PS"]["b"]["low"] is None
     assert printable(out.replace("\n", "")) == out.replace("\n", "")
+
+
+def test_a_share_of_no_ceiling_is_not_told(cli: Cli, knowledge: Path, records: Path) -> None:
+    """Where the base prefers the old object after no neighbour."""
+    wide = json.loads(records.read_text().splitlines()[0])
+    shares = {}
+    for new, old in (("football", "painter"), ("painter", "football")):
+        for name, value in (("target_new", new), ("target_true", old)):
+            wide["requested_rewrite"][name]["str"] = value
+        wide["neighborhood_prompts"] = LEBRON["neighborhood_prompts"][:1]
+        records.write_text(json.dumps(wide))
+        out, found = cli.ok("eval", records).out, cli.ok("eval", records, "--json").json
+        assert found["scores"]["NS"]["a"]["value"] in (0.0, 1.0)
+        shares[found["scores"]["NS"]["a"]["value"]] = found["share_of_ceiling"]["value"]
+        told = "of what the base's own NS lets it be" in out
+        assert told == (found["share_of_ceiling"]["value"] is not None)
+    assert shares[0.0] is None is not shares[1.0]
 
 
 def test_a_narrow_terminal_shows_no_intervals_but_that_of_the_difference(

@@ -41,8 +41,8 @@ SEEN = Seen(
         Asked(score(0.1, 2, 2), score(0.5), right=True),
     ),
     neighbors=(
-        Asked(score(3.0, next_token=1), score(1.0), answer=score(1.0, 4, 4)),
-        Asked(score(1.0, next_token=2), score(3.0), answer=score(3.0, 4, 1)),
+        Asked(score(3.0, next_token=1), score(1.0), answer=score(1.0, 4, 4), right=True),
+        Asked(score(1.0, next_token=2), score(3.0), answer=score(3.0, 4, 1), right=False),
         Asked(score(2.0, next_token=3), score(1.0), answer=score(1.0, 4, 2)),
     ),
     portability=(Asked(score(1.0, 3, 1), right=False),),
@@ -67,6 +67,7 @@ def test_counterfact_and_zsre_by_hand() -> None:
     assert found["neighbour diff"] == pytest.approx((wanted, 3))
     assert found["rewrite says"] == (1, 1)
     assert found["paraphrase says"] == (1, 2)
+    assert found["neighbour says"] == (1, 2), "the third was not asked freely"
     assert found["portability says"] == (0, 1)
     assert found["portability tokens"] == pytest.approx((1 / 3, 1))
     assert found["reverse says"] == found["reverse argmax"] == (0, 0)
@@ -205,6 +206,23 @@ def test_any_of_several_right_answers_is_right() -> None:
     assert first.neighbors[0].answer is not None
     assert first.neighbors[0].answer.hits == max(answers, key=lambda one: one.hits / one.tokens).hits
     assert [seen.neighbors[0].was_is_true for seen in (first, second)] == [True, False]
+
+
+def test_the_first_neighbours_are_answered_freely_where_the_record_says_what_is_right() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    prompts = ("Ann plays the sport of", "Rome lies in", "Paris plays the sport of")
+    said = continue_greedily(model, tokenizer, list(prompts))
+    own = [text.strip().split()[0] for text in said]
+    assert says(said[0], own[0])
+    fact = Fact("LeBron James", "{} plays", own[1], was="Paris", neighbors=prompts)
+    known = Case(fact, (("painter", own[0]), ("pope of Rome",), (own[2],)))
+    first, unknown = look(Loaded(model, tokenizer), [known, Case(fact)])
+    assert [one.right for one in first.neighbors] == [True, False, None], "the new object is not right there"
+    longest = max(map(Loaded(model, tokenizer).length, own[:2]))
+    whole = continue_greedily(model, tokenizer, list(prompts[:2]), max(12, longest))
+    assert [one.said for one in first.neighbors] == [*whole, None]
+    assert case_of(first)["neighbour says"] == (1, 2)
+    assert case_of(unknown)["neighbour says"] == (0, 0)
 
 
 def test_a_long_object_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:

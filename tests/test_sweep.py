@@ -255,6 +255,28 @@ def test_figures_show_their_rows(study: str) -> None:
         assert list(line.get_ydata()) == pytest.approx([100 * row["scores"]["S"][0] for row in own])
 
 
+@pytest.mark.parametrize(
+    ("study", "fields"),
+    [
+        ("tradeoff", {"count": [2, 5], "lambda": [1.0]}),
+        ("relations", {"group": ["P1", "P2"], "count": [2, 5]}),
+    ],
+)
+def test_an_editor_without_rows_at_one_count_is_drawn_elsewhere(
+    study: str, fields: dict[str, list[Any]]
+) -> None:
+    """Where its edit failed; also where that is the first panel, whose names were the legend's."""
+    pytest.importorskip("matplotlib")
+    from patchkit.evaluation.curves import draw, figure_of
+
+    rows = rows_of(COUNTERFACT, method=METHODS, **fields)
+    for count, legend in ((2, METHODS), (5, METHODS if study == "tradeoff" else [UNEDITED, "ft"])):
+        there = [row for row in rows if (row["method"], row["count"]) != ("memit", count)]
+        assert draw(study, there)["png"]
+        names = [text.get_text() for text in figure_of(study, there).legends[0].get_texts()]
+        assert sorted(names) == sorted(legend)
+
+
 @pytest.mark.parametrize("study", ["relations", "mixtures"])
 def test_names_of_relations_are_drawn_as_they_are(study: str) -> None:
     """What matplotlib reads as broken mathematics or leaves out of a legend, and letters that no font has."""
@@ -429,7 +451,16 @@ def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: P
         assert row["growth"] == pytest.approx(harm.growth, rel=1e-9) != 1
         assert row["perplexity"] == pytest.approx(harm.rise, rel=1e-6) != 1
         sums = tally(seen, plain).sum(0)
-        for name in ("ES", "PS", "NS", "rewrite argmax", "rewrite says", "neighbours kept", "GE"):
+        for name in (
+            "ES",
+            "PS",
+            "NS",
+            "rewrite argmax",
+            "rewrite says",
+            "neighbour says",
+            "neighbours kept",
+            "GE",
+        ):
             at = list(action.METRICS).index(name)
             assert row["scores"][name][0] == pytest.approx(sums[at, 0] / sums[at, 1]), name
         parts = [row["scores"][name][0] for name in ("ES", "PS", "NS")]
@@ -483,14 +514,38 @@ def test_an_edit_that_fails_is_told_and_the_others_are_made(
         raise BadInput("diverged")
 
     monkeypatch.setattr(FineTune, "update", fail)
-    ask = ("scaling", "--records", "records.json", "--methods", "ft,memit", "--counts", "1", "--json")
-    done = run(cli, *ask).json
-    assert [row["method"] for row in done["rows"]] == [UNEDITED, "memit"]
-    assert "ft, 1 facts of all: diverged" in done["notes"]
+    ask = ("counterfact", "--records", "records.json", "--methods", "ft,memit", "--counts", "1")
+    done = cli("eval", "sweep", "-C", "kb", *ask, "--json")
+    assert done.code == 65
+    assert done.err == "patchkit: ft, 1 fact of all: diverged\n"
+    assert [row["method"] for row in done.json["rows"]] == [UNEDITED, "memit"]
+    assert done.json["failed"] == ["ft, 1 fact of all: diverged"]
+    quiet = cli("eval", "sweep", "-C", "kb", *ask, "-q")
+    assert (quiet.code, quiet.out, quiet.err) == (65, "", done.err)
     monkeypatch.setattr(FineTune, "update", real)
-    again = run(cli, *ask).json
+    again = run(cli, *ask, "--json").json
     assert [row["method"] for row in again["rows"]] == [UNEDITED, "ft", "memit"]
-    assert not any("diverged" in note for note in again["notes"])
+    assert again["failed"] == []
+
+
+def test_each_edit_that_fails_is_told(
+    cli: Cli, base: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(editor: FineTune, task: Any) -> Any:
+        raise BadInput("a: diverged\nb: diverged")
+
+    monkeypatch.setattr(FineTune, "update", fail)
+    options = ("--records", "records.json", "--methods", "ft", "--counts", "1,2", "--out", "s", "-q")
+    for study, groups, shown in (("counterfact", ["all"], True), ("mixtures", ["P1", "P641"], False)):
+        done = cli("eval", "sweep", study, "-C", "kb", *options, "--out", study)
+        lines = done.err.splitlines()
+        assert (done.code, done.out) == (65, "")
+        for group in groups:
+            assert f"patchkit: ft, 1 fact of {group}: a: diverged; b: diverged" in lines
+            assert f"patchkit: ft, 2 facts of {group}: a: diverged; b: diverged" in lines
+        rows = (home / study / "rows.jsonl").read_text().splitlines()
+        assert {json.loads(row)["method"] for row in rows} == {UNEDITED}
+        assert (home / study / "figure.png").exists() == shown
 
 
 def test_zsre_is_edited_as_in_the_papers_table(home: Path) -> None:

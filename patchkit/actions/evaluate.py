@@ -30,6 +30,7 @@ from patchkit.evaluation.intervals import (
 )
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
 from patchkit.evaluation.references import References
+from patchkit.evaluation.studies import digest_of
 from patchkit.evaluation.texts import Divergence, compare_on, windows
 
 if TYPE_CHECKING:
@@ -70,11 +71,15 @@ class Evaluation:
     """What ``patchkit eval`` says. Only the scores that the cases have prompts for are there."""
 
     source: str
+    records: str
+    """The digest of what the source asks (`studies.digest_of`), whatever its file is called."""
     cases: int
     sample: int | None
     """How many were drawn; None where all cases of the source were asked."""
     seed: int
     """Of the sample and of the resamples."""
+    order: tuple[int, ...] | None
+    """The places in the source of what was drawn, in that order; None where all were asked in theirs."""
     sides: tuple[Side, Side]
     scores: tuple[Score, ...]
     ceiling: Interval | None
@@ -86,9 +91,11 @@ class Evaluation:
         return _finite(
             {
                 "source": self.source,
+                "records": self.records,
                 "cases": self.cases,
                 "sample": self.sample,
                 "seed": self.seed,
+                "order": None if self.order is None else list(self.order),
                 "a": self.sides[0].to_dict(),
                 "b": self.sides[1].to_dict(),
                 "scores": {score.name: _plain(score) for score in self.scores},
@@ -146,6 +153,8 @@ def evaluate(
     if seed < 0:
         raise BadInput(f"the seed {seed} is negative; choose one from 0")
     if cases is None:
+        if a == b == BASE:
+            raise BadInput("the base has no facts in force; name a file of records or facts to ask about")
         cases = facts_in_force(repository, a if b == BASE else b)
     chosen = sampled(cases, sample, seed)
     if texts and not any(case.texts for case in chosen.cases):
@@ -177,9 +186,11 @@ def evaluate(
     unreferenced = () if references is None else references.notes(chosen.cases)
     done = Evaluation(
         source=cases.source,
+        records=digest_of(cases),
         cases=len(chosen.cases),
         sample=sample,
         seed=seed,
+        order=chosen.order,
         sides=(sides[0], sides[1]),
         scores=tuple(_scores(seen[0], seen[1], seed)),
         ceiling=_ceiling(seen[0], seen[1], seed) if a == BASE else None,

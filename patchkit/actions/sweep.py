@@ -69,10 +69,17 @@ class Swept:
     rows: list[dict[str, Any]]
     files: list[Path]
     notes: tuple[str, ...]
+    failed: tuple[str, ...] = ()
+    """A line for each edit that failed; there is no row of it."""
 
     def to_dict(self) -> dict[str, Any]:
-        files = [str(path) for path in self.files]
-        return {"settings": self.settings, "rows": self.rows, "files": files, "notes": list(self.notes)}
+        return {
+            "settings": self.settings,
+            "rows": self.rows,
+            "files": [str(path) for path in self.files],
+            "notes": list(self.notes),
+            "failed": list(self.failed),
+        }
 
 
 def sweep(
@@ -94,6 +101,7 @@ def sweep(
     ``sample``: score so many facts of each trial, the first ones. ``texts``: let the models write, for GE;
     ``references``: hold that against these texts, for RS. The stack plays no part: every edit is of the base.
     Targets are kept in ``out`` until the end, for a run that goes on and for editors that search alike.
+    An edit that fails is told in what is returned; BadInput where nothing can be shown without it.
     BadInput, WouldOverwrite, Busy, Unavailable.
     """
     figure_class()  # said before anything is computed for it
@@ -145,15 +153,22 @@ def sweep(
                 try:
                     kept.add({"study": asked.study, **bench.row(trial, trials)})
                 except BadInput as error:  # of this edit; the others are made all the same
-                    failed.append(f"{trial.method}, {trial.count} facts of {trial.group}: {error}")
+                    failed.append(_failure(trial, error))
         told("sweep", 1, 1)
         rows = [kept.by_key[trial.key] for trial in trials if trial.key in kept.by_key]
         if failed and (asked.study == "mixtures" or len(rows) < 2):  # which compares what is missing
-            raise BadInput(failed[0])
+            raise BadInput("\n".join(failed))
         files = _show(out, asked.study, rows)
         if not failed and kept.whole:  # or they may be another command's, which was stopped
             shutil.rmtree(targets, ignore_errors=True)
-        return Swept(settings, rows, files, (*cases.notes, *unreferenced, *failed))
+        return Swept(settings, rows, files, (*cases.notes, *unreferenced), tuple(failed))
+
+
+def _failure(trial: Trial, error: BadInput) -> str:
+    """An edit that failed, in one line."""
+    varied = "" if trial.lambda_ is None else f", λ {trial.lambda_:g}"
+    facts = "1 fact" if trial.count == 1 else f"{trial.count} facts"
+    return f"{trial.method}, {facts} of {trial.group}{varied}: {'; '.join(str(error).splitlines())}"
 
 
 def _show(out: Path, study: str, rows: Sequence[Mapping[str, Any]]) -> list[Path]:

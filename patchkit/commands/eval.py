@@ -37,6 +37,7 @@ from patchkit.commands.display import (
 )
 from patchkit.commands.display import text as cell
 from patchkit.commands.results import harm_lines
+from patchkit.errors import BadInput
 from patchkit.evaluation.studies import STUDIES
 
 if TYPE_CHECKING:
@@ -117,8 +118,9 @@ def score(
     is kept in the catalogue too (patchkit sql "select * from evaluations").
 
     ES, PS, NS and S are CounterFact's. "says" is free generation, in which nothing of the answer is
-    given away; "argmax" and "tokens" hand the model the answer's tokens one after another. "tokens"
-    of rewrites, paraphrases and neighbours are zsRE's efficacy, paraphrase and specificity.
+    given away, and counts what begins with it; "argmax" and "tokens" hand the model the answer's tokens
+    one after another. "tokens" of rewrites, paraphrases and neighbours are zsRE's efficacy, paraphrase
+    and specificity.
     "neighbours kept" have the most probable next token that they have in A.
 
     \b
@@ -207,7 +209,8 @@ def sweep(
     one with other --methods, --counts, --relations or --lambdas makes only the rows that the folder
     lacks. A folder of other settings or recipes is refused. In the end it holds rows.jsonl, a table
     (Markdown, CSV, JSON) and a figure (PNG, SVG) of what this command asks for; figures need the extra
-    patchkit-llm[figures]. An edit that fails is told and left out; the same command tries it again.
+    patchkit-llm[figures]. An edit that fails is left out and told in the end, with exit code 65; the same
+    command tries it again.
 
     \b
     Examples:
@@ -249,6 +252,8 @@ def sweep(
         print_json(found.to_dict())
     elif not quiet:
         _show_sweep(console(), found)
+    if found.failed:
+        raise BadInput("\n".join(found.failed))
 
 
 def _references(texts: bool, path: str | None) -> References | None:
@@ -326,7 +331,7 @@ def _show(out: Console, found: Evaluation) -> None:
     columns = [Column(names[0]), *(Column(name, right=True) for name in names[1:])]
     bounds = out.width >= WIDE
     out.print(table(out, columns, [_row(score, bounds) for score in found.scores]))
-    if found.ceiling is not None:
+    if found.ceiling is not None and not math.isnan(found.ceiling.value):
         say(
             out,
             f"S is {_told('S', found.ceiling, '%.1f', True)} % of what the base's own NS lets it be",

@@ -50,11 +50,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """The cases of one source in a fixed order; ``notes`` say what was left out of its records."""
+    """The cases of one source in a fixed order; ``notes`` say what was left out of its records; ``order`` are
+    the places of those that were drawn from it (None: nothing was drawn)."""
 
     source: str
     cases: tuple[Case, ...]
     notes: tuple[str, ...] = ()
+    order: tuple[int, ...] | None = None
 
 
 def read_cases(source: str, report: Progress | None = None) -> Cases:
@@ -102,7 +104,8 @@ def sampled(cases: Cases, count: int | None, seed: int = 0) -> Cases:
         return cases
     if count > len(cases.cases):
         raise BadInput(f"{cases.source}: holds {len(cases.cases)} facts, so {count} cannot be drawn from it")
-    return Cases(cases.source, tuple(random.Random(seed).sample(cases.cases, count)), cases.notes)
+    order = tuple(random.Random(seed).sample(range(len(cases.cases)), count))
+    return Cases(cases.source, tuple(cases.cases[place] for place in order), cases.notes, order)
 
 
 def _records(data: bytes) -> Iterator[Mapping[str, Any]]:

@@ -42,6 +42,7 @@ _TITLES = {
     "neighbour tokens": "specificity",
     "rewrite says": "rewrite, said freely",
     "paraphrase says": "paraphrase, said freely",
+    "neighbour says": "neighbour, said freely",
 }
 
 
@@ -103,6 +104,9 @@ def _percent(row: Row, score: str) -> tuple[float, float, float]:
 
 
 def _line(axes: Axes, xs: Sequence[float], rows: Sequence[Row], score: str, **look: Any) -> None:
+    """Nothing where an editor has no row."""
+    if not rows:
+        return
     values, below, above = zip(*(_percent(row, score) for row in rows), strict=True)
     bars: dict[str, Any] = {"capsize": 2.5, "elinewidth": 0.9, "linewidth": 1.6, "markersize": 5}
     axes.errorbar(xs, values, yerr=(below, above), **bars, **look)
@@ -124,8 +128,12 @@ def _shares_axis(axes: Axes) -> None:
     axes.set_ylabel("%")
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
-    handles, names = axes.get_legend_handles_labels()
+def _legend(figure: Figure, *panels: Axes) -> None:
+    """Of all panels: an editor whose edit failed is missing in some."""
+    found: dict[str, Any] = {}
+    for handles, names in (axes.get_legend_handles_labels() for axes in panels):
+        found |= {name: handle for handle, name in zip(handles, names, strict=True) if name not in found}
+    handles, names = list(found.values()), list(found)
     figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
 
 
@@ -134,7 +142,7 @@ def _scaling(rows: Sequence[Row]) -> Figure:
     there = {name for row in rows for name in row["scores"]}
     scores = [*whole_of(rows), *(name for name in FREE if name in there)]
     methods, counts = _methods(rows), sorted({row["count"] for row in rows})
-    figure, panels = _panels(len(scores), 3, 3.6, 2.9)
+    figure, panels = _panels(len(scores), 4 if len(scores) > 6 else 3, 3.6, 2.9)
     for axes, score in zip(panels, scores, strict=False):
         for method in (UNEDITED, *methods):
             own = [row for row in rows if row["method"] == method]
@@ -145,7 +153,7 @@ def _scaling(rows: Sequence[Row]) -> Figure:
         _counts_axis(axes, counts)
         _shares_axis(axes)
     _blank(panels[len(scores) :])
-    _legend(figure, panels[0])
+    _legend(figure, *panels)
     return figure
 
 
@@ -184,6 +192,8 @@ def _relations(rows: Sequence[Row]) -> Figure:
     shift = 0.6 / (len(methods) + 1)
     for place, method in enumerate((UNEDITED, *methods)):
         points = [row for row in own if row["method"] == method]
+        if not points:
+            continue
         values, below, above = zip(*(_percent(row, score) for row in points), strict=True)
         ys = [groups.index(row["group"]) + (len(methods) / 2 - place) * shift for row in points]
         look = {**_look(method, methods), "linestyle": ""}
@@ -206,6 +216,8 @@ def _tradeoff(rows: Sequence[Row]) -> Figure:
     for axes, count in zip(panels, counts, strict=False):
         for method in (UNEDITED, *methods):
             own = [row for row in rows if (row["method"], row["count"]) == (method, count)]
+            if not own:
+                continue
             xs, left, right = zip(*(_percent(row, special) for row in own), strict=True)
             look = {**_look(method, methods), "label": method}
             look["marker"] = look["marker"] or "x"
@@ -219,7 +231,7 @@ def _tradeoff(rows: Sequence[Row]) -> Figure:
         axes.set_xlabel(f"{_TITLES[special]}, %")
         axes.set_ylabel(f"{_TITLES[general]}, %")
     _blank(panels[len(counts) :])
-    _legend(figure, panels[0])
+    _legend(figure, *panels)
     return figure
 
 
@@ -242,5 +254,5 @@ def _mixtures(rows: Sequence[Row]) -> Figure:
         _shares_axis(axes)
         axes.set_ylabel(f"{_TITLES[score].partition(',')[0]}, %")
     _blank(panels[len(methods) :])
-    _legend(figure, panels[0])
+    _legend(figure, *panels)
     return figure

@@ -26,6 +26,7 @@ from patchkit.evaluation.voice import Voice
 __all__ = ["METRICS", "Asked", "Seen", "entropy", "look", "tally"]
 
 TEXT_TOKENS = 100  # of each generated text
+FREE_NEIGHBORS = 2  # of a fact, the first: CounterFact has ten, which would take most of the time
 
 Sums = tuple[float, float]
 
@@ -43,7 +44,7 @@ class Asked:
     was_is_true: bool = True
     """The object that the edit takes away is the right answer here, as far as the record says."""
     right: bool | None = None
-    """What it says begins with the object that is asked for."""
+    """What it says begins with the object that is asked for: of a neighbour, with a right answer."""
 
 
 @dataclass(frozen=True)
@@ -107,21 +108,24 @@ def _questions(case: Case) -> list[Question]:
     return [*case.portability, *([Question(reverse.text, (reverse.target,))] if reverse else [])]
 
 
+def _neighbors(case: Case) -> list[Question]:
+    """Those that are answered freely; none where the record does not say what is right."""
+    pairs = zip(case.fact.neighbors, case.answers, strict=False)
+    return [Question(*pair) for pair in pairs][:FREE_NEIGHBORS]
+
+
 def _free(voice: Voice, cases: Sequence[Case]) -> list[dict[str, str]]:
     """Of each case, what the model says after the prompts whose answer is asked for.
 
     As many tokens after each, enough for the longest object of them all.
     """
+    questions = [[*_questions(case), *_neighbors(case)] for case in cases]
     asked = [
-        list(
-            dict.fromkeys(
-                (case.fact.text, *case.fact.paraphrases, *(question.prompt for question in _questions(case)))
-            )
-        )
-        for case in cases
+        list(dict.fromkeys((case.fact.text, *case.fact.paraphrases, *(one.prompt for one in own))))
+        for case, own in zip(cases, questions, strict=True)
     ]
     objects = {case.fact.target for case in cases}
-    objects |= {each for case in cases for question in _questions(case) for each in question.answers}
+    objects |= {each for own in questions for question in own for each in question.answers}
     longest = max(map(voice.length, objects))
     prompts = [prompt for each in asked for prompt in each]
     said = iter(voice.say(prompts, max(NEW_TOKENS, longest)))
@@ -150,12 +154,18 @@ def _seen(
             (scores[prompt, each] for each in answers), key=lambda one: (one.hits / one.tokens, -one.nll)
         )
 
-    def asked(prompt: str, answers: Sequence[str] = ()) -> Asked:
+    def asked(prompt: str) -> Asked:
         was = None if fact.was is None else scores[prompt, fact.was]
-        right = says(said[prompt], fact.target) if prompt in said else None
+        right = says(said[prompt], fact.target)
+        return Asked(scores[prompt, fact.target], was, said=said[prompt], right=right)
+
+    def neighbor(place: int, prompt: str, answers: Sequence[str]) -> Asked:
+        was = None if fact.was is None else scores[prompt, fact.was]
         known = best(prompt, answers) if answers else None
         true = not answers or fact.was in answers
-        return Asked(scores[prompt, fact.target], was, known, said.get(prompt), true, right)
+        text = said[prompt] if place < len(_neighbors(case)) else None
+        right = None if text is None else any(says(text, each) for each in answers)
+        return Asked(scores[prompt, fact.target], was, known, text, true, right)
 
     def question(one: Question) -> Asked:
         text = said[one.prompt]
@@ -167,7 +177,7 @@ def _seen(
     return Seen(
         rewrite=asked(fact.text),
         paraphrases=tuple(map(asked, fact.paraphrases)),
-        neighbors=tuple(asked(*pair) for pair in zip(fact.neighbors, answers, strict=True)),
+        neighbors=tuple(map(neighbor, range(len(answers)), fact.neighbors, answers)),
         portability=tuple(map(question, hops)),
         reverse=tuple(map(question, back)),
         texts=texts,
@@ -251,6 +261,7 @@ METRICS: dict[str, tuple[str, Callable[[Seen, Seen], Sums]]] = {
     "NS": ("neighbours that prefer the old object", lambda s, _: _spared(_alike(s))),
     "rewrite says": ("free generation begins with the object", lambda s, _: _said([s.rewrite])),
     "paraphrase says": ("the same after paraphrases", lambda s, _: _said(s.paraphrases)),
+    "neighbour says": ("the same of right answers after neighbours", lambda s, _: _said(s.neighbors)),
     "rewrite argmax": ("every token of the object is the argmax", lambda s, _: _argmax([s.rewrite.target])),
     "paraphrase argmax": (
         "the same after paraphrases",

@@ -47,7 +47,7 @@ LAMBDAS = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 COUNTERFACT = ("S", "ES", "PS", "NS")
 ZSRE = ("tokens S", "rewrite tokens", "paraphrase tokens", "neighbour tokens")
 """zsRE's score (the harmonic mean of the three), efficacy, paraphrase and specificity."""
-FREE = ("rewrite says", "paraphrase says")
+FREE = ("rewrite says", "paraphrase says", "neighbour says")
 _MANY = (1, 3, 10, 30, 100, 300, 1000)
 _RELATIONS = 8  # drawn unless they are named
 ALL = "all"
