@@ -194,6 +194,15 @@ def test_logits_that_overflow_are_not_taken_for_an_encoder():
         try_out(model, anatomy_of(model), (1,), [5, 9, 33, 12])
 
 
+def test_a_factor_on_the_whole_stream_behind_a_block_is_part_of_its_outlet():
+    """Gemma 4's, which are 1 in new models and no parameters, but not in trained ones."""
+    model = tiny_models.tiny_model("gemma4_text")
+    anatomy = anatomy_of(model)
+    anatomy.blocks[1].layer_scalar.fill_(0.25)
+    outlets = try_out(model, anatomy, (1, 2), [5, 9, 33, 12, 7, 11])
+    assert [str(outlets[layer]) for layer in (1, 2)] == ["normalised, times 0.25", "normalised"]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 9])
 def test_any_number_of_tokens_is_enough_for_a_trial(count):
     model = tiny_models.tiny_model("llama")

@@ -213,6 +213,62 @@ def test_init_leaves_to_other_editors_what_memit_cannot_edit(cli, home, monkeypa
     cli.ok("init", experts(home / "experts"), "made")
 
 
+def copied(folder, **changes):
+    """The tiny base with another config.json."""
+    shutil.copytree(tiny_base(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+@COMMANDS
+@pytest.mark.parametrize("kind", ["LlamaForSequenceClassification", "Qwen2ForRewardModel"])
+def test_a_classifier_whose_embeddings_would_pass_for_a_head(cli, home, command, kind):
+    base = copied(home / "base", architectures=[kind])
+    refused(
+        cli, command, base, f"{base}: is a {kind}, which was trained to label texts and not to write them; "
+    )
+
+
+def test_a_checkpoint_without_a_head(cli, home):
+    model = tiny_models.tiny_model("qwen3")
+    base = save_checkpoint(model.model, home / "base")
+    reason = (
+        f"{base}: has no language-model head (lm_head.weight), so it writes no text; name the checkpoint of"
+    )
+    refused(cli, ("model", "check"), base, f"{reason} the Qwen3ForCausalLM")
+    tensors = load_file(base / "model.safetensors")
+    del tensors["norm.weight"]  # then it is not the head's lack alone
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    refused(cli, ("model", "check"), base, "the checkpoint lacks lm_head.weight; get it again, whole")
+
+
+@pytest.mark.parametrize(
+    "kind", ["llama", "gpt2"]
+)  # of the second, transformers makes a tokenizer of one word
+def test_a_checkpoint_without_a_tokenizer(cli, home, kind):
+    base = save_checkpoint(tiny_models.tiny_model(kind), home / "base")
+    (base / "tokenizer.json").unlink()
+    reason = (
+        "holds no tokenizer; put its model's tokenizer.json and tokenizer_config.json beside the weights\n"
+    )
+    refused(cli, ("model", "check"), base, f"{base}: {reason}")
+
+
+def test_what_transformers_says_at_length_is_cut_between_words_and_leaves_room_for_a_way_out(
+    cli, home, monkeypatch
+):
+    def say(*_args, **_options):
+        raise ValueError("A long\nword. " * 40)
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", say)
+    reason = f"{tiny_base()}: transformers cannot load it: A long word. A long"
+    refused(cli, ("model", "check"), tiny_base(), reason)
+    said = cli("model", "check", tiny_base()).err
+    assert said.endswith(" …; use its model's fast tokenizer (tokenizer.json)\n")
+    assert said.rpartition(" …")[0].rpartition(" ")[2] in ("A", "long", "word.")
+
+
 @COMMANDS
 def test_an_adapter_beside_the_weights(cli, home, command):
     """transformers would put it on the weights that it loads, so these would not be the files'."""

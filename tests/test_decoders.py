@@ -49,13 +49,14 @@ POST_NORMS = {
     "gemma2": lambda block: 1 + block.post_feedforward_layernorm.weight,
     "gemma3": lambda block: 1 + block.post_feedforward_layernorm.weight,
     "gemma3_text": lambda block: 1 + block.post_feedforward_layernorm.weight,
+    "gemma4_text": lambda block: block.post_feedforward_layernorm.weight,
     "glm4": lambda block: block.post_mlp_layernorm.weight,
     "glm4v": lambda block: block.post_mlp_layernorm.weight,
     "hyperclovax": lambda block: block.post_norm2.weight,
     "olmo2": lambda block: block.post_feedforward_layernorm.weight,
     "olmo3": lambda block: block.post_feedforward_layernorm.weight,
 }
-MULTIPLIED = {"granite": 0.4}
+MULTIPLIED = {"granite": 0.4, "minicpm3": 0.7}
 
 
 def aim(kind):
@@ -78,7 +79,17 @@ def aim(kind):
 
 
 # Their own code overflows or rounds to float32 where the weights are float64.
-FLOAT32 = ("bloom", "gemma2", "gemma3", "gemma3_text", "granite_swa", "mpt", "vaultgemma", "xglm")
+FLOAT32 = (
+    "bloom",
+    "gemma2",
+    "gemma3",
+    "gemma3_text",
+    "gemma4_text",
+    "granite_swa",
+    "mpt",
+    "vaultgemma",
+    "xglm",
+)
 NORMS_IN_FLOAT32 = ("exaone4", "glm4", "glm4v", "hyperclovax", "olmo2", "olmo3")
 
 

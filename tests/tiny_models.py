@@ -109,6 +109,18 @@ CONFIGS = {
         },
     ),
     "gemma3_text": ("Gemma3TextConfig", {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 12}),
+    # Without the embeddings by layer of its small sizes, which go into the stream behind a gate.
+    "gemma4_text": (
+        "Gemma4TextConfig",
+        {
+            **_LLAMA_LIKE,
+            "head_dim": 8,
+            "global_head_dim": 16,
+            "sliding_window": 12,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+        },
+    ),
     "fuyu": ("FuyuConfig", {"text_config": {"model_type": "persimmon", **_LLAMA_LIKE}, "patch_size": 4}),
     "glm": ("GlmConfig", {**_LLAMA_LIKE, "head_dim": 8}),
     "glm4": ("Glm4Config", {**_LLAMA_LIKE, "head_dim": 8}),
@@ -179,6 +191,19 @@ CONFIGS = {
             "text_config": {"model_type": "llama", **_LLAMA_LIKE},
             "vision_config": {"model_type": "clip_vision_model", **_TOWER, "projection_dim": 16},
             "image_token_index": 300,
+        },
+    ),
+    "minicpm3": (
+        "MiniCPM3Config",
+        {
+            **_LLAMA_LIKE,
+            "num_key_value_heads": 4,
+            "q_lora_rank": 16,
+            "kv_lora_rank": 8,
+            "qk_nope_head_dim": 8,
+            "qk_rope_head_dim": 4,
+            "v_head_dim": 8,
+            "dim_model_base": 8,  # divides the logits by 4, or the model would say nothing but its last token
         },
     ),
     "mistral3": (

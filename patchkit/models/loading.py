@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 import logging
+import textwrap
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,8 @@ _DATA: dict[str, Any] = {
     "use_safetensors": True,  # no fallback may open a pickle
     "ignore_mismatched_sizes": True,  # they are named below instead
 }
+_TOKENIZER = ("tokenizer.json", "tekken.json", "vocab*", "merges*", "*.model", "*.tiktoken", "*.spm")
+_FOR_LABELS = ("Classification", "QuestionAnswering", "MultipleChoice", "RewardModel")
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -88,7 +91,7 @@ def load_model(
     config = read_config(folder)
     loader = loader_of(config, folder)
     tokenizer = load_tokenizer(folder)
-    with _one_line(folder):
+    with _one_line(folder, "get the checkpoint again, or choose another"):
         found: Any = loader.from_pretrained(folder, dtype=dtype, output_loading_info=True, **_DATA)
     model, report = found
     for name, stored, wanted in sorted(report["mismatched_keys"]):
@@ -97,14 +100,23 @@ def load_model(
             "get the checkpoint again"
         )
     if missing := sorted(report["missing_keys"]):
+        _refuse_headless(model, folder, missing)
         raise BadInput(f"{folder}: the checkpoint lacks {missing[0]}; get it again, whole")
     model.to(device=place).eval().requires_grad_(False)
     return model, tokenizer
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder; BadInput where transformers cannot read it."""
-    with _one_line(folder):
+    """The tokenizer of a checkpoint folder; BadInput where there is none, or transformers cannot read it.
+
+    Without files it would give some models one that knows no words.
+    """
+    if not any(next(folder.glob(name), None) for name in _TOKENIZER):
+        raise BadInput(
+            f"{folder}: holds no tokenizer; put its model's tokenizer.json and tokenizer_config.json beside "
+            "the weights"
+        )
+    with _one_line(folder, "use its model's fast tokenizer (tokenizer.json)"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **_LOCAL)
     return tokenizer
 
@@ -127,10 +139,16 @@ def loader_of(config: Any, folder: Path) -> Any:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         raise BadInput(f"{folder}: {kind} is an encoder-decoder; patchkit edits decoders, so choose one")
+    named = getattr(config, "architectures", None) or ()
+    if named and all(any(word in name for word in _FOR_LABELS) for name in named):
+        raise BadInput(
+            f"{folder}: is a {named[0]}, which was trained to label texts and not to write them; name the "
+            "language model that it was made from"
+        )
     for loader in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM):
         if type(config) in loader._model_mapping:
             return loader
-    for name in getattr(config, "architectures", None) or ():  # the text part of a wrapped model, saved alone
+    for name in named:  # the text part of a wrapped model, saved alone
         found = getattr(transformers, name, None)
         if name.endswith(("ForCausalLM", "ForConditionalGeneration")) and found is not None:
             return found
@@ -147,20 +165,31 @@ def without_weights(config: Any, folder: Path) -> PreTrainedModel:
     """
     loader = loader_of(config, folder)
     make = getattr(loader, "from_config", None) or loader._from_config
-    with _one_line(folder), torch.device("meta"):
+    with _one_line(folder, "choose another model"), torch.device("meta"):
         model: PreTrainedModel = make(copy.deepcopy(config), dtype=torch.float32)
     return model
 
 
+def _refuse_headless(model: PreTrainedModel, folder: Path, missing: Sequence[str]) -> None:
+    """BadInput where nothing is ``missing`` from the files but the part that turns states into tokens."""
+    head = model.get_output_embeddings()
+    kept = {name for name, weight in model.named_parameters() if head is not None and weight is head.weight}
+    if missing and kept.issuperset(missing):
+        raise BadInput(
+            f"{folder}: has no language-model head ({missing[0]}), so it writes no text; name the checkpoint "
+            f"of the {type(model).__name__} that it was taken from"
+        )
+
+
 @contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
+def _one_line(folder: Path, way_out: str) -> Iterator[None]:
     """Whatever transformers raises of files that it cannot read, as BadInput; and nothing besides."""
     try:
         with silence():
             yield
     except Exception as error:  # its modules share no family of errors
-        reason = " ".join(f"{error or type(error).__name__}".split())[:300]
-        raise BadInput(f"{folder}: transformers cannot load it: {reason}") from error
+        reason = textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" …").rstrip(".")
+        raise BadInput(f"{folder}: transformers cannot load it: {reason}; {way_out}") from error
 
 
 @contextmanager
