@@ -21,6 +21,7 @@ SECTIONS = (
     "switch",
     "build",
     "targets",
+    "profile",
     "editors",
     "evaluation",
     "statistics",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from patchkit.evaluation import intervals
 from patchkit.evaluation.intervals import Interval, Tally, names_with_whole
 from patchkit.evaluation.measure import FactChange
 
-__all__ = ["SCORES", "Interval", "Tally", "difference", "interval", "tally"]
+__all__ = ["SCORES", "Interval", "Tally", "ceiling_share", "difference", "interval", "tally"]
 
 COUNTED = ("ES", "PS", "NS", "argmax", "paraphrase argmax", "generation", "neighbours kept")
 SCORES = tuple(names_with_whole(COUNTED))
@@ -43,6 +44,12 @@ def interval(counts: Tally, seed: int = 0) -> dict[str, Interval]:
 def difference(one: Tally, other: Tally, seed: int = 0) -> dict[str, Interval]:
     """Each score of ``one`` less that of ``other`` on the same facts, in percentage points."""
     return _percent(intervals.differences(one, other, COUNTED, seed))
+
+
+def ceiling_share(counts: Tally, unedited: Tally) -> float | None:
+    """S in percent of what it is with all rewrites and paraphrases won at the unedited NS, if that is not 0."""
+    share = intervals.share_of_ceiling(counts, unedited, COUNTED, 0).value
+    return None if math.isnan(share) else 100 * share
 
 
 def _percent(found: dict[str, Interval]) -> dict[str, Interval]:

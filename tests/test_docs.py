@@ -418,6 +418,11 @@ def test_measured_tables_are_those_of_the_results() -> None:
         assert page.read_text("utf-8") == generate.measured_page(page), "run python docs/generate.py"
 
 
+def test_tables_of_sweeps_are_those_of_their_rows() -> None:
+    page = script("generate").swept_page()
+    assert TEXTS["docs/results.md"] == page, "run python docs/generate.py"
+
+
 def test_the_commands_page_is_current() -> None:
     page = script("generate").commands_page()
     assert TEXTS["docs/commands.md"] == page, "run python docs/generate.py"
