@@ -47,7 +47,7 @@ def difference(one: Tally, other: Tally, seed: int = 0) -> dict[str, Interval]:
 
 
 def ceiling_share(counts: Tally, unedited: Tally) -> float | None:
-    """S in percent of what it is with all rewrites and paraphrases won at the unedited NS, if that is not 0."""
+    """S in percent of the S of an edit that wins all and moves no neighbour; None where NS was 0."""
     share = intervals.share_of_ceiling(counts, unedited, COUNTED, 0).value
     return None if math.isnan(share) else 100 * share
 
