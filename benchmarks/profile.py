@@ -53,7 +53,7 @@ _KINDS = {
 def measure(effort: Effort) -> Measured:
     """Shares of the search's own processor time, in percent, for the published search and the default one."""
     lab = laboratory(effort)
-    facts = lab.facts("even", 4 if effort is Effort.QUICK else 32)
+    facts = lab.facts("even", 4 if effort is Effort.QUICK else 8)
     shares, notes = {}, []
     for name, plain in {"published": published(lab), "default": lab.default}.items():
         recipe = lab.resolve(plain)

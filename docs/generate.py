@@ -137,9 +137,7 @@ def _swept(name: str) -> str:
 
 def _plain(line: str, kept: int) -> str:
     cells = line.split(" | ")
-    return " | ".join(
-        cell if place == kept else _INTERVAL.sub("", cell) for place, cell in enumerate(cells)
-    )
+    return " | ".join(cell if place == kept else _INTERVAL.sub("", cell) for place, cell in enumerate(cells))
 
 
 if __name__ == "__main__":
