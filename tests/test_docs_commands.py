@@ -204,6 +204,9 @@ FOR = {
     "--sample 200": "--sample 5",
     "--sample 300": "--sample 5",
     "--counts 1,10,100": "--counts 1,3",
+    "--counts 1,3,10 ": "--counts 1,2 ",
+    "memit,memit-published,alphaedit,ultraedit,ft": "memit,memit-published",
+    "counterfact-r.jsonl": "knowledge/counterfact.json",
 }
 # Exit codes of what is refused on such a model, as the page of exit codes has them.
 ENDS = {"--gate": {0, 3}, "patchkit verify": {1}}
