@@ -18,6 +18,9 @@ from patchkit.models.replay import Tail
 
 __all__ = ["measure"]
 
+STEPS = 4
+"""Of each search: a profile of a whole one takes many minutes to add up, and its steps are alike."""
+
 _KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul"),
     "attention": ("scaled_dot_product", "softmax"),
@@ -56,7 +59,7 @@ def measure(effort: Effort) -> Measured:
     facts = lab.facts("even", 4 if effort is Effort.QUICK else 8)
     shares, notes = {}, []
     for name, plain in {"published": published(lab), "default": lab.default}.items():
-        recipe = lab.resolve(plain)
+        recipe = lab.resolve(plain).override(steps=STEPS)
         with _captured() as masks, profile(activities=[ProfilerActivity.CPU]) as seen:
             lab.targets(facts, recipe)
         shares[name] = _shares(seen)
