@@ -110,7 +110,7 @@ def _layers(first: int, last: int) -> tuple[int, ...]:
 
 
 _EASYEDIT: dict[str, Any] = {"layers": _layers(4, 8), "lambda_": 15000.0, "weight_decay": 1e-3, "clamp": 4.0}
-# Chosen on CounterFact-R's even cases and measured on its odd ones: docs/recipes.md.
+# Chosen on CounterFact-R's even cases: docs/recipes.md.
 _FAST: dict[str, Any] = {
     "optimiser": "momentum",
     "learning_rate": 0.35,
