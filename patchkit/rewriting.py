@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from patchkit.errors import BadInput
 from patchkit.factors import Delta
 from patchkit.files import reading, sync
 from patchkit.rounding import materialise_rows
+from patchkit.threads import side_by_side
 
 __all__ = ["rewrite"]
 
@@ -46,7 +46,7 @@ def rewrite(
         return _Tensor(checkpoint, out, name, deltas.get(name, ())).write(tensors[name])
 
     hashes = {}
-    with _side_by_side(len(tensors)) as each:
+    with side_by_side(len(tensors)) as each:
         for name, digest in zip(tensors, each(one, tensors), strict=True):
             done(checkpoint.tensors[name][1].size)
             if name in deltas:
@@ -98,26 +98,6 @@ class _Tensor:
         part = replace(self.info, shape=(-1, *self.info.shape[1:]))
         weight = materialise_rows(as_tensor(data, part), self.deltas, first, self.name)
         return weight.view(torch.uint8).numpy().data.cast("B")
-
-
-@contextmanager
-def _side_by_side(wanted: int) -> Iterator[Callable[..., Iterator[str]]]:
-    """A `map` with a thread for each item, no more than torch has; torch's own are shared out among them."""
-    threads = torch.get_num_threads()
-    workers = max(1, min(threads, wanted))
-    if workers == 1:
-        yield map
-        return
-    torch.set_num_threads(threads // workers)
-    try:
-        with ThreadPoolExecutor(workers) as pool:
-            try:
-                yield pool.map
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import tiny_models
 import torch
 
 from patchkit.models.anatomy import anatomy_of
-from patchkit.models.replay import Row, capture, prefill, reading_outputs
+from patchkit.models.hooks import reading_outputs
+from patchkit.models.replay import Row, capture, prefill
 
 
 def rows_of(shapes, *, shared=0):

@@ -378,7 +378,7 @@ def test_batches_grow_and_back_off_when_memory_runs_out():
 
 def test_budgets():
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert Budget.of("auto", cpu) == Budget(32, 512, grows=False)
+    assert Budget.of("auto", cpu) == Budget(32, 256, grows=False)
     assert Budget.of("auto", cuda).grows
     assert Budget.of(7, cuda) == Budget(7, batching._CUDA_TOKENS, grows=False)
     for wrong in (0, -1, "many", 2.5, True):

@@ -20,7 +20,7 @@ BatchSize = int | str
 
 PADDING = 0.13  # of the real tokens, at most
 GROUP_COST = 32  # tokens
-_CPU_TOKENS, _CUDA_TOKENS = 512, 8192  # a CPU's matrix rate peaks near 512 rows
+_CPU_TOKENS, _CUDA_TOKENS = 256, 8192  # one core's matrix rate is at its best from 128 rows up
 _CPU_FACTS, _CUDA_FACTS, _MOST_FACTS = 32, 64, 1024
 
 

@@ -27,7 +27,8 @@ from patchkit.errors import BadInput
 from patchkit.factors import Delta
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.outlet import Outlet
-from patchkit.models.replay import capture, reading_inputs
+from patchkit.models.hooks import reading_inputs
+from patchkit.models.replay import capture
 from patchkit.models.trial import try_out
 
 __all__ = ["FineTune"]

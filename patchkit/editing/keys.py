@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from itertools import accumulate
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,14 +21,17 @@ from patchkit.editing.batching import pack
 from patchkit.editing.templates import Passage
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.climb import Climb
-from patchkit.models.replay import Row, reading_inputs, reading_outputs
+from patchkit.models.hooks import reading_inputs, reading_outputs
+from patchkit.models.replay import Row
+from patchkit.threads import side_by_side
 
 __all__ = ["Reader", "collect_inputs", "collect_keys", "collect_outputs", "collect_states"]
 
 Listener = Callable[[], AbstractContextManager[list[Tensor]]]
+_Used = TypeVar("_Used")
 
 _KEPT = 1 << 28  # numbers of kept states: 1 GiB in float32
-_TOKENS = 2048  # a forward pass: no gradients, so more fit than in a step of the optimisation
+_TOKENS = 1024  # a forward pass: no gradients, so more fit than in a step of the optimisation
 
 
 class Reader:
@@ -52,9 +56,13 @@ class Reader:
         width, of = self._anatomy.d_ff, self._model
         dtype = torch.promote_types(of.dtype, torch.float32)
         keys = torch.zeros(self._count, width, dtype=dtype, device=of.device)
-        for chosen, heard in self._all.heard(self._inputs(layer), width, layer, layer):
-            facts, shares = self._shares(chosen)
-            keys[facts] += shares.to(keys) @ heard.to(dtype)
+
+        def shared(rows: Sequence[int], heard: Tensor) -> tuple[list[int], Tensor]:
+            facts, shares = self._shares(rows)
+            return facts, shares.to(keys) @ heard.to(dtype)
+
+        for facts, of_chunk in self._all.each(shared, self._inputs(layer), width, layer, layer):
+            keys[facts] += of_chunk
         return keys.to(of.dtype)
 
     def inputs(self, layer: int) -> Tensor:
@@ -96,17 +104,27 @@ class _Climbs:
     def read(self, listen: Listener, width: int, until: int, changes: int) -> Tensor:
         """What is heard at each row's last token in a pass through block ``until``: [rows, width]."""
         read = torch.empty(len(self._rows), width, dtype=self._model.dtype, device=self._model.device)
-        for chosen, heard in self.heard(listen, width, until, changes):
-            read[chosen] = heard
+        for rows, heard in self.each(lambda *chunk: chunk, listen, width, until, changes):
+            read[rows] = heard
         return read
 
-    def heard(
-        self, listen: Listener, width: int, until: int, changes: int
-    ) -> Iterator[tuple[list[int], Tensor]]:
-        """The same by chunks: the rows' places, and what is heard [rows of the chunk, width]."""
-        for place, (chosen, climb) in enumerate(zip(self._chunks, self._climbs, strict=True)):
+    def each(
+        self,
+        use: Callable[[list[int], Tensor], _Used],
+        listen: Listener,
+        width: int,
+        until: int,
+        changes: int,
+    ) -> Iterator[_Used]:
+        """What ``use`` makes of each chunk: its rows, and what is heard [rows of the chunk, width]."""
+
+        def one(place: int) -> _Used:
+            chosen, climb = self._chunks[place], self._climbs[place]
             heard = climb.read(listen, until=until, changes=changes if place < self._lasting else 0)
-            yield chosen, heard.view(len(chosen), -1, width)[:, -1]  # some blocks flatten
+            return use(chosen, heard.view(len(chosen), -1, width)[:, -1])  # some blocks flatten
+
+        with side_by_side(len(self._chunks), self._model.device) as each:
+            yield from each(one, range(len(self._chunks)))
 
 
 def collect_keys(

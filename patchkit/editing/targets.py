@@ -28,10 +28,12 @@ from patchkit.editing.templates import Passage
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.replay import capture
+from patchkit.threads import Each, side_by_side
 
 __all__ = ["Targets", "find_targets"]
 
 _OF_THE_SOLVE = ("lambda", "lambda_norm", "guess", "method", "nullspace_threshold", "norm_anchor")
+_AT_ONCE = 4  # chunks: each holds the states that its gradient needs
 _Part = TypeVar("_Part", Rewriting, Drift)
 
 
@@ -160,8 +162,9 @@ class _Loss:
         return {fact for part in self.turns[0] for fact in part.facts}
 
     def at(self, step: int) -> tuple[Rewriting | Drift, ...]:
-        """The parts that ``step``, from 1 up, reads."""
-        return (*self.turns[(step - 1) % len(self.turns)], *self.drift)
+        """The parts that ``step``, from 1 up, reads; the largest first, so that side by side they end together."""
+        parts = (*self.turns[(step - 1) % len(self.turns)], *self.drift)
+        return tuple(sorted(parts, key=lambda part: -part.tail.mask.numel()))
 
     def keep(self, living: Sequence[bool]) -> _Loss:
         """The same for the facts of the batch that are marked."""
@@ -183,31 +186,33 @@ def _optimise(
 
     ENCORE's test (arXiv 2502.01636) stands beside MEMIT's: the ``stop_argmax``-th time that a fact is said.
     """
-    parts, init = _prepare(model, anatomy, rewriting, drift, recipe, budget)
-    size = init.norm(dim=1) if size is None else size
-    delta, descent = torch.zeros_like(init), descent_of(init, size, recipe)
-    alive = torch.ones(len(init), dtype=torch.bool, device=init.device)
-    last, said = init.new_zeros(len(init)), torch.zeros_like(alive, dtype=torch.long)
-    steps = [0] * len(init)
-    for step in range(1, recipe.steps + 1):
-        for fact in parts.facts:
-            steps[fact] = step
-        loss, gradient = _evaluate(
-            parts.at(step), delta, size, recipe, said, differentiate=step < recipe.steps
-        )
-        last = torch.where(alive, loss, last)
-        if step == recipe.steps:
-            break
-        alive &= ~(loss < recipe.stop_loss)
-        if recipe.stop_argmax:
-            alive &= said < recipe.stop_argmax
-        moved = delta + descent.move(gradient, step)
-        delta = torch.where(alive[:, None], _clamped(moved, recipe.clamp * size), delta)
-        living = alive.tolist()  # the step's one synchronisation
-        parts = parts.keep(living)
-        tell(step, sum(living))
-        if not parts.facts:
-            break
+    turns = _turns(len(rewriting[0]), recipe.templates_per_step)
+    chunks = pack([len(turns[0]) * _width(texts) for texts in rewriting], budget.tokens)
+    with side_by_side(min(_AT_ONCE, len(chunks)), model.device) as each:
+        parts, init = _prepare(model, anatomy, rewriting, drift, recipe, turns, chunks, each)
+        size = init.norm(dim=1) if size is None else size
+        delta, descent = torch.zeros_like(init), descent_of(init, size, recipe)
+        alive = torch.ones(len(init), dtype=torch.bool, device=init.device)
+        last, said = init.new_zeros(len(init)), torch.zeros_like(alive, dtype=torch.long)
+        steps = [0] * len(init)
+        for step in range(1, recipe.steps + 1):
+            for fact in parts.facts:
+                steps[fact] = step
+            differentiate = step < recipe.steps
+            loss, gradient = _evaluate(parts.at(step), delta, size, recipe, said, each, differentiate)
+            last = torch.where(alive, loss, last)
+            if step == recipe.steps:
+                break
+            alive &= ~(loss < recipe.stop_loss)
+            if recipe.stop_argmax:
+                alive &= said < recipe.stop_argmax
+            moved = delta + descent.move(gradient, step)
+            delta = torch.where(alive[:, None], _clamped(moved, recipe.clamp * size), delta)
+            living = alive.tolist()  # the step's one synchronisation
+            parts = parts.keep(living)
+            tell(step, sum(living))
+            if not parts.facts:
+                break
     return Targets((init + delta).cpu(), steps, last.tolist())
 
 
@@ -217,30 +222,34 @@ def _evaluate(
     size: Tensor,
     recipe: Recipe,
     said: Tensor,
-    *,
+    each: Each,
     differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The total loss [N] of each fact and its gradient [N, d_model], chunk by chunk to bound memory.
+    """The total loss [N] of each fact and its gradient [N, d_model]; part by part, which bounds memory.
 
     Where ``stop_argmax`` is set, ``said`` [N] is one more for each fact whose target is the most probable.
     """
-    gradient = torch.zeros_like(delta)
-    with torch.set_grad_enabled(differentiate):
-        leaf = delta.detach().requires_grad_(differentiate)
-        loss = recipe.weight_decay * leaf.norm(dim=1) / size.square()
-        if differentiate:
-            gradient += torch.autograd.grad(loss.sum(), leaf)[0]
-        loss = loss.detach()
-        for part in parts:
-            own = leaf.index_select(0, part.where)
+
+    def of(part: Rewriting | Drift) -> tuple[Tensor, Tensor, Tensor | None]:
+        with torch.set_grad_enabled(differentiate):
+            own = delta.index_select(0, part.where).requires_grad_(differentiate)
             if recipe.stop_argmax and isinstance(part, Rewriting):
                 value, right = part.of_and_said(own)
-                said.index_add_(0, part.where, right.long())
             else:
-                value = part.of(own)
-            if differentiate:
-                gradient.index_add_(0, part.where, torch.autograd.grad(value.sum(), own)[0])
-            loss = loss.index_add(0, part.where, value.detach())
+                value, right = part.of(own), None
+            slope = torch.autograd.grad(value.sum(), own)[0] if differentiate else torch.zeros_like(own)
+        return value.detach(), slope, right
+
+    with torch.set_grad_enabled(differentiate):
+        leaf = delta.detach().requires_grad_(differentiate)
+        decay = recipe.weight_decay * leaf.norm(dim=1) / size.square()
+        gradient = torch.autograd.grad(decay.sum(), leaf)[0] if differentiate else torch.zeros_like(delta)
+    loss = decay.detach()
+    for part, (value, slope, right) in zip(parts, each(of, parts), strict=True):
+        loss = loss.index_add(0, part.where, value)
+        gradient.index_add_(0, part.where, slope)
+        if right is not None:
+            said.index_add_(0, part.where, right.long())
     return loss, gradient
 
 
@@ -265,31 +274,37 @@ def _prepare(
     rewriting: Sequence[Sequence[Passage]],
     drift: Sequence[Passage],
     recipe: Recipe,
-    budget: Budget,
+    turns: Sequence[Sequence[int]],
+    chunks: Sequence[Sequence[int]],
+    each: Each,
 ) -> tuple[_Loss, Tensor]:
     """Run everything once: the parts of the loss, and init [N, d_model]."""
-    layer = recipe.layers[-1]
-    init = torch.empty(len(rewriting), anatomy.d_model, dtype=model.dtype, device=model.device)
-    templates = len(rewriting[0])
-    turns = _turns(templates, recipe.templates_per_step)
-    parts: list[list[Rewriting]] = [[] for _ in turns]
-    for facts in pack([len(turns[0]) * _width(texts) for texts in rewriting], budget.tokens):
+    layer, templates = recipe.layers[-1], len(rewriting[0])
+
+    def rewritings(facts: Sequence[int]) -> tuple[Tensor, list[Rewriting]]:
         rows = [p.row(template) for fact in facts for template, p in enumerate(rewriting[fact])]
-        tail = capture(model, anatomy, rows, layer=layer)
-        init[facts] = tail.hidden[::templates, 0]
-        for turn, own in zip(turns, parts, strict=True):
+        tail, parts = capture(model, anatomy, rows, layer=layer), []
+        for turn in turns:
             at = [place * templates + template for place in range(len(facts)) for template in turn]
             read = tail if len(turn) == templates else tail.keep(torch.tensor(at, device=model.device))
             passages = [[rewriting[fact][template] for template in turn] for fact in facts]
-            own.append(Rewriting.of_rows(facts, passages, read))
-    drifts = []
-    for facts in pack([1] * len(drift), budget.tokens):
+            parts.append(Rewriting.of_rows(facts, passages, read))
+        return tail.hidden[::templates, 0], parts
+
+    def drifting(facts: Sequence[int]) -> Drift:
         tail = capture(model, anatomy, [drift[fact].to_subject(0) for fact in facts], layer=layer)
         with torch.no_grad():
             initial = log_probabilities(tail, tail.hidden)
         where = torch.tensor(facts, device=model.device)
-        drifts.append(Drift(tuple(facts), where, tail, initial, recipe.kl_factor))
-    return _Loss(tuple(map(tuple, parts)), tuple(drifts)), init
+        return Drift(tuple(facts), where, tail, initial, recipe.kl_factor)
+
+    init = torch.empty(len(rewriting), anatomy.d_model, dtype=model.dtype, device=model.device)
+    found: list[list[Rewriting]] = []
+    for facts, (states, parts) in zip(chunks, each(rewritings, chunks), strict=True):
+        init[list(facts)] = states
+        found.append(parts)
+    drifts = tuple(each(drifting, chunks))
+    return _Loss(tuple(zip(*found, strict=True)), drifts), init
 
 
 def _turns(templates: int, per_step: int) -> list[list[int]]:

@@ -8,14 +8,15 @@ A pass runs what `prefill` runs, and gives the same bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from patchkit.models.anatomy import Anatomy
-from patchkit.models.replay import Row, empty, extend, openings_of, spread_over, stand_in
+from patchkit.models.hooks import listening, stand_in
+from patchkit.models.replay import Row, empty, extend, openings_of, spread_over
 
 __all__ = ["Climb"]
 
@@ -68,14 +69,12 @@ class Climb:
             given.append(_copied(output))  # the block above may write into it
 
         blocks = self._anatomy.blocks
-        handle = blocks[keep].register_forward_hook(note) if keep >= 0 else None
         before = self._given[number]
-        try:
-            with stand_in(blocks[: self._start], lambda _: lambda *args, **kwargs: before):
-                yield
-        finally:
-            if handle is not None:
-                handle.remove()
+        with (
+            listening(blocks[keep], note) if keep >= 0 else nullcontext(),
+            stand_in(blocks[: self._start], lambda _: lambda *args, **kwargs: before),
+        ):
+            yield
         self._given[number] = given[-1] if given else None
 
 

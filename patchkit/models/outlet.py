@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
-from patchkit.models.replay import stop_after
+from patchkit.models.hooks import stop_after
 
 __all__ = ["Outlet", "outlet_of"]
 

@@ -23,10 +23,11 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
+from patchkit.models.hooks import Stop, ending, listening, stand_in, stop_after
 
 _REACH = ("sliding_window", "window_size", "local_attention", "attention_chunk_size")
 
-__all__ = ["Row", "Tail", "capture", "prefill", "reading_inputs", "reading_outputs", "stop_after"]
+__all__ = ["Row", "Tail", "capture", "prefill"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,50 +78,6 @@ class FrozenCache(Cache):
         return FrozenCache(
             [_layer(FrozenLayer, *_map(lambda t: t.index_select(0, rows), x)) for x in self.layers]
         )
-
-
-class _Stop(Exception):
-    """Ends a forward pass where nothing above is needed."""
-
-
-@contextmanager
-def stop_after(block: nn.Module) -> Iterator[None]:
-    """End every forward pass inside once ``block`` has given its output."""
-
-    def stop(*_: Any) -> None:
-        raise _Stop
-
-    handle = block.register_forward_hook(stop)
-    try:
-        yield
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def reading_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The first argument of every call of ``module`` inside, in order."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def reading_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    """The hidden states that every call of ``module`` inside gives, in order."""
-    seen: list[Tensor] = []
-    handle = module.register_forward_hook(
-        lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out)
-    )
-    try:
-        yield seen
-    finally:
-        handle.remove()
 
 
 def prefill(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], *, until: int) -> Prefix:
@@ -244,44 +201,26 @@ class _Recorder:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        above = self.anatomy.blocks[self.layer + 1 :]
-        handle = self.anatomy.blocks[self.layer].register_forward_hook(self._listen)
-        try:
-            with stand_in(above, lambda index: lambda *args, **kwargs: self._record(index, args, kwargs)):
-                yield
-        except _Stop:
-            pass
-        finally:
-            handle.remove()
+        below, above = self.anatomy.blocks[self.layer], self.anatomy.blocks[self.layer + 1 :]
+        with (
+            ending(),
+            listening(below, self._listen),
+            stand_in(above, lambda index: lambda *args, **kwargs: self._record(index, args, kwargs)),
+        ):
+            yield
 
     def _listen(self, _block: nn.Module, _args: Any, output: Any) -> None:
         self.as_tuple = isinstance(output, tuple)
         self.hidden = output[0] if self.as_tuple else output
         if self.layer == self.anatomy.depth - 1:
-            raise _Stop
+            raise Stop
 
     def _record(self, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = {name: value for name, value in kwargs.items() if name != "hidden_states"}
         self.calls.append((args[1:], kwargs))
         if index == self.anatomy.depth - self.layer - 2:
-            raise _Stop
+            raise Stop
         return (self.hidden,) if self.as_tuple else self.hidden
-
-
-@contextmanager
-def stand_in(blocks: Sequence[nn.Module], make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-    """Let ``make(i)`` stand in for block i's forward."""
-    before = [vars(block).get("forward") for block in blocks]
-    try:
-        for index, block in enumerate(blocks):
-            vars(block)["forward"] = make(index)
-        yield
-    finally:
-        for block, forward in zip(blocks, before, strict=True):
-            if forward is None:
-                vars(block).pop("forward", None)
-            else:
-                vars(block)["forward"] = forward
 
 
 @dataclass
