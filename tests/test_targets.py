@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from threading import get_ident
 
 import pytest
 import reference_memit as reference
@@ -384,3 +385,26 @@ def test_budgets():
     for wrong in (0, -1, "many", 2.5, True):
         with pytest.raises(BadInput, match="expected auto or a number of facts from 1 up"):
             Budget.of(wrong, cpu)
+
+
+def test_z_is_the_oracles_where_chunks_run_side_by_side(monkeypatch):
+    monkeypatch.setattr(batching, "_CPU_TOKENS", 24)  # several chunks of these few facts
+    model, tokenizer = tiny_models.tiny_model("llama", torch.float64), tiny_models.tiny_tokenizer()
+    before, torches = torch.get_num_threads(), set()
+    evaluated = targets.Rewriting.of
+
+    def of(part, delta):
+        torches.add((get_ident(), torch.get_num_threads()))
+        return evaluated(part, delta)
+
+    monkeypatch.setattr(targets.Rewriting, "of", of)
+    torch.set_num_threads(3)
+    try:
+        found = find(model, tokenizer, tiny_models.FACTS)
+    finally:
+        torch.set_num_threads(before)
+    z, steps, _ = oracle(model, tokenizer, tiny_models.FACTS)
+    assert found.steps == steps
+    assert distance(found.z, z) < 1e-9
+    assert len(torches) > 1
+    assert get_ident() not in {thread for thread, _ in torches}

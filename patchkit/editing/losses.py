@@ -86,11 +86,18 @@ class Rewriting:
 
     def keep(self, stay: Sequence[int]) -> Rewriting:
         """The same for some of its facts, by their places in ``facts``."""
-        templates = len(self.passages[0])
-        rows = torch.tensor(
-            [i * templates + t for i in stay for t in range(templates)], device=self.where.device
-        )
-        facts, passages = [self.facts[i] for i in stay], [self.passages[i] for i in stay]
+        return self._narrowed(stay, range(len(self.passages[0])))
+
+    def reading(self, templates: Sequence[int]) -> Rewriting:
+        """The same, read in some of the templates alone."""
+        if len(templates) == len(self.passages[0]):
+            return self
+        return self._narrowed(range(len(self.facts)), templates)
+
+    def _narrowed(self, stay: Sequence[int], templates: Sequence[int]) -> Rewriting:
+        count = len(self.passages[0])
+        rows = torch.tensor([i * count + t for i in stay for t in templates], device=self.where.device)
+        facts, passages = [self.facts[i] for i in stay], [[self.passages[i][t] for t in templates] for i in stay]
         return Rewriting.of_rows(facts, passages, self.tail.keep(rows))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -154,22 +154,26 @@ class _Loss:
     Where a step reads every template there is one turn, and the loss is MEMIT's.
     """
 
-    turns: tuple[tuple[Rewriting, ...], ...]
+    rewriting: tuple[Rewriting, ...]
     drift: tuple[Drift, ...]
+    turns: Sequence[Sequence[int]]
 
     @property
     def facts(self) -> set[int]:
-        return {fact for part in self.turns[0] for fact in part.facts}
+        return {fact for part in self.rewriting for fact in part.facts}
 
-    def at(self, step: int) -> tuple[Rewriting | Drift, ...]:
-        """The parts that ``step``, from 1 up, reads; the largest first, so that side by side they end together."""
-        parts = (*self.turns[(step - 1) % len(self.turns)], *self.drift)
-        return tuple(sorted(parts, key=lambda part: -part.tail.mask.numel()))
+    @property
+    def parts(self) -> list[Rewriting | Drift]:
+        """The largest first, so that side by side they end together."""
+        return sorted((*self.rewriting, *self.drift), key=lambda part: -part.tail.mask.numel())
+
+    def turn(self, step: int) -> Sequence[int]:
+        """The templates that ``step``, from 1 up, reads."""
+        return self.turns[(step - 1) % len(self.turns)]
 
     def keep(self, living: Sequence[bool]) -> _Loss:
         """The same for the facts of the batch that are marked."""
-        turns = tuple(_still(parts, living) for parts in self.turns)
-        return _Loss(turns, _still(self.drift, living))
+        return replace(self, rewriting=_still(self.rewriting, living), drift=_still(self.drift, living))
 
 
 def _optimise(
@@ -198,8 +202,7 @@ def _optimise(
         for step in range(1, recipe.steps + 1):
             for fact in parts.facts:
                 steps[fact] = step
-            differentiate = step < recipe.steps
-            loss, gradient = _evaluate(parts.at(step), delta, size, recipe, said, each, differentiate)
+            loss, gradient = _evaluate(parts, step, delta, size, recipe, said, each)
             last = torch.where(alive, loss, last)
             if step == recipe.steps:
                 break
@@ -217,20 +220,18 @@ def _optimise(
 
 
 def _evaluate(
-    parts: Sequence[Rewriting | Drift],
-    delta: Tensor,
-    size: Tensor,
-    recipe: Recipe,
-    said: Tensor,
-    each: Each,
-    differentiate: bool,
+    whole: _Loss, step: int, delta: Tensor, size: Tensor, recipe: Recipe, said: Tensor, each: Each
 ) -> tuple[Tensor, Tensor]:
     """The total loss [N] of each fact and its gradient [N, d_model]; part by part, which bounds memory.
 
+    No move follows the last step, so its gradient is left at 0.
+
     Where ``stop_argmax`` is set, ``said`` [N] is one more for each fact whose target is the most probable.
     """
+    differentiate, turn, parts = step < recipe.steps, whole.turn(step), whole.parts
 
     def of(part: Rewriting | Drift) -> tuple[Tensor, Tensor, Tensor | None]:
+        part = part.reading(turn) if isinstance(part, Rewriting) else part
         with torch.set_grad_enabled(differentiate):
             own = delta.index_select(0, part.where).requires_grad_(differentiate)
             if recipe.stop_argmax and isinstance(part, Rewriting):
@@ -281,15 +282,10 @@ def _prepare(
     """Run everything once: the parts of the loss, and init [N, d_model]."""
     layer, templates = recipe.layers[-1], len(rewriting[0])
 
-    def rewritings(facts: Sequence[int]) -> tuple[Tensor, list[Rewriting]]:
+    def reading(facts: Sequence[int]) -> Rewriting:
         rows = [p.row(template) for fact in facts for template, p in enumerate(rewriting[fact])]
-        tail, parts = capture(model, anatomy, rows, layer=layer), []
-        for turn in turns:
-            at = [place * templates + template for place in range(len(facts)) for template in turn]
-            read = tail if len(turn) == templates else tail.keep(torch.tensor(at, device=model.device))
-            passages = [[rewriting[fact][template] for template in turn] for fact in facts]
-            parts.append(Rewriting.of_rows(facts, passages, read))
-        return tail.hidden[::templates, 0], parts
+        tail = capture(model, anatomy, rows, layer=layer)
+        return Rewriting.of_rows(facts, [rewriting[fact] for fact in facts], tail)
 
     def drifting(facts: Sequence[int]) -> Drift:
         tail = capture(model, anatomy, [drift[fact].to_subject(0) for fact in facts], layer=layer)
@@ -298,13 +294,11 @@ def _prepare(
         where = torch.tensor(facts, device=model.device)
         return Drift(tuple(facts), where, tail, initial, recipe.kl_factor)
 
+    loss = _Loss(tuple(each(reading, chunks)), tuple(each(drifting, chunks)), turns)
     init = torch.empty(len(rewriting), anatomy.d_model, dtype=model.dtype, device=model.device)
-    found: list[list[Rewriting]] = []
-    for facts, (states, parts) in zip(chunks, each(rewritings, chunks), strict=True):
-        init[list(facts)] = states
-        found.append(parts)
-    drifts = tuple(each(drifting, chunks))
-    return _Loss(tuple(zip(*found, strict=True)), drifts), init
+    for part in loss.rewriting:
+        init[part.where] = part.tail.hidden[::templates, 0]
+    return loss, init
 
 
 def _turns(templates: int, per_step: int) -> list[list[int]]:

@@ -69,15 +69,21 @@ class FrozenCache(Cache):
 
     def __init__(self, layers: Sequence[FrozenLayer]) -> None:
         super().__init__(layers=list(layers))
-        self.frozen = layers
+        self.frozen = list(layers)
 
     def keep(self, rows: Tensor) -> FrozenCache:
         """The past of some of the rows."""
-        if not self.frozen[0].is_initialized:
-            return self
-        return FrozenCache(
-            [_layer(FrozenLayer, *_map(lambda t: t.index_select(0, rows), x)) for x in self.layers]
-        )
+
+        def kept(layer: FrozenLayer) -> FrozenLayer:
+            if not layer.is_initialized:
+                return layer
+            return _layer(FrozenLayer, *_map(lambda t: t.index_select(0, rows), layer))
+
+        return FrozenCache([kept(layer) for layer in self.frozen])
+
+    def forget(self, until: int) -> None:
+        """Drop the past of blocks 0..``until``, which nothing runs again."""
+        self.layers[: until + 1] = self.frozen[: until + 1] = [FrozenLayer() for _ in range(until + 1)]
 
 
 def prefill(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], *, until: int) -> Prefix:
@@ -114,6 +120,7 @@ def capture(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], *, la
             use_cache=True,
         )
     assert record.hidden is not None
+    prefix.cache.forget(layer)
     return Tail(model, anatomy, record.hidden, mask, tuple(record.calls), record.as_tuple)
 
 
