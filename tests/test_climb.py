@@ -56,3 +56,19 @@ def test_blocks_below_the_change_run_once():
     for layer in (1, 2, 3):
         reader.keys(layer)
     assert runs == [2, 4, 4, 2]  # twice a pass: what rows share at their start, and the rest
+
+
+def test_what_there_is_no_room_for_is_not_held(monkeypatch):
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    passages = rewriting_passages(tokenizer, tiny_models.FACTS, TEMPLATES, None)
+
+    def held(kept):
+        """How many things a reader holds between two layers."""
+        monkeypatch.setattr(reading, "_KEPT", kept)
+        reader = Reader(model, anatomy_of(model), passages)
+        reader.keys(2)
+        climbs = reader._all._climbs
+        return sum(len(climb._past) + sum(given is not None for given in climb._given) for climb in climbs)
+
+    assert held(1 << 28) > 0
+    assert held(0) == 0

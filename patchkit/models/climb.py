@@ -52,7 +52,7 @@ class Climb:
                 common = extend(self._model, self._anatomy, empty(self._model, len(groups)), texts, until)
             assert common.cache is not None
             common.cache.layers[: self._start] = self._past[: self._start]
-            self._past = list(common.cache.layers)
+            self._past = common.cache.layers[: keep + 1]  # below where the next pass begins
             past = spread_over(
                 common, [groups.index(r.group) if r.group in groups else None for r in self._rows]
             )
