@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from patchkit.evaluation import intervals
-from patchkit.evaluation.intervals import Interval, Tally, names_with_whole
+from patchkit.evaluation.intervals import Interval, Tally, fact_by_fact, names_with_whole
 from patchkit.evaluation.measure import FactChange
 
 __all__ = ["SCORES", "Interval", "Tally", "ceiling_share", "difference", "interval", "tally"]
@@ -18,8 +18,8 @@ SCORES = tuple(names_with_whole(COUNTED))
 
 
 def tally(changes: Sequence[FactChange]) -> Tally:
-    """Count each score's hits and prompts, fact by fact."""
-    return np.array([_counts(change) for change in changes], dtype=float)
+    """Each score's share of a fact's prompts, fact by fact: a fact weighs the same, whatever it has of them."""
+    return fact_by_fact(np.array([_counts(change) for change in changes], dtype=float))
 
 
 def _counts(change: FactChange) -> list[tuple[int, int]]:
@@ -28,7 +28,7 @@ def _counts(change: FactChange) -> list[tuple[int, int]]:
     return [
         (after.rewrite.prefers, 1),
         (sum(state.prefers for state in after.paraphrases), probes),
-        (sum(not state.prefers for state in after.neighbors), number),
+        (sum(bool(state.spares) for state in after.neighbors), number),
         (after.rewrite.argmax, 1),
         (sum(state.argmax for state in after.paraphrases), probes),
         (bool(after.rewrite.says), 1),

@@ -212,7 +212,8 @@ def state(
     was: float | None = None,
     top: int = 0,
 ) -> PromptState:
-    return PromptState("prompt", 0.5, was, prefers, argmax, said, "said" if said is not None else None, top)
+    text, spares = "said" if said is not None else None, None if was is None else not prefers
+    return PromptState("prompt", 0.5, was, prefers, argmax, said, text, top, spares)
 
 
 def change(
@@ -247,6 +248,17 @@ def test_summary_of_cases_worked_out_by_hand() -> None:
     bare = summarise([changes[2]])
     assert (bare.efficacy, bare.paraphrases, bare.neighbors, bare.specificity) == (0.0, None, None, None)
     assert summarise([]).facts == 0
+
+
+def test_a_model_that_is_broken_spares_no_neighbour() -> None:
+    """Its log probabilities are not numbers: it prefers neither object."""
+    fact = Fact("Ann", "{} plays", "golf", was="chess", neighbors=("Bob plays",))
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    before = observe(model, tokenizer, [fact])
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(float("nan"))
+    summary = summarise(compare([fact], before, observe(model, tokenizer, [fact])))
+    assert (summary.specificity, summary.efficacy) == (0.0, 0.0)
 
 
 def test_a_longer_object_is_compared_by_its_mean_token() -> None:

@@ -34,6 +34,11 @@ def case_of(seen: Seen, reference: Seen | None = None) -> dict[str, tuple[float,
     return {name: tuple(pair) for name, pair in zip(NAMES, row.tolist(), strict=True)}
 
 
+def mean(total: float, prompts: int) -> tuple[float, int]:
+    """What a case adds that has that many such prompts."""
+    return total / prompts, 1
+
+
 SEEN = Seen(
     rewrite=Asked(score(1.0, 2, 2), score(2.0), said="football is", right=True),
     paraphrases=(
@@ -54,24 +59,35 @@ SEEN = Seen(
 def test_counterfact_and_zsre_by_hand() -> None:
     found = case_of(SEEN)
     assert found["ES"] == (1, 1)
-    assert found["PS"] == (1, 2)
-    assert found["NS"] == (2, 3)
+    assert found["PS"] == mean(1, 2)
+    assert found["NS"] == mean(2, 3)
     assert found["rewrite argmax"] == (1, 1)
-    assert found["paraphrase argmax"] == (1, 2)
-    assert found["neighbour argmax"] == (1, 3)
+    assert found["paraphrase argmax"] == mean(1, 2)
+    assert found["neighbour argmax"] == mean(1, 3)
     assert found["rewrite tokens"] == (1, 1)
-    assert found["paraphrase tokens"] == pytest.approx((3 / 4 + 1, 2))
-    assert found["neighbour tokens"] == pytest.approx((1 + 1 / 4 + 2 / 4, 3))
+    assert found["paraphrase tokens"] == pytest.approx(mean(3 / 4 + 1, 2))
+    assert found["neighbour tokens"] == pytest.approx(mean(1 + 1 / 4 + 2 / 4, 3))
     assert found["rewrite diff"] == pytest.approx((math.exp(-1) - math.exp(-2), 1))
     wanted = (math.exp(-1) - math.exp(-3)) + (math.exp(-3) - math.exp(-1)) + (math.exp(-1) - math.exp(-2))
-    assert found["neighbour diff"] == pytest.approx((wanted, 3))
+    assert found["neighbour diff"] == pytest.approx(mean(wanted, 3))
     assert found["rewrite says"] == (1, 1)
-    assert found["paraphrase says"] == (1, 2)
-    assert found["neighbour says"] == (1, 2), "the third was not asked freely"
+    assert found["paraphrase says"] == mean(1, 2)
+    assert found["neighbour says"] == mean(1, 2), "the third was not asked freely"
     assert found["portability says"] == (0, 1)
     assert found["portability tokens"] == pytest.approx((1 / 3, 1))
     assert found["reverse says"] == found["reverse argmax"] == (0, 0)
-    assert found["neighbours kept"] == (3, 3)
+    assert found["neighbours kept"] == mean(3, 3)
+
+
+def test_a_case_weighs_the_same_whatever_number_of_prompts_it_has() -> None:
+    """One of one paraphrase won and none of two: one half, where prompts would give one third."""
+    won = Asked(score(0.5, 2, 2), score(1.0), right=True)
+    lost = Asked(score(1.0, 2, 0), score(0.5), right=False)
+    cases = [replace(SEEN, paraphrases=(won,)), replace(SEEN, paraphrases=(lost, lost))]
+    found = intervals(tally(cases, cases), NAMES)
+    for name in ("PS", "paraphrase says", "paraphrase argmax", "paraphrase tokens"):
+        assert found[name].value == 0.5
+    assert found["paraphrase diff"].value == 0.0
 
 
 def test_neighbours_of_which_the_old_object_is_not_true_have_no_part_in_ns() -> None:
@@ -80,13 +96,13 @@ def test_neighbours_of_which_the_old_object_is_not_true_have_no_part_in_ns() -> 
     found = case_of(replace(SEEN, neighbors=(*odd, SEEN.neighbors[2])))
     assert found["NS"] == (1, 1)
     assert found["neighbour diff"] == pytest.approx((math.exp(-1) - math.exp(-2), 1))
-    assert found["neighbour tokens"] == pytest.approx((1 + 1 / 4 + 2 / 4, 3))
+    assert found["neighbour tokens"] == pytest.approx(mean(1 + 1 / 4 + 2 / 4, 3))
     assert case_of(replace(SEEN, neighbors=tuple(odd)))["NS"] == (0, 0)
 
 
 def test_neighbours_are_kept_where_the_reference_says_the_same() -> None:
     moved = Seen(SEEN.rewrite, (), (SEEN.neighbors[0], SEEN.neighbors[0], SEEN.neighbors[2]), (), (), ())
-    assert case_of(moved, SEEN)["neighbours kept"] == (2, 3)
+    assert case_of(moved, SEEN)["neighbours kept"] == mean(2, 3)
 
 
 def test_s_is_the_harmonic_mean_of_the_three() -> None:
@@ -221,7 +237,7 @@ def test_the_first_neighbours_are_answered_freely_where_the_record_says_what_is_
     longest = max(map(Loaded(model, tokenizer).length, own[:2]))
     whole = continue_greedily(model, tokenizer, list(prompts[:2]), max(12, longest))
     assert [one.said for one in first.neighbors] == [*whole, None]
-    assert case_of(first)["neighbour says"] == (1, 2)
+    assert case_of(first)["neighbour says"] == mean(1, 2)
     assert case_of(unknown)["neighbour says"] == (0, 0)
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "Interval",
     "Tally",
     "differences",
+    "fact_by_fact",
     "intervals",
     "names_with_whole",
     "share_of_ceiling",
@@ -44,6 +45,13 @@ class Interval:
     def to_list(self) -> list[float | None]:
         """[value, low, high] for JSON, which knows no NaN: null."""
         return [None if np.isnan(number) else number for number in (self.value, self.low, self.high)]
+
+
+def fact_by_fact(tally: Tally) -> Tally:
+    """The same with each fact's own mean in the numerator, and 1 below it, or 0 where it was not asked."""
+    asked = tally[..., 1] > 0
+    means = np.divide(tally[..., 0], tally[..., 1], out=np.zeros(asked.shape), where=asked)
+    return np.stack([means, asked.astype(float)], axis=-1)
 
 
 def names_with_whole(names: Sequence[str]) -> list[str]:

@@ -34,6 +34,9 @@ class PromptState:
     text: str | None
     next_token: int
     """The most probable next token after the prompt."""
+    spares: bool | None = None
+    """``was`` is preferred to the target, by the same measure; None without ``was``. Where both are equal,
+    or neither is a number, the prompt neither prefers nor spares."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ def summarise(changes: Sequence[FactChange]) -> Summary:
         generation=_share([bool(state.says) for state in rewrites]) or 0.0,
         paraphrases=_share([state.prefers for state in paraphrases]),
         neighbors=sum(change.kept_neighbors for change in changes) / len(neighbors) if neighbors else None,
-        specificity=_share([not state.prefers for state in neighbors if state.was is not None]),
+        specificity=_share([bool(state.spares) for state in neighbors if state.was is not None]),
     )
 
 
@@ -166,6 +169,7 @@ def _state(prompt: str, target: Score, was: Score | None) -> PromptState:
         says=None,
         text=None,
         next_token=target.next_token,
+        spares=None if was is None else was.nll < target.nll,
     )
 
 

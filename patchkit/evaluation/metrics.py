@@ -18,7 +18,7 @@ import numpy as np
 
 from patchkit.evaluation.cases import Case, Question
 from patchkit.evaluation.generation import NEW_TOKENS, normalise, says
-from patchkit.evaluation.intervals import Tally
+from patchkit.evaluation.intervals import Tally, fact_by_fact
 from patchkit.evaluation.likelihood import Score
 from patchkit.evaluation.references import References
 from patchkit.evaluation.voice import Voice
@@ -304,10 +304,11 @@ METRICS: dict[str, tuple[str, Callable[[Seen, Seen], Sums]]] = {
 
 
 def tally(seen: Sequence[Seen], reference: Sequence[Seen]) -> Tally:
-    """[N, K, 2] for N cases and the K scores of `METRICS`; ``reference``: the same cases on the model that
-    neighbours are to agree with."""
+    """[N, K, 2] for N cases and the K scores of `METRICS`, a case weighing the same whatever number of prompts
+    it has, as the papers' scores do; ``reference``: the same cases on the model that neighbours are to agree
+    with."""
     rows = [
         [score(one, other) for _, score in METRICS.values()]
         for one, other in zip(seen, reference, strict=True)
     ]
-    return np.array(rows, dtype=float)
+    return fact_by_fact(np.array(rows, dtype=float))
