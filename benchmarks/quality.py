@@ -18,7 +18,7 @@ SCORES = tuple(names_with_whole(COUNTED))
 
 
 def tally(changes: Sequence[FactChange]) -> Tally:
-    """Each score's share of a fact's prompts, fact by fact: a fact weighs the same, whatever it has of them."""
+    """Each score's share of a fact's prompts, fact by fact: facts weigh the same, whatever they have."""
     return fact_by_fact(np.array([_counts(change) for change in changes], dtype=float))
 
 

@@ -23,9 +23,7 @@ _CPU = torch.device("cpu")
 class Each(Protocol):
     """A `map` of one argument: results come in the order of the items."""
 
-    def __call__(
-        self, work: Callable[[_Item], _Result], items: Iterable[_Item], /
-    ) -> Iterator[_Result]: ...
+    def __call__(self, work: Callable[[_Item], _Result], items: Iterable[_Item], /) -> Iterator[_Result]: ...
 
 
 @contextmanager

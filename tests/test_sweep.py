@@ -19,7 +19,7 @@ from patchkit.editing import targets
 from patchkit.editing.emmet import Emmet
 from patchkit.editing.finetune import FineTune
 from patchkit.errors import BadInput, Busy, WouldOverwrite
-from patchkit.evaluation.cases import Case, Cases, parse_cases
+from patchkit.evaluation.cases import Case, Cases, Question, parse_cases
 from patchkit.evaluation.metrics import look, tally
 from patchkit.evaluation.studies import UNEDITED, Asked, Trial, as_in_table_1, plan, pool
 from patchkit.evaluation.tables import csv_table, markdown_table
@@ -550,10 +550,12 @@ def test_each_edit_that_fails_is_told(
 
 def test_zsre_is_edited_as_in_the_papers_table(home: Path) -> None:
     fact = Fact("Ann", "{} was born in", "Paris", was="Rome", neighbors=("who won", "what is it?"))
-    (case,) = as_in_table_1(Cases("x", (Case(fact, (("a",), ("b",))),))).cases
+    hop = Question("The capital of Ann's country of birth is", ("Paris",))
+    (case,) = as_in_table_1(Cases("x", (Case(fact, (("a",), ("b",)), portability=(hop,)),))).cases
     assert (case.fact.target, case.fact.was) == ("Rome", None)
     assert case.fact.neighbors == ("who won?", "what is it?")
     assert case.answers == (("a",), ("b",))
+    assert not case.portability, "it follows from what is not edited in"
 
 
 def test_zsres_score_is_the_mean_of_its_three(cli: Cli, base: Path, home: Path) -> None:

@@ -26,8 +26,8 @@ from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
 from patchkit.factors import Delta
 from patchkit.models.anatomy import Anatomy
-from patchkit.models.outlet import Outlet
 from patchkit.models.hooks import reading_inputs
+from patchkit.models.outlet import Outlet
 from patchkit.models.replay import capture
 from patchkit.models.trial import try_out
 

@@ -97,7 +97,10 @@ class Rewriting:
     def _narrowed(self, stay: Sequence[int], templates: Sequence[int]) -> Rewriting:
         count = len(self.passages[0])
         rows = torch.tensor([i * count + t for i in stay for t in templates], device=self.where.device)
-        facts, passages = [self.facts[i] for i in stay], [[self.passages[i][t] for t in templates] for i in stay]
+        facts, passages = (
+            [self.facts[i] for i in stay],
+            [[self.passages[i][t] for t in templates] for i in stay],
+        )
         return Rewriting.of_rows(facts, passages, self.tail.keep(rows))
 
 

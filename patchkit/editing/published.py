@@ -141,9 +141,14 @@ _PUBLISHED: dict[_Shape, dict[str, Any]] = {
     ("llama", 28, 3072): _EASYEDIT,
     _SMOLLM2: {"layers": _layers(4, 8), "lambda_": 300.0, **_FAST},
 }
-# The published code of ROME and of R-ROME: one layer, Adam, a wide clamp.
-_ROME_LAYERS: dict[_Shape, int] = {("gpt2", 48, 1600): 17, ("gptj", 28, 4096): 5, ("llama", 32, 4096): 5}
-_ROME: dict[str, Any] = {"learning_rate": 0.5, "steps": 20, "weight_decay": 0.5, "clamp": 4.0}
+# Public settings of ROME and R-ROME for GPT, of EasyEdit and AlphaEdit for Llama: one layer, a wide clamp.
+_ROME_GPT: dict[str, Any] = {"steps": 20, "weight_decay": 0.5, "contexts": 20}
+_ROME: dict[_Shape, dict[str, Any]] = {
+    ("gpt2", 48, 1600): {"layers": (17,), **_ROME_GPT},
+    ("gptj", 28, 4096): {"layers": (5,), **_ROME_GPT},
+    ("llama", 32, 4096): {"layers": (5,), "steps": 25, "weight_decay": 1e-3},
+}
+_ALPHAEDIT_PUBLISHED: tuple[_Shape, ...] = (("gpt2", 48, 1600), ("gptj", 28, 4096), ("llama", 32, 4096))
 _MEND_PUBLISHED: tuple[_Shape, ...] = (("gptj", 28, 4096), ("gpt2", 48, 1600))
 _FT_LAYERS: dict[_Shape, int] = {("gptj", 28, 4096): 21, ("llama", 32, 4096): 21}
 _SEARCH: dict[str, Any] = {"learning_rate": 0.5, "weight_decay": 0.5, "clamp": 0.75}
@@ -181,8 +186,8 @@ def _guess(depth: int, d_ff: int) -> dict[str, Any]:
 
 def _of_rome(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     """Published where there is something; else the middle of MEMIT's layers, and its way down."""
-    if shape in _ROME_LAYERS:
-        return {"layers": (_ROME_LAYERS[shape],), **_ROME}
+    if shape in _ROME:
+        return {**_ROME[shape], "learning_rate": 0.5, "clamp": 4.0}
     layers = memit["layers"]
     return {"layers": (layers[len(layers) // 2],), "clamp": 4.0, "guess": shape != _SMOLLM2}
 
@@ -202,8 +207,8 @@ def _of_mend(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
 
 
 def _of_alphaedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
-    """λ is the published L2; all else is MEMIT's, as there."""
-    return {"lambda_": 10.0, "nullspace_threshold": 0.02}
+    """λ is the published L2; all else is MEMIT's, as there. The threshold was found for their models' C."""
+    return {"lambda_": 10.0, "nullspace_threshold": 0.02, "guess": shape not in _ALPHAEDIT_PUBLISHED}
 
 
 def _of_encore(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:

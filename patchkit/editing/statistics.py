@@ -31,8 +31,8 @@ from patchkit.editing.solve import exact_device
 from patchkit.errors import BadInput
 from patchkit.files import write_durably
 from patchkit.models.anatomy import Anatomy, anatomy_of
-from patchkit.models.loading import float32_compute
 from patchkit.models.hooks import reading_inputs, stop_after
+from patchkit.models.loading import float32_compute
 
 __all__ = ["Statistics", "collect", "kept_text", "statistics_for", "text_for", "text_name"]
 

@@ -92,13 +92,13 @@ class Asked:
 
 def as_in_table_1(cases: Cases) -> Cases:
     """zsRE as MEMIT's table 1 has it: the first known answer is edited in, not MEND's made-up one, and
-    neighbours are questions."""
+    neighbours are questions. Questions one hop away ask what follows from the other: they fall away."""
 
     def asked(case: Case) -> Case:
         fact = case.fact
         neighbors = tuple(text if text.endswith("?") else f"{text}?" for text in fact.neighbors)
         known = replace(fact, target=fact.was or fact.target, was=None, neighbors=neighbors)
-        return replace(case, fact=known)
+        return replace(case, fact=known, portability=())
 
     return replace(cases, cases=tuple(map(asked, cases.cases)))
 

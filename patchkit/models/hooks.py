@@ -6,7 +6,7 @@ Passes of one model may run side by side. What a thread hooks in here, its own p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from threading import Lock, get_ident
 from typing import Any
 
@@ -21,13 +21,9 @@ class Stop(Exception):
     """Ends a forward pass where nothing above is needed."""
 
 
-@contextmanager
-def ending() -> Iterator[None]:
+def ending() -> AbstractContextManager[None]:
     """A pass inside may end with `Stop`."""
-    try:
-        yield
-    except Stop:
-        pass
+    return suppress(Stop)
 
 
 @contextmanager
