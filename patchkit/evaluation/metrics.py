@@ -304,8 +304,8 @@ METRICS: dict[str, tuple[str, Callable[[Seen, Seen], Sums]]] = {
 
 
 def tally(seen: Sequence[Seen], reference: Sequence[Seen]) -> Tally:
-    """[N, K, 2] for N cases and the K scores of `METRICS`, a case weighing the same whatever number of prompts
-    it has, as in the papers; ``reference``: these on the model that neighbours are to agree with."""
+    """[N, K, 2] for N cases and the K scores of `METRICS`; a case weighs the same, whatever number of prompts
+    it has, as in the papers. ``reference``: the same cases on the model that neighbours are to agree with."""
     rows = [
         [score(one, other) for _, score in METRICS.values()]
         for one, other in zip(seen, reference, strict=True)
