@@ -9,7 +9,8 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 
 from benchmarks.report import Effort, Measured
 
-__all__ = ["describe", "disk_rate", "matrix_rate", "measure", "peak_memory", "seconds_of"]
+__all__ = ["describe", "disk_rate", "matrix_rate", "measure", "one_thread", "peak_memory", "seconds_of"]
 
 _PACKAGES = ("torch", "transformers", "peft", "safetensors")
 
@@ -45,6 +46,17 @@ def describe() -> dict[str, str | int]:
         "patchkit": version("patchkit-llm"),
         **{name: version(name) for name in _PACKAGES},
     }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """All work in the calling thread, where torch's counters and profilers look."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def matrix_rate(dtype: torch.dtype = torch.float32) -> float:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.laboratory import laboratory
+from benchmarks.machine import one_thread
 from benchmarks.recipe import published
 from benchmarks.report import Effort, Measured
 from patchkit.editing import targets
@@ -60,7 +61,7 @@ def measure(effort: Effort) -> Measured:
     shares, notes = {}, []
     for name, plain in {"published": published(lab), "default": lab.default}.items():
         recipe = lab.resolve(plain).override(steps=STEPS)
-        with _captured() as masks, profile(activities=[ProfilerActivity.CPU]) as seen:
+        with one_thread(), _captured() as masks, profile(activities=[ProfilerActivity.CPU]) as seen:
             lab.targets(facts, recipe)
         shares[name] = _shares(seen)
         padding = 1 - sum(int(mask.sum()) for mask in masks) / sum(mask.numel() for mask in masks)
@@ -69,7 +70,7 @@ def measure(effort: Effort) -> Measured:
         {"operators": kind, **{name: round(found[kind], 1) for name, found in shares.items()}}
         for kind in (*_KINDS, "other")
     ]
-    return Measured(rows, (), [f"{len(facts)} facts.", *notes])
+    return Measured(rows, (), [f"{len(facts)} facts, on one thread.", *notes])
 
 
 def _shares(seen: profile) -> dict[str, float]:

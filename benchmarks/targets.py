@@ -13,7 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.laboratory import Laboratory, laboratory
-from benchmarks.machine import matrix_rate
+from benchmarks.machine import matrix_rate, one_thread
 from benchmarks.recipe import published
 from benchmarks.references import reference_memit
 from benchmarks.report import Bar, Effort, Measured
@@ -45,7 +45,7 @@ def measure(effort: Effort) -> Measured:
         sequential.append(seconds)
         ratios.append(seconds / found.seconds)
         differences += [float((found.z[i] - z[n]).norm() / z[n].norm()) for n, i in enumerate(places)]
-    with FlopCounterMode(display=False) as counter:
+    with one_thread(), FlopCounterMode(display=False) as counter:
         counted = lab.targets(facts, recipe)
     operations = counter.get_total_flops() / len(facts)
     shares = [operations / seconds / rate for seconds, rate in zip(engine, rates, strict=True)]
