@@ -14,8 +14,10 @@ import re
 import shlex
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,15 @@ _ALWAYS = ("core.fsmonitor=false", "user.useConfigOnly=true")
 _WRITING = ("core.fsync=added,reference", "i18n.commitEncoding=UTF-8", "core.safecrlf=false")
 # Replaced objects would not hash to their ids.
 _READING = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_REPLACE_OBJECTS": "1", "LANGUAGE": "C", "LC_ALL": "C"}
+# Git sets these for its hooks, and a person may: they name a repository, which need not be the folder's, and
+# read pathspecs in another way. Those of `git rev-parse --local-env-vars`, less the settings of `git -c`.
+_ELSEWHERE = (
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_CONFIG", "GIT_DIR", "GIT_GRAFT_FILE",
+    "GIT_IMPLICIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_INTERNAL_SUPER_PREFIX", "GIT_NO_REPLACE_OBJECTS",
+    "GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_REPLACE_REF_BASE", "GIT_SHALLOW_FILE", "GIT_WORK_TREE",
+    "GIT_GLOB_PATHSPECS", "GIT_ICASE_PATHSPECS", "GIT_LITERAL_PATHSPECS", "GIT_NOGLOB_PATHSPECS",
+)  # fmt: skip
+_ENVIRONMENT = threading.Lock()  # the process has one
 # Commands whose lines in the reflog begin with this word, by which `patchkit undo` knows its own. Not
 # `switch`: Git finds the branch before by the words that it writes there itself.
 ACTION = "patchkit"
@@ -107,7 +118,7 @@ class Git:
             return subprocess.Popen(
                 _line(command, args, _ALWAYS),
                 cwd=self._place(),
-                env={**os.environ, **_READING},
+                env={**_here(), **_READING},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -146,7 +157,7 @@ class Git:
             done = subprocess.run(
                 _line(command, args, _ALWAYS + config),
                 cwd=self._place(),
-                env={**os.environ, **_READING},
+                env={**_here(), **_READING},
                 input=b"" if stdin is None else stdin,
                 capture_output=True,
             )
@@ -171,13 +182,13 @@ class Git:
         }
         try:
             runner = getattr(self._writer(c=list(config)), command)
-            if stdin is None:
-                status, out, err = runner(*args, **options)
-            else:
-                with tempfile.TemporaryFile() as file:
+            with ExitStack() as stack:
+                if stdin is not None:
+                    options["istream"] = file = stack.enter_context(tempfile.TemporaryFile())
                     file.write(stdin)
                     file.seek(0)
-                    status, out, err = runner(*args, istream=file, **options)
+                stack.enter_context(_only_here())
+                status, out, err = runner(*args, **options)
         except (OSError, ValueError, _gitpython().exc.GitCommandNotFound) as error:
             raise _cannot_run(error) from error
         return status, out, err if isinstance(err, str) else err.decode("utf-8", "replace")
@@ -190,6 +201,21 @@ class Git:
 def _line(command: str, args: tuple[str, ...], config: tuple[str, ...]) -> list[str]:
     options = [word for setting in config for word in ("-c", setting)]
     return ["git", *options, command.replace("_", "-"), *args]
+
+
+def _here() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+
+
+@contextmanager
+def _only_here() -> Iterator[None]:
+    """The same for GitPython's runner, which copies the process's environment and can only add to it."""
+    with _ENVIRONMENT:
+        kept = {name: os.environ.pop(name) for name in _ELSEWHERE if name in os.environ}
+        try:
+            yield
+        finally:
+            os.environ.update(kept)
 
 
 def age_of(path: Path) -> str:

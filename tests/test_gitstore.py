@@ -468,6 +468,28 @@ def test_a_worktree_shares_the_private_folder_and_has_its_own_index(store: GitSt
     assert store.leftovers() == []
 
 
+def test_the_environment_of_a_hook_elsewhere_names_no_other_repository(
+    store: GitStore, tmp_path: Path, monkeypatch
+) -> None:
+    other = make_store(tmp_path / "other")
+    before = git(other.root, "rev-parse", "HEAD"), (other.git_dir / "index").read_bytes()
+    for name, value in (
+        ("GIT_DIR", other.git_dir),
+        ("GIT_WORK_TREE", other.root),
+        ("GIT_INDEX_FILE", other.git_dir / "index"),
+        ("GIT_LITERAL_PATHSPECS", 1),
+    ):
+        monkeypatch.setenv(name, str(value))
+    found = GitStore.find(store.folder)
+    assert found.git_dir == store.git_dir
+    made = add(found, numbers(1))
+    assert [p.name for p in read_stack(found).patches] == made
+    assert found.status() == []
+    assert os.environ["GIT_DIR"] == str(other.git_dir)  # the process's own is as it was
+    monkeypatch.undo()
+    assert (git(other.root, "rev-parse", "HEAD"), (other.git_dir / "index").read_bytes()) == before
+
+
 def test_a_detached_head(store: GitStore) -> None:
     git(store.root, "switch", "-q", "--detach")
     add(store, numbers(1))
