@@ -39,8 +39,14 @@ __all__ = ["ACTION", "MINIMUM", "Git", "age_of", "locked"]
 MINIMUM = (2, 36)  # the first with core.fsync and cat-file --batch-command
 
 # core.fsmonitor names a program that Git runs: an unpacked folder's own .git/config may hold one.
-# Without user.useConfigOnly Git makes up an identity from the machine's name.
-_ALWAYS = ("core.fsmonitor=false", "user.useConfigOnly=true")
+# Without user.useConfigOnly Git makes up an identity from the machine's name. What `git log` prints is read as
+# UTF-8, and the first commit brought something too.
+_ALWAYS = (
+    "core.fsmonitor=false",
+    "user.useConfigOnly=true",
+    "i18n.logOutputEncoding=UTF-8",
+    "log.showRoot=true",
+)
 _WRITING = ("core.fsync=added,reference", "i18n.commitEncoding=UTF-8", "core.safecrlf=false")
 # Replaced objects would not hash to their ids.
 _READING = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_REPLACE_OBJECTS": "1", "LANGUAGE": "C", "LC_ALL": "C"}

@@ -46,6 +46,7 @@ from patchkit.errors import (
     WouldOverwrite,
 )
 from patchkit.gitstore import ATTRIBUTES, Changes, GitStore
+from patchkit.moving import reflog
 from patchkit.recording import compose_message
 from patchkit.stack import problems, read_stack
 
@@ -251,6 +252,16 @@ def test_history_reads_any_message_and_date(store: GitStore, monkeypatch) -> Non
     assert store.history()[0].author.endswith("Eve ☃")
     assert store.history()[0].subject == ":100644 x"
     assert len(store.history()) == 2
+
+
+def test_the_persons_settings_of_the_log_change_nothing_that_is_read(store: GitStore) -> None:
+    store.record(Changes(patches={numbers(1).name: numbers(1).files()}), "Añadir", [("Key", "☃")])
+    history, steps = store.history(), reflog(store, "refs/heads/main")
+    assert history[-1].settings_changed
+    assert len(steps) == 2
+    git(store.root, "config", "i18n.logOutputEncoding", "UTF-16")
+    git(store.root, "config", "log.showRoot", "false")
+    assert (store.history(), reflog(store, "refs/heads/main")) == (history, steps)
 
 
 def test_a_thousand_commits_are_listed_quickly(store: GitStore) -> None:
