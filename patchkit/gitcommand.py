@@ -58,6 +58,7 @@ _ELSEWHERE = (
     "GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_REPLACE_REF_BASE", "GIT_SHALLOW_FILE", "GIT_WORK_TREE",
     "GIT_GLOB_PATHSPECS", "GIT_ICASE_PATHSPECS", "GIT_LITERAL_PATHSPECS", "GIT_NOGLOB_PATHSPECS",
 )  # fmt: skip
+_ERROR = re.compile(r"^(?:fatal|error): ", re.MULTILINE)
 _ENVIRONMENT = threading.Lock()  # the process has one
 # Commands whose lines in the reflog begin with this word, by which `patchkit undo` knows its own. Not
 # `switch`: Git finds the branch before by the words that it writes there itself.
@@ -85,9 +86,9 @@ class Git:
         return out
 
     def ask(self, command: str, *args: str) -> bytes | None:
-        """Like `read`; None where Git answers "no" (a quiet failure: no message, status 1)."""
+        """Like `read`; None where Git answers "no" (status 1, and no error: a trace or a warning is none)."""
         status, out, err = self._read(command, args)
-        if status == 1 and not err:
+        if status == 1 and not _ERROR.search(err):
             return None
         if status:
             raise self.failure(command, status, err)

@@ -264,6 +264,14 @@ def test_the_persons_settings_of_the_log_change_nothing_that_is_read(store: GitS
     assert (store.history(), reflog(store, "refs/heads/main")) == (history, steps)
 
 
+def test_a_no_of_gits_with_a_trace_is_a_no(store: GitStore, monkeypatch) -> None:
+    monkeypatch.setenv("GIT_TRACE", "1")
+    assert store.config_get("patchkit.base") is None
+    monkeypatch.setattr(store.git, "_read", lambda *_: (1, b"", "error: bad signature 0x00000000\n"))
+    with pytest.raises(BadInput, match="damaged"):
+        store.config_get("patchkit.base")
+
+
 def test_a_thousand_commits_are_listed_quickly(store: GitStore) -> None:
     """Written by fast-import; the bound is loose for a busy machine (some tens of milliseconds alone)."""
     stream = [b"blob\nmark :1\ndata 1\nx\n"]
