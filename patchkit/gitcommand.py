@@ -39,8 +39,8 @@ __all__ = ["ACTION", "MINIMUM", "Git", "age_of", "locked"]
 MINIMUM = (2, 36)  # the first with core.fsync and cat-file --batch-command
 
 # core.fsmonitor names a program that Git runs: an unpacked folder's own .git/config may hold one.
-# Without user.useConfigOnly Git makes up an identity from the machine's name. What `git log` prints is read as
-# UTF-8, and the first commit brought something too.
+# Without user.useConfigOnly Git makes up an identity from the machine's name. What `git log` prints is read
+# as UTF-8, and the first commit brought something too.
 _ALWAYS = (
     "core.fsmonitor=false",
     "user.useConfigOnly=true",
