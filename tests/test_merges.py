@@ -507,6 +507,20 @@ def test_a_shallow_clone_says_that_it_cannot_tell(store: GitStore, tmp_path: Pat
     _refused(shallow, "one side of it took it out")
 
 
+def test_what_a_shallow_clone_cannot_see_is_not_remembered_as_checked(
+    store: GitStore, tmp_path: Path
+) -> None:
+    _squash_against_revert(store)
+    add(store, numbers(9))
+    git(tmp_path, "clone", "-q", "--depth", "1", f"file://{store.root}", "one")
+    one = GitStore.find(tmp_path / "one")
+    catalogue = Catalogue(one.private)
+    catalogue.reindex(one, norms=False)
+    assert problems(one, memory=catalogue) == []
+    git(one.root, "fetch", "-q", "--unshallow")
+    assert problems(one, memory=catalogue) == problems(one) != []
+
+
 def test_a_merge_in_a_subfolder_of_a_model_s_own_repository(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q", "-b", "main")
     store = GitStore.init(tmp_path / "know [ledge]")
