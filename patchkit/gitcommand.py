@@ -59,6 +59,7 @@ _ELSEWHERE = (
     "GIT_GLOB_PATHSPECS", "GIT_ICASE_PATHSPECS", "GIT_LITERAL_PATHSPECS", "GIT_NOGLOB_PATHSPECS",
 )  # fmt: skip
 _ERROR = re.compile(r"^(?:fatal|error): ", re.MULTILINE)
+_ERROR_LINE = re.compile(r"^(?:fatal|error): .*\n?", re.MULTILINE)
 _ENVIRONMENT = threading.Lock()  # the process has one
 # Commands whose lines in the reflog begin with this word, by which `patchkit undo` knows its own. Not
 # `switch`: Git finds the branch before by the words that it writes there itself.
@@ -150,8 +151,10 @@ class Git:
     def failure(self, command: str, status: int, err: str) -> PatchkitError:
         """The error that a failed command's messages mean."""
         remote = _REMOTE_MEANINGS if command in _REMOTE_COMMANDS else ()
+        # A hook of a commit may print anything.
+        of_git = "".join(_ERROR_LINE.findall(err)) if command == "commit" else err
         for pattern, explain in (*remote, *_MEANINGS):
-            if found := re.search(pattern, err):
+            if found := re.search(pattern, of_git):
                 return explain(found, self.folder)
         said = [one_line(line) for line in err.splitlines() if line.strip()]
         what = "; ".join(said[-3:])[:400] or ("it was ended" if status < 0 else f"status {status}")
@@ -287,6 +290,13 @@ def _damaged(found: re.Match[str], folder: Path) -> PatchkitError:
     return BadInput(f"{folder}: Git's own data is damaged ({one_line(found[0])}); look with: git fsck --full")
 
 
+def _unsigned(found: re.Match[str], folder: Path) -> PatchkitError:
+    return Misconfigured(
+        f"Git cannot sign the commit ({one_line(found[0])}); mend user.signingKey or the program that signs, "
+        "or commit unsigned: git config commit.gpgSign false"
+    )
+
+
 def _no_identity(found: re.Match[str], folder: Path) -> PatchkitError:
     return Misconfigured(
         "Git does not know who you are; say it: git config --global user.name NAME and "
@@ -357,6 +367,9 @@ _MEANINGS = (
     (r"could not lock config file (.+): File exists", _config_locked),
     (r"Please tell me who you are|empty ident name|no email was given|no name was given", _no_identity),
     (r"unable to auto-detect email address|auto-detection is disabled", _no_identity),
+    (r"\w+ failed to sign the data|.* for ssh signing|cannot run \S*(?:gpg|ssh-keygen).*", _unsigned),
+    (r"gpg\.ssh\.defaultKeyCommand.*|Load key .*|Couldn't (?:load public key|sign message).*", _unsigned),
+    (r"No private key found.*|[Ff]ailed (?:writing|reading) ssh signing.*", _unsigned),
     (r"No space left on device|Read-only file system|Permission denied|Disk quota exceeded", _unwritable),
     (r"(?:couldn't|could not|unable to|failed to) write.*|write error.*|Out of diskspace", _unwritable),
     (r"Input/output error|File too large|insufficient permission", _unwritable),

@@ -604,6 +604,25 @@ def test_a_hook_that_refuses_is_quoted(store: GitStore) -> None:
     _unchanged(store, before)
 
 
+def test_a_signature_that_fails_is_not_told_as_a_full_disk(store: GitStore) -> None:
+    git(store.root, "config", "commit.gpgSign", "true")
+    for settings in (("gpg.program", "false"), ("gpg.program", "/nowhere/gpg"), ("gpg.format", "ssh")):
+        git(store.root, "config", *settings)
+        with pytest.raises(Misconfigured, match="cannot sign the commit"):
+            add(store, numbers(1))
+        assert store.status() == []
+    git(store.root, "config", "user.signingKey", str(store.root / "no-key"))
+    with pytest.raises(Misconfigured, match="cannot sign the commit"):
+        add(store, numbers(1))
+    assert store.status() == []
+
+
+def test_a_hooks_words_are_not_taken_for_gits(store: GitStore) -> None:
+    _hook(store, "pre-commit", "echo 'No space left on device: bad object x' >&2; exit 1")
+    with pytest.raises(Refused, match="No space left"):
+        add(store, numbers(1))
+
+
 def test_a_hook_that_rewrites_the_message_or_commits_on_top(store: GitStore) -> None:
     _hook(store, "commit-msg", 'echo "Rewritten" > "$1"')
     commit = store.record(Changes(patches={numbers(1).name: numbers(1).files()}), "Mine")
