@@ -276,6 +276,12 @@ def _locked(found: re.Match[str], folder: Path) -> PatchkitError:
     return locked(Path(found[1]))
 
 
+def _overtaken(found: re.Match[str], folder: Path) -> PatchkitError:
+    return Busy(
+        f"{folder}: another Git command moved {one_line(found[1])} meanwhile; look at it (git log), try again"
+    )
+
+
 def _config_locked(found: re.Match[str], folder: Path) -> PatchkitError:
     return locked(folder / f"{found[1]}.lock")
 
@@ -364,6 +370,7 @@ _MEANINGS = (
     (r"[Nn]ot a git repository", _no_repository),
     (r"must be run in a work tree", _bare),
     (r"[Uu]nable to create '(.+?\.lock)': File exists", _locked),
+    (r"cannot lock ref '(.+?)': (?:is at \w+ but expected|reference already exists)", _overtaken),
     (r"could not lock config file (.+): File exists", _config_locked),
     (r"Please tell me who you are|empty ident name|no email was given|no name was given", _no_identity),
     (r"unable to auto-detect email address|auto-detection is disabled", _no_identity),
