@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -35,17 +36,20 @@ class Database:
         """A `sqlite_utils.Database` in one transaction: all of the block is written, durably, or nothing."""
         import sqlite_utils
 
-        from patchkit.schema import migrate
+        from patchkit.schema import migrate, pending
 
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with closing(sqlite3.connect(self.path, timeout=PATIENCE)) as connection:
                 self._refuse_newer(connection)
-                connection.execute("pragma journal_mode = wal")
+                _to_wal(connection)
                 connection.execute("pragma synchronous = full")
                 connection.execute("pragma foreign_keys = on")
                 db = sqlite_utils.Database(connection, execute_plugins=False)
-                migrate(db)
+                if pending(db):
+                    connection.execute("begin immediate")  # of two first writers the second finds it all done
+                    migrate(db)
+                    connection.commit()
                 connection.execute("begin immediate")
                 try:
                     yield db
@@ -101,6 +105,19 @@ class Database:
         return Misconfigured(
             f"{self.path}: is damaged ({text}); patchkit reindex puts it aside and makes another"
         )
+
+
+def _to_wal(connection: sqlite3.Connection) -> None:
+    """SQLite itself does not wait here while another connection is open on a file that is new."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(0.02)
 
 
 def open_to_read(path: Path) -> sqlite3.Connection:

@@ -14,8 +14,10 @@ import re
 import shlex
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -37,11 +39,28 @@ __all__ = ["ACTION", "MINIMUM", "Git", "age_of", "locked"]
 MINIMUM = (2, 36)  # the first with core.fsync and cat-file --batch-command
 
 # core.fsmonitor names a program that Git runs: an unpacked folder's own .git/config may hold one.
-# Without user.useConfigOnly Git makes up an identity from the machine's name.
-_ALWAYS = ("core.fsmonitor=false", "user.useConfigOnly=true")
+# Without user.useConfigOnly Git makes up an identity from the machine's name. What `git log` prints is read
+# as UTF-8, and the first commit brought something too.
+_ALWAYS = (
+    "core.fsmonitor=false",
+    "user.useConfigOnly=true",
+    "i18n.logOutputEncoding=UTF-8",
+    "log.showRoot=true",
+)
 _WRITING = ("core.fsync=added,reference", "i18n.commitEncoding=UTF-8", "core.safecrlf=false")
 # Replaced objects would not hash to their ids.
 _READING = {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_REPLACE_OBJECTS": "1", "LANGUAGE": "C", "LC_ALL": "C"}
+# Git sets these for its hooks, and a person may: they name a repository, which need not be the folder's, and
+# read pathspecs in another way. Those of `git rev-parse --local-env-vars`, less the settings of `git -c`.
+_ELSEWHERE = (
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_COMMON_DIR", "GIT_CONFIG", "GIT_DIR", "GIT_GRAFT_FILE",
+    "GIT_IMPLICIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_INTERNAL_SUPER_PREFIX", "GIT_NO_REPLACE_OBJECTS",
+    "GIT_OBJECT_DIRECTORY", "GIT_PREFIX", "GIT_REPLACE_REF_BASE", "GIT_SHALLOW_FILE", "GIT_WORK_TREE",
+    "GIT_GLOB_PATHSPECS", "GIT_ICASE_PATHSPECS", "GIT_LITERAL_PATHSPECS", "GIT_NOGLOB_PATHSPECS",
+)  # fmt: skip
+_ERROR = re.compile(r"^(?:fatal|error): ", re.MULTILINE)
+_ERROR_LINE = re.compile(r"^(?:fatal|error): .*\n?", re.MULTILINE)
+_ENVIRONMENT = threading.Lock()  # the process has one
 # Commands whose lines in the reflog begin with this word, by which `patchkit undo` knows its own. Not
 # `switch`: Git finds the branch before by the words that it writes there itself.
 ACTION = "patchkit"
@@ -68,9 +87,9 @@ class Git:
         return out
 
     def ask(self, command: str, *args: str) -> bytes | None:
-        """Like `read`; None where Git answers "no" (a quiet failure: no message, status 1)."""
+        """Like `read`; None where Git answers "no" (status 1, and no error: a trace or a warning is none)."""
         status, out, err = self._read(command, args)
-        if status == 1 and not err:
+        if status == 1 and not _ERROR.search(err):
             return None
         if status:
             raise self.failure(command, status, err)
@@ -107,7 +126,7 @@ class Git:
             return subprocess.Popen(
                 _line(command, args, _ALWAYS),
                 cwd=self._place(),
-                env={**os.environ, **_READING},
+                env={**_here(), **_READING},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -132,8 +151,10 @@ class Git:
     def failure(self, command: str, status: int, err: str) -> PatchkitError:
         """The error that a failed command's messages mean."""
         remote = _REMOTE_MEANINGS if command in _REMOTE_COMMANDS else ()
+        # A hook of a commit may print anything.
+        of_git = "".join(_ERROR_LINE.findall(err)) if command == "commit" else err
         for pattern, explain in (*remote, *_MEANINGS):
-            if found := re.search(pattern, err):
+            if found := re.search(pattern, of_git):
                 return explain(found, self.folder)
         said = [one_line(line) for line in err.splitlines() if line.strip()]
         what = "; ".join(said[-3:])[:400] or ("it was ended" if status < 0 else f"status {status}")
@@ -146,7 +167,7 @@ class Git:
             done = subprocess.run(
                 _line(command, args, _ALWAYS + config),
                 cwd=self._place(),
-                env={**os.environ, **_READING},
+                env={**_here(), **_READING},
                 input=b"" if stdin is None else stdin,
                 capture_output=True,
             )
@@ -171,13 +192,13 @@ class Git:
         }
         try:
             runner = getattr(self._writer(c=list(config)), command)
-            if stdin is None:
-                status, out, err = runner(*args, **options)
-            else:
-                with tempfile.TemporaryFile() as file:
+            with ExitStack() as stack:
+                if stdin is not None:
+                    options["istream"] = file = stack.enter_context(tempfile.TemporaryFile())
                     file.write(stdin)
                     file.seek(0)
-                    status, out, err = runner(*args, istream=file, **options)
+                stack.enter_context(_only_here())
+                status, out, err = runner(*args, **options)
         except (OSError, ValueError, _gitpython().exc.GitCommandNotFound) as error:
             raise _cannot_run(error) from error
         return status, out, err if isinstance(err, str) else err.decode("utf-8", "replace")
@@ -190,6 +211,21 @@ class Git:
 def _line(command: str, args: tuple[str, ...], config: tuple[str, ...]) -> list[str]:
     options = [word for setting in config for word in ("-c", setting)]
     return ["git", *options, command.replace("_", "-"), *args]
+
+
+def _here() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+
+
+@contextmanager
+def _only_here() -> Iterator[None]:
+    """The same for GitPython's runner, which copies the process's environment and can only add to it."""
+    with _ENVIRONMENT:
+        kept = {name: os.environ.pop(name) for name in _ELSEWHERE if name in os.environ}
+        try:
+            yield
+        finally:
+            os.environ.update(kept)
 
 
 def age_of(path: Path) -> str:
@@ -240,6 +276,12 @@ def _locked(found: re.Match[str], folder: Path) -> PatchkitError:
     return locked(Path(found[1]))
 
 
+def _overtaken(found: re.Match[str], folder: Path) -> PatchkitError:
+    return Busy(
+        f"{folder}: another Git command moved {one_line(found[1])} meanwhile; look at it (git log), try again"
+    )
+
+
 def _config_locked(found: re.Match[str], folder: Path) -> PatchkitError:
     return locked(folder / f"{found[1]}.lock")
 
@@ -252,6 +294,13 @@ def _unwritable(found: re.Match[str], folder: Path) -> PatchkitError:
 
 def _damaged(found: re.Match[str], folder: Path) -> PatchkitError:
     return BadInput(f"{folder}: Git's own data is damaged ({one_line(found[0])}); look with: git fsck --full")
+
+
+def _unsigned(found: re.Match[str], folder: Path) -> PatchkitError:
+    return Misconfigured(
+        f"Git cannot sign the commit ({one_line(found[0])}); mend user.signingKey or the program that signs, "
+        "or commit unsigned: git config commit.gpgSign false"
+    )
 
 
 def _no_identity(found: re.Match[str], folder: Path) -> PatchkitError:
@@ -321,9 +370,13 @@ _MEANINGS = (
     (r"[Nn]ot a git repository", _no_repository),
     (r"must be run in a work tree", _bare),
     (r"[Uu]nable to create '(.+?\.lock)': File exists", _locked),
+    (r"cannot lock ref '(.+?)': (?:is at \w+ but expected|reference already exists)", _overtaken),
     (r"could not lock config file (.+): File exists", _config_locked),
     (r"Please tell me who you are|empty ident name|no email was given|no name was given", _no_identity),
     (r"unable to auto-detect email address|auto-detection is disabled", _no_identity),
+    (r"\w+ failed to sign the data|.* for ssh signing|cannot run \S*(?:gpg|ssh-keygen).*", _unsigned),
+    (r"gpg\.ssh\.defaultKeyCommand.*|Load key .*|Couldn't (?:load public key|sign message).*", _unsigned),
+    (r"No private key found.*|[Ff]ailed (?:writing|reading) ssh signing.*", _unsigned),
     (r"No space left on device|Read-only file system|Permission denied|Disk quota exceeded", _unwritable),
     (r"(?:couldn't|could not|unable to|failed to) write.*|write error.*|Out of diskspace", _unwritable),
     (r"Input/output error|File too large|insufficient permission", _unwritable),

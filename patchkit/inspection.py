@@ -18,7 +18,7 @@ from patchkit.patch import DELTA, FACTS, KEYS, Header, read_patch_header, valid_
 from patchkit.problem import Problem, one_line
 from patchkit.tensors import header_of
 
-__all__ = ["inspect_folders", "inspect_layout"]
+__all__ = ["inspect_folders", "inspect_layout", "inspect_numbers"]
 
 MAX_BYTES = {FACTS: 256 << 20, DELTA: 8 << 30, KEYS: 8 << 30, ".gitattributes": 4096}
 MAX_PATCHES = 100_000
@@ -82,6 +82,28 @@ def inspect_folders(store: GitStore, folders: Folders) -> Iterator[tuple[str, Be
             yield name, _problem(store, f"{PATCHES}/{name}", f"is not as patchkit writes it: {fault}")
         except PatchkitError as error:
             yield name, _problem(store, f"{PATCHES}/{name}", str(error))
+
+
+def inspect_numbers(store: GitStore, folders: Folders, seen: set[str]) -> Iterator[Problem]:
+    """Tensor files with NaN or infinity, without torch; ``seen``: the object ids of those looked at."""
+    import numpy as np
+
+    for name, files in folders.items():
+        for file in (DELTA, KEYS):
+            if file not in files or files[file].oid in seen:
+                continue
+            seen.add(files[file].oid)
+            where = f"{PATCHES}/{name}/{file}"
+            try:
+                data = store.read(files[file].oid)
+                tensors = header_of(data, file).tensors.values()
+            except PatchkitError:  # which `inspect_folders` tells
+                continue
+            for tensor in tensors:
+                rows = np.frombuffer(data[tensor.start : tensor.end], "<f4") if tensor.dtype == "F32" else 0.0
+                if not np.isfinite(rows).all():
+                    yield _problem(store, where, f"tensor {tensor.name[:120]!r} holds NaN or infinity")
+                    break
 
 
 def _believe(store: GitStore, name: str, files: Mapping[str, Entry]) -> Believed | Problem:

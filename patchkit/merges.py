@@ -96,7 +96,8 @@ def merge_problems(
             Violation(back.commit, back.fact.key, (back.fact.to_line(),), removal=back.removal)
             for back in returned_facts(store, history, judge.holds, store.is_ancestor)
         ]
-        if memory and (found or merges or not tips or len(history) >= LONG):
+        worth = found or merges or not tips or len(history) >= LONG
+        if memory and worth and not is_shallow(store):  # else its other end was never looked through
             memory.remember_merges(commit, found)
     earlier = [violation for violation in known if store.is_ancestor(violation.merge, commit)]
     lasting = [violation for violation in dict.fromkeys((*earlier, *found)) if _lasts(violation, held)]

@@ -77,7 +77,14 @@ def _step(line: Sequence[str], before: str | None) -> Step:
     to, seconds, did, trailers = line
     committed = did.startswith(("commit: ", "commit (merge): ")) and _OWN_TRAILER.search(trailers)
     own = did.split(":")[0].split(" ")[0] == ACTION or bool(committed)
-    return Step(to, before, one_line(did), datetime.fromtimestamp(int(seconds), UTC), own)
+    return Step(to, before, one_line(did), _date(seconds), own)
+
+
+def _date(seconds: str) -> datetime:
+    try:
+        return datetime.fromtimestamp(int(seconds), UTC)
+    except (ValueError, OverflowError, OSError):  # as `history` reads a date that no calendar has
+        return datetime.fromtimestamp(0, UTC)
 
 
 def pushed(store: GitStore, tip: str, target: str) -> str | None:

@@ -83,9 +83,16 @@ def without(patch: Patch, dropped: Collection[int]) -> Patch:
     return left[0] if len(left) == 1 else joined(left)
 
 
-def scale_of(recipe: Mapping[str, Any]) -> float:
-    """What a patch's ΔW was multiplied by since it was solved."""
-    return float(recipe.get(SCALE, 1.0))
+def scale_of(recipe: Mapping[str, Any], name: str) -> float:
+    """What a patch's ΔW was multiplied by since it was solved; `BadInput`, with the patch's ``name``."""
+    value = recipe.get(SCALE, 1.0)
+    try:
+        found = 0.0 if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, OverflowError):
+        found = 0.0
+    if not math.isfinite(found) or found == 0:
+        raise BadInput(f"{name}: the {SCALE} in its recipe is not a number that scales; restore the patch")
+    return found
 
 
 def scaled(patch: Patch, factor: float) -> Patch:
@@ -132,7 +139,7 @@ def _times(rows: Tensor, factor: float) -> Tensor:
 
 def _scaled_recipe(patch: Patch, factor: float) -> dict[str, Any]:
     def times(recipe: Mapping[str, Any]) -> dict[str, Any]:
-        return {**recipe, SCALE: scale_of(recipe) * factor}
+        return {**recipe, SCALE: scale_of(recipe, patch.name) * factor}
 
     if patch.method != SQUASH:
         return times(patch.recipe)

@@ -337,13 +337,15 @@ def _undo(store: GitStore, head: str | None, made: str, altered: str) -> None:
 
 
 def _take_back(store: GitStore, plan: Mapping[str, bytes | None], head: str | None, staging: Path) -> str:
-    """Bring work tree and index back to `head` for the paths of the plan; says what stood in the way."""
+    """Bring work tree and index to HEAD for the paths of the plan; says what stood in the way.
+
+    HEAD is `head`, or another's commit that came meanwhile, or ours after all: then all is so already.
+    """
     try:
-        if store.head() != head:
-            return ""  # committed after all, or another's commit came: what there is, is Git's
-        known = _known(store, head)
+        now = store.head()
+        known = _known(store, now)
         new = [path for path in plan if path not in known]
-        for path in plan:
+        for path in plan if now == head else ():  # else what was there before is not what HEAD holds
             if (kept := staging / _KEPT / path).exists():
                 (store.folder / path).parent.mkdir(exist_ok=True)
                 os.replace(kept, store.folder / path)
@@ -357,7 +359,7 @@ def _take_back(store: GitStore, plan: Mapping[str, bytes | None], head: str | No
             store.git.write("rm", *how, *_FROM_STDIN, stdin=literal_pathspecs(store, new))
         dirty = {path for _, path in store.status()}
         if old := [path for path in plan if path in known and path in dirty]:
-            where = (f"--source={head}", "--staged", "--worktree")
+            where = (f"--source={now}", "--staged", "--worktree")
             store.git.write("restore", *where, *_FROM_STDIN, stdin=literal_pathspecs(store, old))
     except (OSError, PatchkitError) as error:
         return f"and not all could be taken back ({error}), patchkit status names what lies half done"

@@ -2,7 +2,8 @@
 
 A rebase, a squash or a cherry-pick can carry a fact past the commit that took it out: Git finds that
 clean where the fact comes in another folder. Commits of patchkit (their trailers say so) and of
-`git revert` bring facts back on purpose, and so does whoever puts a folder back by its own name.
+`git revert` bring facts back on purpose, and so does whoever puts a folder back by its own name. A squash of
+patchkit's brings back none where it was made, only where it was carried to.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ __all__ = ["Return", "returned_facts"]
 _REVERTED = "This reverts commit "
 _OWN = "patchkit-"
 _ACCEPTS = "patchkit-accept"  # in a commit that a person makes
+_SQUASHES = "patchkit-squashes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def _folder(change: FileChange) -> str:
 
 
 def _on_purpose(entry: Commit) -> bool:
-    """patchkit's own commit, or a `git revert`."""
+    """patchkit's own commit that says facts, or a `git revert`."""
     names = [name.lower() for name, _ in entry.trailers]
-    own = any(name.startswith(_OWN) and name != _ACCEPTS for name in names)
+    own = any(name.startswith(_OWN) and name != _ACCEPTS for name in names) and _SQUASHES not in names
     return own or _REVERTED in entry.message

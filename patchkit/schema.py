@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-__all__ = ["MIGRATIONS", "migrate", "newer", "steps"]
+__all__ = ["MIGRATIONS", "migrate", "newer", "pending", "steps"]
 
 SET = "patchkit"  # of the migrations, in SQLite's table of those that were applied
 MIGRATIONS = ("m001_history", "m002_beliefs", "m003_measured", "m004_views")
@@ -54,6 +54,11 @@ _VIEWS = {
 def migrate(database: Any) -> None:
     """Bring an open `sqlite_utils.Database` to the newest schema."""
     steps().apply(database)
+
+
+def pending(database: Any) -> bool:
+    """Whether `migrate` has anything to do."""
+    return bool(steps().pending(database))
 
 
 def newer(connection: sqlite3.Connection) -> str | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -275,6 +277,26 @@ def test_a_writer_that_waits_too_long_is_told(store: GitStore, catalogue: Catalo
         thread.join()
         assert "another patchkit command is writing here" in str(failures[0])
     assert _ask(catalogue, "select phase from timings") == [("half done",)]
+
+
+def test_first_writers_at_once_make_one_catalogue(tmp_path: Path) -> None:
+    """Each waits at a barrier of files, then writes to a catalogue that is not there yet."""
+    code = (
+        "import sys, time; from pathlib import Path; import sqlite_utils, patchkit.schema; "
+        "from patchkit.catalogue import Catalogue; at, me = Path(sys.argv[1]), sys.argv[2]; "
+        "(at / me).touch(); end = time.monotonic() + 30\n"
+        "while len(list(at.glob('w*'))) < 3 and time.monotonic() < end: pass\n"
+        "for number in range(8):\n"
+        "    with Catalogue(at / f'c{number}').writing() as db: db['timings'].insert({'phase': me})\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, tmp_path, f"w{n}"], stderr=subprocess.PIPE, text=True)
+        for n in range(3)
+    ]
+    assert [writer.communicate(timeout=60)[1] for writer in writers] == ["", "", ""]
+    for number in range(8):
+        rows = _ask(Catalogue(tmp_path / f"c{number}"), "select phase from timings order by phase")
+        assert rows == [("w0",), ("w1",), ("w2",)]
 
 
 def test_a_failure_leaves_nothing_of_its_block(store: GitStore, catalogue: Catalogue) -> None:

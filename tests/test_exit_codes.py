@@ -571,7 +571,7 @@ def test_interrupted(cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Repository, "status", interrupt)
     done = cli("status")
     assert (done.code, done.out) == (130, "")
-    assert done.err.strip() == "patchkit: interrupted; nothing was committed"
+    assert done.err.strip() == "patchkit: interrupted; see patchkit status"
 
 
 def test_a_bug_is_one_line_too(cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,6 +46,7 @@ from patchkit.errors import (
     WouldOverwrite,
 )
 from patchkit.gitstore import ATTRIBUTES, Changes, GitStore
+from patchkit.moving import reflog
 from patchkit.recording import compose_message
 from patchkit.stack import problems, read_stack
 
@@ -251,6 +252,24 @@ def test_history_reads_any_message_and_date(store: GitStore, monkeypatch) -> Non
     assert store.history()[0].author.endswith("Eve ☃")
     assert store.history()[0].subject == ":100644 x"
     assert len(store.history()) == 2
+
+
+def test_the_persons_settings_of_the_log_change_nothing_that_is_read(store: GitStore) -> None:
+    store.record(Changes(patches={numbers(1).name: numbers(1).files()}), "Añadir", [("Key", "☃")])
+    history, steps = store.history(), reflog(store, "refs/heads/main")
+    assert history[-1].settings_changed
+    assert len(steps) == 2
+    git(store.root, "config", "i18n.logOutputEncoding", "UTF-16")
+    git(store.root, "config", "log.showRoot", "false")
+    assert (store.history(), reflog(store, "refs/heads/main")) == (history, steps)
+
+
+def test_a_no_of_gits_with_a_trace_is_a_no(store: GitStore, monkeypatch) -> None:
+    monkeypatch.setenv("GIT_TRACE", "1")
+    assert store.config_get("patchkit.base") is None
+    monkeypatch.setattr(store.git, "_read", lambda *_: (1, b"", "error: bad signature 0x00000000\n"))
+    with pytest.raises(BadInput, match="damaged"):
+        store.config_get("patchkit.base")
 
 
 def test_a_thousand_commits_are_listed_quickly(store: GitStore) -> None:
@@ -468,6 +487,28 @@ def test_a_worktree_shares_the_private_folder_and_has_its_own_index(store: GitSt
     assert store.leftovers() == []
 
 
+def test_the_environment_of_a_hook_elsewhere_names_no_other_repository(
+    store: GitStore, tmp_path: Path, monkeypatch
+) -> None:
+    other = make_store(tmp_path / "other")
+    before = git(other.root, "rev-parse", "HEAD"), (other.git_dir / "index").read_bytes()
+    for name, value in (
+        ("GIT_DIR", other.git_dir),
+        ("GIT_WORK_TREE", other.root),
+        ("GIT_INDEX_FILE", other.git_dir / "index"),
+        ("GIT_LITERAL_PATHSPECS", 1),
+    ):
+        monkeypatch.setenv(name, str(value))
+    found = GitStore.find(store.folder)
+    assert found.git_dir == store.git_dir
+    made = add(found, numbers(1))
+    assert [p.name for p in read_stack(found).patches] == made
+    assert found.status() == []
+    assert os.environ["GIT_DIR"] == str(other.git_dir)  # the process's own is as it was
+    monkeypatch.undo()
+    assert (git(other.root, "rev-parse", "HEAD"), (other.git_dir / "index").read_bytes()) == before
+
+
 def test_a_detached_head(store: GitStore) -> None:
     git(store.root, "switch", "-q", "--detach")
     add(store, numbers(1))
@@ -561,6 +602,25 @@ def test_a_hook_that_refuses_is_quoted(store: GitStore) -> None:
         add(store, numbers(1))
     _one_line(error.value)
     _unchanged(store, before)
+
+
+def test_a_signature_that_fails_is_not_told_as_a_full_disk(store: GitStore) -> None:
+    git(store.root, "config", "commit.gpgSign", "true")
+    for settings in (("gpg.program", "false"), ("gpg.program", "/nowhere/gpg"), ("gpg.format", "ssh")):
+        git(store.root, "config", *settings)
+        with pytest.raises(Misconfigured, match="cannot sign the commit"):
+            add(store, numbers(1))
+        assert store.status() == []
+    git(store.root, "config", "user.signingKey", str(store.root / "no-key"))
+    with pytest.raises(Misconfigured, match="cannot sign the commit"):
+        add(store, numbers(1))
+    assert store.status() == []
+
+
+def test_a_hooks_words_are_not_taken_for_gits(store: GitStore) -> None:
+    _hook(store, "pre-commit", "echo 'No space left on device: bad object x' >&2; exit 1")
+    with pytest.raises(Refused, match="No space left"):
+        add(store, numbers(1))
 
 
 def test_a_hook_that_rewrites_the_message_or_commits_on_top(store: GitStore) -> None:
@@ -779,19 +839,22 @@ def test_a_commit_that_comes_from_plain_git_meanwhile_survives(store: GitStore) 
     """A hook stands in for the other writer: it commits just before we do."""
     (store.root / "theirs.txt").write_text("theirs")
     script = (
-        "rm .git/hooks/pre-commit; unset GIT_INDEX_FILE; tree=$(git write-tree); "
-        'git update-ref HEAD $(git commit-tree -p HEAD -m Theirs "HEAD^{tree}")'
+        'rm .git/hooks/pre-commit; git update-ref HEAD $(git commit-tree -p HEAD -m Theirs "HEAD^{tree}")'
     )
     _hook(store, "pre-commit", script)
     before = (store.head(), tree_files(store))
-    with pytest.raises(Busy):
+    with pytest.raises(Busy, match="another Git command moved HEAD meanwhile"):
         add(store, numbers(1))
     assert git(store.root, "log", "-1", "--format=%s") == "Theirs"
     assert git(store.root, "rev-parse", "HEAD^") == before[0]
-    for finding in store.leftovers():
-        subprocess.run(finding.remedy, shell=True, check=True)
     assert store.leftovers() == []
-    add(store, numbers(1))
+    assert git(store.root, "status", "--porcelain") == "?? theirs.txt"
+    (name,) = add(store, numbers(1))
+    _hook(store, "pre-commit", script)
+    with pytest.raises(Busy, match="another Git command moved HEAD meanwhile"):
+        store.record(Changes(patches={numbers(2).name: numbers(2).files()}, removed=[name]), "Instead")
+    assert store.leftovers() == []
+    assert git(store.root, "status", "--porcelain") == "?? theirs.txt"
 
 
 def test_patches_that_come_from_plain_git_meanwhile_are_not_taken_for_ours(

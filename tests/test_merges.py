@@ -266,6 +266,21 @@ def test_a_fact_that_comes_back_without_a_merge_is_named(store: GitStore, how: s
     assert "Person 1" in _in_force(store)
 
 
+def test_a_squash_of_patchkits_that_was_rebased_is_not_on_purpose(store: GitStore) -> None:
+    one, two = add(store, numbers(1), numbers(2))
+    _on(store, "side", "main")
+    trailers = [("Patchkit-Patch", JOINED.name), ("Patchkit-Id", JOINED.id)]
+    trailers += [("Patchkit-Squashes", part.id) for part in (numbers(1), numbers(2))]
+    store.record(Changes(patches={JOINED.name: JOINED.files()}, removed=[one, two]), "Squash", trailers)
+    assert problems(store) == []
+    _on(store, "main")
+    store.record(Changes(removed=[one]), "Revert", [("Patchkit-Reverts", numbers(1).id)])
+    removal = str(store.head())
+    _on(store, "side")
+    git(store.root, "rebase", "-q", "main")
+    _refused(store, "Person 1 plays the sport of", "was taken out by commit", removal[:10])
+
+
 def test_a_fact_that_is_brought_back_on_purpose_is_believed(store: GitStore) -> None:
     (one,) = add(store, numbers(1))
     _remove(store, one)
@@ -505,6 +520,20 @@ def test_a_shallow_clone_says_that_it_cannot_tell(store: GitStore, tmp_path: Pat
     assert problems(GitStore.find(tmp_path / "one")) == [], "no merge is seen, so none is judged"
     git(shallow.root, "fetch", "-q", "--unshallow")
     _refused(shallow, "one side of it took it out")
+
+
+def test_what_a_shallow_clone_cannot_see_is_not_remembered_as_checked(
+    store: GitStore, tmp_path: Path
+) -> None:
+    _squash_against_revert(store)
+    add(store, numbers(9))
+    git(tmp_path, "clone", "-q", "--depth", "1", f"file://{store.root}", "one")
+    one = GitStore.find(tmp_path / "one")
+    catalogue = Catalogue(one.private)
+    catalogue.reindex(one, norms=False)
+    assert problems(one, memory=catalogue) == []
+    git(one.root, "fetch", "-q", "--unshallow")
+    assert problems(one, memory=catalogue) == problems(one) != []
 
 
 def test_a_merge_in_a_subfolder_of_a_model_s_own_repository(tmp_path: Path) -> None:

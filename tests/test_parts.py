@@ -205,7 +205,7 @@ def test_a_scaled_patch_is_the_update_times_that(
     patch = solved(5, seed, shapes)
     other = reread(scaled(patch, factor))
     assert other.id != patch.id
-    assert scale_of(other.recipe) == factor
+    assert scale_of(other.recipe, other.name) == factor
     assert other.facts == patch.facts
     for name, delta in other.deltas.items():
         wanted = factor * product(patch.deltas[name])
@@ -217,11 +217,20 @@ def test_a_scaled_patch_is_the_update_times_that(
 
 def test_a_scaled_squash_says_so_of_each_part() -> None:
     whole = reread(scaled(joined([solved(2, 1), scaled(solved(1, 2), 3.0)]), 0.5))
-    assert [scale_of(part.recipe) for part in parts_of(whole)] == [0.5, 1.5]
+    assert [scale_of(part.recipe, part.name) for part in parts_of(whole)] == [0.5, 1.5]
     assert torch.allclose(
         product(whole.deltas["a.w"]),
         0.5 * product(solved(2, 1).deltas["a.w"]) + 1.5 * product(solved(1, 2).deltas["a.w"]),
     )
+
+
+@pytest.mark.parametrize("value", ["x", "2", [2.0], None, True, 0, 10**400])
+def test_a_scale_that_is_no_number_is_refused_by_the_patch_s_name(value: object) -> None:
+    patch = solved(1, 1)
+    odd = replace(patch, recipe={**patch.recipe, "scale": value})
+    for one in (odd, joined([odd, solved(1, 2)])):
+        with pytest.raises(BadInput, match=f"{one.name}: the scale in its recipe is not a number"):
+            scaled(one, 2.0)
 
 
 def test_half_and_twice_are_the_bytes_again() -> None:
@@ -229,7 +238,7 @@ def test_half_and_twice_are_the_bytes_again() -> None:
     again = scaled(scaled(patch, 0.5), 2.0)
     assert again.files()[KEYS] == patch.files()[KEYS]
     assert torch.equal(again.deltas["a.w"].B, patch.deltas["a.w"].B)
-    assert scale_of(again.recipe) == 1.0
+    assert scale_of(again.recipe, again.name) == 1.0
 
 
 @pytest.mark.parametrize("factor", [0.0, float("nan"), float("inf"), -float("inf"), 1e-60, 1e60])

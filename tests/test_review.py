@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +23,7 @@ from git_helpers import (
 )
 from proof_helpers import Outcome, fine, here, one_line
 
+from patchkit.canonical import hash_bytes
 from patchkit.gitstore import Changes, GitStore
 
 __all__ = ["git_environment"]
@@ -102,6 +105,22 @@ def test_changed_settings_are_told(store: GitStore) -> None:
     store.record(Changes(settings=SETTINGS.replace(b"tiny", b"small")), "Another base's name")
     assert "patchkit.toml changes" in fine(check(store, "start..HEAD")).out
     assert "patchkit.toml changes" not in fine(check(store, "HEAD..HEAD")).out
+
+
+@pytest.mark.parametrize("file", ["delta.safetensors", "keys.safetensors"])
+def test_a_new_version_that_holds_nan_is_found_without_torch(store: GitStore, file: str) -> None:
+    files = dict(numbers(2).files())
+    before = hash_bytes(files[file])
+    files[file] = files[file][:-4] + struct.pack("<f", math.nan)
+    if file == "keys.safetensors":  # the header names its keys by their hash, at one length
+        files["delta.safetensors"] = files["delta.safetensors"].replace(
+            before.encode(), hash_bytes(files[file]).encode()
+        )
+    write(store, numbers(2).name, files)
+    commit_all(store)
+    (line,) = told(check(store, "start..HEAD"))
+    assert f"{numbers(2).name}/{file}: tensor" in line
+    assert "holds NaN or infinity" in line
 
 
 def test_a_damaged_object_is_found(store: GitStore) -> None:

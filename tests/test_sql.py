@@ -161,4 +161,4 @@ def test_ctrl_c_ends_a_long_question_without_a_traceback(cli: Cli, knowledge: Pa
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
-    assert err.lstrip() == "patchkit: interrupted; nothing was committed\n"
+    assert err.lstrip() == "patchkit: interrupted; see patchkit status\n"

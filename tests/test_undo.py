@@ -193,6 +193,15 @@ def test_a_commit_from_before_the_reflog_was_marked_is_known_by_its_trailers(sto
         undo(store, code=code)
 
 
+def test_a_date_that_no_calendar_has_stands_in_nobodys_way(store: GitStore, monkeypatch) -> None:
+    before = store.head()
+    monkeypatch.setenv("GIT_COMMITTER_DATE", "@99999999999999 +0000")
+    add(store, numbers(4))
+    assert json.loads(undo(store, "--list", "--json").out)[0]["date"].startswith("1970-01-01")
+    undo(store)
+    assert store.head() == before
+
+
 def test_nothing_to_go_back_to(tmp_path: Path) -> None:
     store = make_store(tmp_path / "kb")
     assert "main begins with “patchkit: Start”" in said(undo(store, code=66))

@@ -292,7 +292,7 @@ class _Solver:
         )
         clock.add(edited.timings)
         patch = as_patch(edited, part.facts, self._bench.model, self._bench.checkpoint, lower)
-        return patch if SCALE not in part.recipe else scaled(patch, scale_of(part.recipe))
+        return patch if SCALE not in part.recipe else scaled(patch, scale_of(part.recipe, part.name))
 
     def _missed(self, patch: Patch, lower: Sequence[Patch]) -> list[int]:
         """The places of facts that do not take with ``patch`` on ``lower``."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.facts import Fact
 from patchkit.gitstore import GitStore
+from patchkit.inspection import inspect_layout, inspect_numbers
 from patchkit.merges import Violation
 from patchkit.problem import Problem, one_line
 from patchkit.stack import StoredPatch, problems, read_stack
@@ -64,7 +66,7 @@ def review(repository: Repository, words: str) -> Review:
         raise BadInput(f"--ci {one_line(words)!r}: is no range; say BASE..HEAD")
     old, new = store.resolve(start), store.resolve(end or "HEAD")
     commits = store.git.read("rev_list", "--topo-order", "--reverse", new, f"^{old}").decode().split()
-    found = _found(store, commits, new)
+    found = _found(store, commits, old, new)
     before, after = _facts(store, old), _facts(store, new)
     known = before is not None and after is not None
     before, after = (before, after) if known else ({}, {})
@@ -107,9 +109,12 @@ class _TreeAlone:
         return
 
 
-def _found(store: GitStore, commits: Sequence[str], tip: str) -> list[Problem]:
-    """The problems of all trees, each once."""
+def _found(store: GitStore, commits: Sequence[str], old: str, tip: str) -> list[Problem]:
+    """The problems of all trees, each once, and of the numbers of versions that ``old`` has not."""
     found: dict[tuple[str, str], Problem] = {}
+    files: set[str] = set()
+    with suppress(PatchkitError):  # an end that cannot be read holds nothing that was looked at
+        files.update(entry.oid for entry in store.tree(old).entries)
     seen: set[tuple[str, str | None]] = set()
     for commit in [*(commit for commit in commits if commit != tip), tip]:
         tree = store.tree(commit)
@@ -118,7 +123,8 @@ def _found(store: GitStore, commits: Sequence[str], tip: str) -> list[Problem]:
             continue
         seen.add(same)
         memory = None if commit == tip else _TreeAlone(commit)
-        for problem in problems(store, commit, memory=memory):
+        folders, _ = inspect_layout(store, tree)
+        for problem in (*problems(store, commit, memory=memory), *inspect_numbers(store, folders, files)):
             told = replace(problem, path=f"{commit[:10]}:{problem.path}")
             found.setdefault((problem.path, problem.message), told)
     return list(found.values())

@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         return _fail(_usage_line(error), error.exit_code, error)
     except (KeyboardInterrupt, click.Abort):
-        _say("interrupted; nothing was committed")
+        _say("interrupted; see patchkit status")
         return 130
     except PatchkitError as error:
         return _fail(error.message, error.exit_code, error)
