@@ -67,7 +67,7 @@ class WouldOverwrite(PatchkitError):
 
 
 class NotWritten(PatchkitError):
-    """The disk is full, read-only or failing; nothing was changed."""
+    """The disk is full, read-only or failing."""
 
     exit_code = 74
 

@@ -35,6 +35,7 @@ __all__ = [
     "merge_bases",
     "merge_problems",
     "removals",
+    "taking_out",
     "three_way",
 ]
 
@@ -296,6 +297,11 @@ def _accepted(store: GitStore, commit: str, merges: set[str]) -> set[str]:
     return accepted
 
 
+def taking_out(name: str) -> str:
+    """Git's commands for it: patchkit's own believe no stack that has a problem, and change none."""
+    return f"git rm -r -q -- {PATCHES}/{name} && git commit -m 'Take {name} out'"
+
+
 def _problem(violation: Violation, held: Mapping[str, Holder]) -> Problem:
     short = violation.merge[:10]
     keep = f"keep it so with: git commit --allow-empty -m 'Accept the merge' --trailer '{ACCEPT}: {short}'"
@@ -303,7 +309,7 @@ def _problem(violation: Violation, held: Mapping[str, Holder]) -> Problem:
         return Problem(
             f"{PATCHES}/{violation.patch}",
             f"was taken back by commit {(violation.removal or '')[:10]}, and merge {short} brought it back",
-            f"take it back again (patchkit revert {violation.patch}), or {keep}",
+            f"take it out again ({taking_out(violation.patch)}), or {keep}",
         )
     text = _fact_text([*violation.got, *violation.wanted])
     place = _place(violation, held)
@@ -314,7 +320,7 @@ def _problem(violation: Violation, held: Mapping[str, Holder]) -> Problem:
             f"{PATCHES}/{name}/{FACTS}:{line}",
             f"{text} was taken out by commit {violation.removal[:10]}, and commit {short} (a rebase, a "
             "squash, a cherry-pick, or made by hand) brought it back",
-            f"take it out (patchkit revert {name} --fact {line}), or {keep}",
+            f"take it out ({taking_out(name)}), or {keep}",
         )
     if not violation.got:
         message = f"{text} is not in force after merge {short}, though no side of it took it out"
@@ -328,7 +334,7 @@ def _problem(violation: Violation, held: Mapping[str, Holder]) -> Problem:
     return Problem(
         f"{PATCHES}/{name}/{FACTS}:{line}",
         message,
-        f"take it out (patchkit revert {name} --fact {line}), or {keep}",
+        f"take it out ({taking_out(name)}), or {keep}",
     )
 
 

@@ -21,7 +21,7 @@ from patchkit.facts import Fact, Key
 from patchkit.gitstore import PATCHES, Entry, GitStore, Tree
 from patchkit.history import Commit, added_in
 from patchkit.inspection import inspect_folders, inspect_layout
-from patchkit.merges import MergeMemory, merge_problems
+from patchkit.merges import MergeMemory, merge_problems, taking_out
 from patchkit.patch import KEYS, Header
 from patchkit.problem import Problem, one_line
 from patchkit.settings import FILE as SETTINGS
@@ -271,7 +271,7 @@ def _wrong_bases(patches: Sequence[StoredPatch], settings: Settings) -> Iterator
                 f"{PATCHES}/{patch.name}",
                 f"was made for another base ({patch.header.base[:19]}…; {SETTINGS} says "
                 f"{settings.base_fingerprint[:19]}…)",
-                f"take it back (patchkit revert {patch.name}) and commit its facts again on this base",
+                f"take it out ({taking_out(patch.name)}) and commit its facts again on this base",
             )
 
 
@@ -288,7 +288,7 @@ def _doubled(patches: Sequence[StoredPatch]) -> Iterator[Problem]:
             yield Problem(
                 f"{PATCHES}/{patch.name}/facts.jsonl:{number}",
                 f"“{one_line(fact.text)}” → “{one_line(fact.target)}” is said by {other} {again}",
-                f"take it out of one of them: patchkit revert {patch.name} --fact {number}",
+                f"take one of the two out ({taking_out(patch.name)}) and commit its other facts again",
             )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,19 @@ def branches(cli: Cli, knowledge: Path) -> Path:
     git(knowledge, "switch", "-q", "main")
     cli.ok("commit", facts_file(knowledge.parent, *ours, name="o.jsonl"), "-q", "--set", "steps=4")
     return knowledge
+
+
+def test_what_is_said_of_a_merge_by_plain_git_leads_out_of_it(cli: Cli, branches: Path) -> None:
+    git(branches, "merge", "-q", "side")
+    done = cli("status")
+    assert done.code == 65
+    (way,) = set(re.findall(r"\((git rm .*?)\)", " ".join(done.err.split())))
+    subprocess.run(["bash", "-ec", way], cwd=branches, check=True, capture_output=True)
+    assert cli("status").code == 0
+    (said,) = [
+        item["target"] for item in cli.ok("facts", "search", "Ann", "--json").json if item["subject"] == "Ann"
+    ]
+    assert said in ("Paris", "Rome")
 
 
 def test_a_stop_a_choice_and_json(cli: Cli, branches: Path, monkeypatch: pytest.MonkeyPatch) -> None:

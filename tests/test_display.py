@@ -91,6 +91,12 @@ def test_numbers_for_people() -> None:
         "4e+03 TB",
     ]
     assert [percent(share) for share in (None, 0.0, 1.0, 0.12345)] == ["–", "0 %", "100 %", "12.3 %"]
+    assert [percent(share, 2) for share in (0.0123, 0.996, 1.304, 25.6)] == [
+        "1.2 %",
+        "100 %",
+        "130 %",
+        "2560 %",
+    ]
     assert [counted(n, noun) for n, noun in ((0, "fact"), (1, "fact"), (2, "patch"))] == [
         "0 facts",
         "1 fact",

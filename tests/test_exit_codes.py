@@ -587,6 +587,31 @@ def test_a_bug_is_one_line_too(cli: Cli, knowledge: Path, monkeypatch: pytest.Mo
         cli("status")
 
 
+def test_output_that_cannot_be_written_does_not_say_that_nothing_was_done(knowledge: Path) -> None:
+    """The revert is made; to run it again would take another patch back."""
+    before = git(knowledge, "rev-parse", "HEAD")
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        command = [sys.executable, "-m", "patchkit", "-C", str(knowledge), "revert"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 74
+    assert git(knowledge, "rev-parse", "HEAD~1") == before
+    assert "nothing was" not in done.stderr
+    assert "see patchkit status, and run the command again if need be" in done.stderr
+
+
+def test_a_closed_output_is_no_fault(knowledge: Path) -> None:
+    command = f"exec {sys.executable} -m patchkit -C {knowledge} status >&-"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("args", [(), ("facts",), ("export",), ("model",)])
+def test_a_group_alone_shows_its_help_as_it_is(cli: Cli, home: Path, args: tuple[str, ...]) -> None:
+    done = cli(*args)
+    assert done.code == 2
+    assert done.err.strip() == cli.ok(*args, "--help").out.strip()
+
+
 def test_a_closed_pipe_is_silent(knowledge: Path) -> None:
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", "python -m patchkit log --json | head -c 0"],

@@ -6,6 +6,7 @@ import logging
 import shlex
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,5 +162,7 @@ def apply_command(folder: Path, replaces: bool) -> str:
 
 def kept_line(error: PatchkitError, folder: Path, replaces: bool) -> PatchkitError:
     """The same error, telling where the finished work lies."""
-    command = apply_command(folder, replaces)
-    return type(error)(f"{error}; the finished patch is kept, commit it with: {command}")
+    command = apply_command(folder, replaces or isinstance(error, FactsError))  # those clash with the stack
+    told = copy(error)  # some are made of more than a text
+    told.args = (f"{error}; the finished patch is kept, commit it with: {command}",)
+    return told

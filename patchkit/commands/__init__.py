@@ -141,8 +141,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
         outcome = cli.main(args=arguments, prog_name="patchkit", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed, as under some schedulers
+            sys.stdout.flush()
         return outcome if isinstance(outcome, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
     except click.ClickException as error:
         return _fail(_usage_line(error), error.exit_code, error)
     except (KeyboardInterrupt, click.Abort):
@@ -189,10 +193,12 @@ def _usage_line(error: click.ClickException) -> str:
 def _os_line(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename else ""
     hint = {
-        errno.ENOSPC: "free some space and run the command again",
-        errno.EDQUOT: "free some space and run the command again",
-        errno.EROFS: "make the file system writable and run the command again",
-        errno.EACCES: "give yourself permission and run the command again",
-        errno.EPERM: "give yourself permission and run the command again",
-    }.get(error.errno or 0, "nothing was committed")
-    return f"{where}{(error.strerror or str(error)).lower()}; {hint}"
+        errno.ENOSPC: "free some space",
+        errno.EDQUOT: "free some space",
+        errno.EROFS: "make the file system writable",
+        errno.EACCES: "give yourself permission",
+        errno.EPERM: "give yourself permission",
+    }.get(error.errno or 0, "mend that")
+    # What could not be written may be no more than the output of a commit that was made.
+    said = (error.strerror or str(error)).lower()
+    return f"{where}{said}; {hint}, see patchkit status, and run the command again if need be"

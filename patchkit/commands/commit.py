@@ -18,7 +18,7 @@ from patchkit.commands.common import (
     recipe_options,
     recipe_overrides,
 )
-from patchkit.commands.display import GOOD, QUIET, WARNING, console, human_size, progress_bars, say
+from patchkit.commands.display import GOOD, QUIET, WARNING, console, human_size, percent, progress_bars, say
 from patchkit.facts import Batch, parse_inline, read_facts, with_reverses
 
 __all__ = ["command", "read_given", "show"]
@@ -139,7 +139,7 @@ def show(done: Any, *, refused: bool = False) -> None:
     phases = " · ".join(f"{phase} {seconds:.1f}" for phase, seconds in done.timings.items())
     say(out, f"{sum(done.timings.values()):.1f} s: {phases}", QUIET)
     say(out, f"patch {done.patch.name} · id {done.patch.id[:12]} · {human_size(done.size)}")
-    say(out, f"‖ΔW‖ {delta:.3g}, {100 * share:.2g} % of the edited weights'")
+    say(out, f"‖ΔW‖ {delta:.3g}, {percent(share, 2)} of the edited weights'")
     if refused:
         pass  # the line on standard error says it
     elif done.commit is None:

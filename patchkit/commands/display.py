@@ -265,9 +265,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def percent(share: float | None) -> str:
+def percent(share: float | None, digits: int = 3) -> str:
     """A share as a percentage; a dash where there was nothing to measure."""
-    return "–" if share is None else f"{100 * share:.3g} %"
+    if share is None:
+        return "–"
+    told = f"{100 * share:.{digits}g}"
+    return f"{100 * share:.0f} %" if "e+" in told else f"{told} %"
 
 
 def weight_name(name: str) -> str:

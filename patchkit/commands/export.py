@@ -27,6 +27,7 @@ from patchkit.commands.display import (
     console,
     counted,
     human_size,
+    percent,
     progress_bars,
     say,
     table,
@@ -172,7 +173,7 @@ def show(out: Console, done: Exported) -> None:
 
 
 def _weight(weight: Shipped) -> tuple[str, int, str, str]:
-    error = f"{100 * weight.error:.2g} %" if weight.error else "none"
+    error = percent(weight.error, 2) if weight.error else "none"
     return weight_name(weight.weight), weight.rank, f"{weight.norm:.3g}", error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import NAME, Column, console, human_size, say, table, weight_name
+from patchkit.commands.display import NAME, Column, console, human_size, percent, say, table, weight_name
 from patchkit.commands.results import one_line
 
 __all__ = ["command"]
@@ -76,7 +76,7 @@ def command(patch: str | None, revision: str, directory: str, as_json: bool) -> 
                     weight_name(w.name),
                     w.rank,
                     f"{w.norm:.3g}",
-                    "–" if w.share is None else f"{100 * w.share:.2g} %",
+                    percent(w.share, 2),
                 )
                 for w in shown.weights
             ],

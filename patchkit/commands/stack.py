@@ -25,6 +25,7 @@ from patchkit.commands.display import (
     console,
     counted,
     human_size,
+    percent,
     progress_bars,
     say,
     table,
@@ -128,7 +129,7 @@ def _cells(row: Row, interference: bool) -> list[Any]:
         row.facts,
         row.rank,
         "–" if row.norm is None else f"{row.norm:.3g}",
-        "–" if row.share is None else f"{100 * row.share:.2g} %",
+        percent(row.share, 2),
     ]
     if interference:
         cells.append(f"{row.disturbed[0]:.2g}" if row.disturbed else "–")
