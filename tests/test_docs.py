@@ -606,7 +606,7 @@ def _graph(*, late: bool) -> dict[str, set[str]]:
 
 
 FLOORS = (
-    "errors problem canonical files records jsonlines",
+    "errors problem canonical files records jsonlines threads",
     "fact facts tensors checkpoint settings database schema",
     "models",
     "overlap spectrum closed_forms "

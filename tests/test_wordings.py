@@ -111,7 +111,8 @@ def test_targets_and_keys_are_the_oracles_on_those_texts(kind):
         key = reference.key_of(model, tokenizer, anatomy.downs[1], said, texts)
         assert torch.allclose(z[place], wanted, rtol=1e-9)
         assert torch.allclose(keys[place], key, rtol=1e-9)
-        assert torch.equal(z[place], plain[place]) == (len(prompts) == 1)
+        # Other facts' texts stand beside it in a chunk, which may cost the last bits.
+        assert torch.allclose(z[place], plain[place], rtol=1e-9) == (len(prompts) == 1)
 
 
 def test_an_edit_holds_how_many_wordings_it_borrowed():
