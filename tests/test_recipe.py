@@ -83,6 +83,13 @@ def test_what_the_measured_recipe_and_the_guess_share():
     assert guess.lambda_ == 1700.0
 
 
+@pytest.mark.parametrize(("words", "guess"), [(128_256, False), (32_000, True)])
+def test_alphaedits_threshold_is_published_for_llama_3_and_guessed_for_llama_2(words, guess):
+    config = transformers.LlamaConfig(num_hidden_layers=32, hidden_size=4096, vocab_size=words)
+    assert recipe_for(config, "alphaedit").guess == guess
+    assert not recipe_for(config, "memit").guess
+
+
 @pytest.mark.parametrize("method", ["memit", "emmet", "alphaedit", "encore", "rome"])
 @pytest.mark.parametrize("shape", [(30, 576), (12, 640)])
 def test_the_published_search_is_one_option_away(method, shape):

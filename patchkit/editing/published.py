@@ -148,7 +148,7 @@ _ROME: dict[_Shape, dict[str, Any]] = {
     ("gptj", 28, 4096): {"layers": (5,), **_ROME_GPT},
     ("llama", 32, 4096): {"layers": (5,), "steps": 25, "weight_decay": 1e-3},
 }
-_ALPHAEDIT_PUBLISHED: tuple[_Shape, ...] = (("gpt2", 48, 1600), ("gptj", 28, 4096), ("llama", 32, 4096))
+_ALPHAEDIT_PUBLISHED: tuple[_Shape, ...] = (("gpt2", 48, 1600), ("gptj", 28, 4096))  # and Llama-3
 _MEND_PUBLISHED: tuple[_Shape, ...] = (("gptj", 28, 4096), ("gpt2", 48, 1600))
 _FT_LAYERS: dict[_Shape, int] = {("gptj", 28, 4096): 21, ("llama", 32, 4096): 21}
 _SEARCH: dict[str, Any] = {"learning_rate": 0.5, "weight_decay": 0.5, "clamp": 0.75}
@@ -171,6 +171,10 @@ def _of_memit(config: Any, shape: _Shape) -> dict[str, Any]:
     if shape == ("llama", 32, 4096) and config.vocab_size > 100_000:
         return _LLAMA3
     return _PUBLISHED[shape]
+
+
+def _is_llama3(memit: dict[str, Any]) -> bool:
+    return memit.get("learning_rate") == _LLAMA3["learning_rate"]
 
 
 def _guess(depth: int, d_ff: int) -> dict[str, Any]:
@@ -208,15 +212,14 @@ def _of_mend(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
 
 def _of_alphaedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     """λ is the published L2; all else is MEMIT's, as there. The threshold was found for their models' C."""
-    return {"lambda_": 10.0, "nullspace_threshold": 0.02, "guess": shape not in _ALPHAEDIT_PUBLISHED}
+    return {"lambda_": 10.0, "nullspace_threshold": 0.02, "guess": not (_is_llama3(memit) or shape in _ALPHAEDIT_PUBLISHED)}
 
 
 def _of_encore(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     """Published where there is something; else MEMIT's, with λ_n a thousandth of λ, as the published are."""
     if shape not in _ENCORE:
         return {"lambda_norm": memit["lambda_"] / 1000, "stop_argmax": 4, "guess": shape != _SMOLLM2}
-    llama3 = memit.get("learning_rate") == _LLAMA3["learning_rate"]
-    return _ENCORE_LLAMA3 if llama3 else _ENCORE[shape]
+    return _ENCORE_LLAMA3 if _is_llama3(memit) else _ENCORE[shape]
 
 
 def _of_ultraedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
