@@ -212,7 +212,8 @@ def _of_mend(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
 
 def _of_alphaedit(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     """λ is the published L2; all else is MEMIT's, as there. The threshold was found for their models' C."""
-    return {"lambda_": 10.0, "nullspace_threshold": 0.02, "guess": not (_is_llama3(memit) or shape in _ALPHAEDIT_PUBLISHED)}
+    published = shape in _ALPHAEDIT_PUBLISHED or _is_llama3(memit)
+    return {"lambda_": 10.0, "nullspace_threshold": 0.02, "guess": not published}
 
 
 def _of_encore(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
