@@ -68,6 +68,12 @@ def git(folder: Path, *args: str, ok: bool = True, **env: str) -> str:
     return (done.stdout + done.stderr).strip()
 
 
+def take_out_as_told(store: GitStore, remedy: str) -> None:
+    """Type the commands that a problem's remedy has in brackets."""
+    way = remedy[remedy.index("(git rm") + 1 : remedy.index(")")]
+    subprocess.run(["bash", "-ec", way], cwd=store.folder, capture_output=True, check=True)
+
+
 def make_store(folder: Path, *, object_format: str = "sha1") -> GitStore:
     """A repository with settings and no patch."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ from git_helpers import (  # noqa: F401
     make_store,
     numbers,
     patch,
+    take_out_as_told,
     write,
 )
 
@@ -196,10 +197,13 @@ def test_one_key_in_two_batches_is_named_by_both_patches(store: GitStore) -> Non
     _on(store, "main")
     add(store, batches[1])
     _merge(store, "side")
-    (problem,) = _refused(store, *(p.name for p in batches), "Person 1 plays the sport of", "--fact 1")
+    (problem,) = _refused(store, *(p.name for p in batches), "Person 1 plays the sport of")
     name = problem.path.split("/")[1]
+    assert problem.path.endswith(f"{name}/facts.jsonl:1")
     wrong = next(p for p in batches if p.name == name)
-    store.record(Changes(patches={name: wrong.without([0]).files()}), "As the line says")
+    take_out_as_told(store, problem.remedy)
+    assert problems(store) == []
+    store.record(Changes(patches={name: wrong.without([0]).files()}), "Its other facts again")
     assert problems(store) == []
     assert _in_force(store) == [f"Person {n}" for n in range(1, 9)]
 
@@ -397,8 +401,10 @@ def test_a_base_that_moved_on_one_side(store: GitStore) -> None:
     _rewrite(store, name, numbers(1, base=OTHER_BASE).files())
     assert problems(store) == []
     _merge(store, "side")
-    (problem,) = _refused(store, "made for another base", f"patchkit revert {new}")
+    (problem,) = _refused(store, "made for another base", f"git rm -r -q -- patches/{new}")
     assert problem.path == f"patches/{new}"
+    take_out_as_told(store, problem.remedy)
+    assert problems(store) == []
 
 
 def _both_took_one_out(store: GitStore) -> str:

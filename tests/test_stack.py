@@ -21,6 +21,7 @@ from git_helpers import (  # noqa: F401
     make_store,
     numbers,
     patch,
+    take_out_as_told,
     write,
 )
 from hypothesis import HealthCheck, given, settings
@@ -311,9 +312,11 @@ def test_the_same_key_twice(store: GitStore) -> None:
     assert problem.path.startswith(f"patches/{second.name}/facts.jsonl:")
     assert first.name in problem.message
     assert "otherwise" in problem.message
-    assert f"patchkit revert {second.name} --fact" in problem.remedy
     add(store, patch([fact(2)], seed=4))
     assert any("too" in p.message for p in _found(store, 2))
+    for _ in range(2):
+        take_out_as_told(store, problems(store)[0].remedy)
+    assert problems(store) == []
 
 
 def test_a_conflict_in_the_index(store: GitStore) -> None:
