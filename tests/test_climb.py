@@ -67,8 +67,8 @@ def test_what_there_is_no_room_for_is_not_held(monkeypatch):
         monkeypatch.setattr(reading, "_KEPT", kept)
         reader = Reader(model, anatomy_of(model), passages)
         reader.keys(2)
-        climbs = reader._all._climbs
-        return sum(len(climb._past) + sum(given is not None for given in climb._given) for climb in climbs)
+        way_up = [reader._all.openings, *reader._all.climbs]
+        return len(way_up[0].kept) + sum(climb.way.given is not None for climb in way_up)
 
     assert held(1 << 28) > 0
     assert held(0) == 0

@@ -8,7 +8,8 @@ import torch
 
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.hooks import reading_outputs
-from patchkit.models.replay import Row, capture, prefill
+from patchkit.models.past import Openings, Row, openings_of, prefill
+from patchkit.models.replay import capture
 
 
 def rows_of(shapes, *, shared=0):
@@ -109,6 +110,19 @@ def test_what_a_group_has_in_common_runs_once():
         prefix = prefill(model, anatomy, rows, until=3)
     assert [tuple(out.shape[:2]) for out in seen] == [(2, 9), (6, 3)]
     assert prefix.lengths.tolist() == [len(row.prefix) for row in rows]
+
+
+@pytest.mark.parametrize("kind", tiny_models.CONFIGS)
+def test_openings_that_more_rows_have_in_common_serve_some_of_them(kind):
+    """As when a batch's chunks are run behind openings that were run once: with too long a row among them."""
+    model = tiny_models.tiny_model(kind)
+    anatomy = anatomy_of(model)
+    rows = rows_of([*SHAPES, (40, 2)], shared=3)
+    openings = Openings.run(model, anatomy, openings_of(model, rows), until=3)
+    for chosen in ([0, 3, 5], [6, 1], [2]):
+        some = [rows[i] for i in chosen]
+        tail = capture(model, anatomy, some, layer=2, openings=openings)
+        assert_same(model, tail, some, 2)
 
 
 def test_padding_between_tokens_is_kept_away_from_a_sliding_window():

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from patchkit.editing.batching import pack
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.hooks import stand_in
-from patchkit.models.replay import Row, Tail, capture
+from patchkit.models.past import Row
+from patchkit.models.replay import Tail, capture
 
 __all__ = ["Feet", "Pairs", "read_pairs", "updated"]
 

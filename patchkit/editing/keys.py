@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from patchkit.editing.batching import pack
 from patchkit.editing.templates import Passage
 from patchkit.models.anatomy import Anatomy
-from patchkit.models.climb import Climb
+from patchkit.models.climb import Climb, OpeningsClimb
 from patchkit.models.hooks import reading_inputs, reading_outputs
-from patchkit.models.replay import Row
+from patchkit.models.past import Row
 from patchkit.threads import side_by_side
 
 __all__ = ["Reader", "collect_inputs", "collect_keys", "collect_outputs", "collect_states"]
@@ -93,13 +93,17 @@ class Reader:
 
 
 class _Climbs:
-    """Rows in chunks that fit, each on its own way up."""
+    """Rows in chunks that fit, each on its own way up behind the openings of all."""
 
     def __init__(self, model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row]) -> None:
         self._model, self._rows = model, rows
-        self._chunks = _chunks(rows)
-        self._climbs = [Climb(model, anatomy, [rows[i] for i in chosen]) for chosen in self._chunks]
-        self._lasting = _lasting([sum(len(rows[i].prefix) for i in c) for c in self._chunks], anatomy.d_model)
+        self.openings = OpeningsClimb(model, anatomy, rows)
+        texts = self.openings.texts
+        left = [len(row.prefix) - len(texts.get(row.group, ())) for row in rows]
+        self._chunks = pack(left, _TOKENS)
+        self.climbs = [Climb(model, anatomy, [rows[i] for i in chosen]) for chosen in self._chunks]
+        sizes = [sum(map(len, texts.values())), *(sum(left[i] for i in chosen) for chosen in self._chunks)]
+        self._lasting = _lasting(sizes, anatomy.d_model)
 
     def read(self, listen: Listener, width: int, until: int, changes: int) -> Tensor:
         """What is heard at each row's last token in a pass through block ``until``: [rows, width]."""
@@ -118,9 +122,15 @@ class _Climbs:
     ) -> Iterator[_Used]:
         """What ``use`` makes of each chunk: its rows, and what is heard [rows of the chunk, width]."""
 
+        def begun(place: int) -> int:
+            """Where the next pass begins."""
+            return changes if place < self._lasting else 0
+
+        openings = self.openings.run(until, begun(0))
+
         def one(place: int) -> _Used:
-            chosen, climb = self._chunks[place], self._climbs[place]
-            heard = climb.read(listen, until=until, changes=changes if place < self._lasting else 0)
+            chosen, climb = self._chunks[place], self.climbs[place]
+            heard = climb.read(openings, listen, until=until, changes=begun(place + 1))
             return use(chosen, heard.view(len(chosen), -1, width)[:, -1])  # some blocks flatten
 
         with side_by_side(len(self._chunks), self._model.device) as each:
@@ -157,7 +167,7 @@ def collect_outputs(
 
 
 def _lasting(tokens: Sequence[int], width: int) -> int:
-    """How many chunks may keep their states on the way; the others begin from the bottom each time."""
+    """How many, openings first, may keep their states on the way; the others begin from the bottom."""
     return sum(width * total <= _KEPT for total in accumulate(tokens))
 
 
@@ -171,7 +181,3 @@ def _share(template: int, count: int) -> float:
 def _row(passage: Passage, group: int) -> Row:
     """The text to the subject's last token, which `prefill` puts in the last column and never shares."""
     return Row(passage.tokens[: passage.subject + 1], (), group)
-
-
-def _chunks(rows: Sequence[Row]) -> list[list[int]]:
-    return pack([len(row.prefix) for row in rows], _TOKENS)

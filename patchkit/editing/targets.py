@@ -27,6 +27,7 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.templates import Passage
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
+from patchkit.models.past import Openings, Row, openings_of
 from patchkit.models.replay import capture
 from patchkit.threads import Each, side_by_side
 
@@ -70,6 +71,7 @@ def find_targets(
     order = sorted(range(count), key=lambda i: (_width(rewriting[i]), rewriting[i][0].subject))
     path = unfinished and unfinished / f"targets-{_key(rewriting, drift, recipe)}.safetensors"
     found = _Found.resume(path, count, anatomy.d_model, model.dtype)
+    openings = _openings(model, anatomy, rewriting) if found.count < count else None
 
     def work(batch: list[int], budget: Budget) -> None:
         batch = [fact for fact in batch if not found.steps[fact]]
@@ -77,7 +79,7 @@ def find_targets(
             texts = [rewriting[i] for i in batch], [drift[i] for i in batch]
             tell = _Estimate(found, len(batch), recipe.steps, progress)
             own = None if sizes is None else sizes[batch].to(model.device, model.dtype)
-            found.add(batch, _optimise(model, anatomy, *texts, recipe, budget, tell, own))
+            found.add(batch, _optimise(model, anatomy, *texts, recipe, openings, budget, tell, own))
         if progress is not None:
             progress("targets", found.count, count)
 
@@ -182,6 +184,7 @@ def _optimise(
     rewriting: Sequence[Sequence[Passage]],
     drift: Sequence[Passage],
     recipe: Recipe,
+    openings: Openings | None,
     budget: Budget,
     tell: Callable[[int, int], None],
     size: Tensor | None = None,
@@ -193,7 +196,7 @@ def _optimise(
     turns = _turns(len(rewriting[0]), recipe.templates_per_step)
     chunks = pack([len(turns[0]) * _width(texts) for texts in rewriting], budget.tokens)
     with side_by_side(min(_AT_ONCE, len(chunks)), model.device) as each:
-        parts, init = _prepare(model, anatomy, rewriting, drift, recipe, turns, chunks, each)
+        parts, init = _prepare(model, anatomy, rewriting, drift, recipe, openings, turns, chunks, each)
         size = init.norm(dim=1) if size is None else size
         delta, descent = torch.zeros_like(init), descent_of(init, size, recipe)
         alive = torch.ones(len(init), dtype=torch.bool, device=init.device)
@@ -275,6 +278,7 @@ def _prepare(
     rewriting: Sequence[Sequence[Passage]],
     drift: Sequence[Passage],
     recipe: Recipe,
+    openings: Openings | None,
     turns: Sequence[Sequence[int]],
     chunks: Sequence[Sequence[int]],
     each: Each,
@@ -283,8 +287,7 @@ def _prepare(
     layer, templates = recipe.layers[-1], len(rewriting[0])
 
     def reading(facts: Sequence[int]) -> Rewriting:
-        rows = [p.row(template) for fact in facts for template, p in enumerate(rewriting[fact])]
-        tail = capture(model, anatomy, rows, layer=layer)
+        tail = capture(model, anatomy, _rows([rewriting[i] for i in facts]), layer=layer, openings=openings)
         return Rewriting.of_rows(facts, [rewriting[fact] for fact in facts], tail)
 
     def drifting(facts: Sequence[int]) -> Drift:
@@ -299,6 +302,15 @@ def _prepare(
     for part in loss.rewriting:
         init[part.where] = part.tail.hidden[::templates, 0]
     return loss, init
+
+
+def _openings(model: PreTrainedModel, anatomy: Anatomy, rewriting: Sequence[Sequence[Passage]]) -> Openings:
+    """The contexts, run once for the facts of all batches."""
+    return Openings.run(model, anatomy, openings_of(model, _rows(rewriting)), until=anatomy.depth - 1)
+
+
+def _rows(rewriting: Sequence[Sequence[Passage]]) -> list[Row]:
+    return [p.row(template) for texts in rewriting for template, p in enumerate(texts)]
 
 
 def _turns(templates: int, per_step: int) -> list[list[int]]:

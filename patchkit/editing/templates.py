@@ -18,7 +18,7 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.wordings import wordings_of
 from patchkit.errors import BadInput
 from patchkit.facts import Fact
-from patchkit.models.replay import Row
+from patchkit.models.past import Row
 from patchkit.models.tokens import tokenise
 
 __all__ = ["Passage", "drift_passages", "rewriting_passages", "write_templates"]

@@ -25,7 +25,7 @@ from patchkit.errors import BadInput
 from patchkit.facts import Fact
 from patchkit.models.anatomy import anatomy_of, attention_outputs
 from patchkit.models.hooks import stand_in
-from patchkit.models.replay import FrozenCache, FrozenLayer
+from patchkit.models.past import FrozenCache, FrozenLayer
 from patchkit.models.tokens import tokenise
 
 __all__ = ["CLASSES", "KINDS", "Prompt", "Traced", "Tracer", "default_window", "deviation", "prompt_of"]

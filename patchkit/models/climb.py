@@ -16,66 +16,82 @@ from transformers import PreTrainedModel
 
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.hooks import listening, stand_in
-from patchkit.models.replay import Row, empty, extend, openings_of, spread_over
+from patchkit.models.past import Openings, Row, empty, extend, openings_of
 
-__all__ = ["Climb"]
+__all__ = ["Climb", "OpeningsClimb"]
 
 
-class Climb:
-    """Rows of texts (their prefixes) on their way up one model; each group's opening runs once a pass."""
+class _Way:
+    """One pass, again and again: blocks below ``start`` hand through what was given there before."""
 
-    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row]) -> None:
-        self._model, self._anatomy, self._rows = model, anatomy, rows
-        self._openings = openings_of(model, rows)
-        self._start = 0
-        self._given: list[Any] = [None, None]  # by pass: what the block below the start gave
-        self._past: list[Any] = []  # the openings' keys and values, block by block
-
-    def read(
-        self, listen: Callable[[], AbstractContextManager[list[Tensor]]], *, until: int, changes: int
-    ) -> Tensor:
-        """What a listener (`reading_inputs(module)`, …) heard last in a pass through block ``until``.
-
-        ``changes``: the lowest block whose weights may be others at the next call; that pass begins there.
-        """
-        with listen() as heard:
-            self._run(until, changes - 1)
-        self._start = changes
-        return heard[-1]
-
-    def _run(self, until: int, keep: int) -> None:
-        groups = [group for group, opening in self._openings.items() if opening]
-        past = empty(self._model, len(self._rows))
-        if groups:
-            with self._pass(0, keep):
-                texts = [self._openings[group] for group in groups]
-                common = extend(self._model, self._anatomy, empty(self._model, len(groups)), texts, until)
-            assert common.cache is not None
-            common.cache.layers[: self._start] = self._past[: self._start]
-            self._past = common.cache.layers[: keep + 1]  # below where the next pass begins
-            past = spread_over(
-                common, [groups.index(r.group) if r.group in groups else None for r in self._rows]
-            )
-        rest = [row.prefix[len(self._openings[row.group]) :] for row in self._rows]
-        with self._pass(1, keep):
-            extend(self._model, self._anatomy, past, rest, until)
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.start = 0
+        self.given: Any = None  # what the block below the start gave
+        self._blocks = anatomy.blocks
 
     @contextmanager
-    def _pass(self, number: int, keep: int) -> Iterator[None]:
-        """Blocks below the start hand through what was given before; what block ``keep`` gives is kept."""
+    def up(self, changes: int) -> Iterator[None]:
+        """A pass; the next begins at block ``changes``, the lowest whose weights may be others then."""
         given: list[Any] = []
 
         def note(_module: nn.Module, _args: object, output: Any) -> None:
             given.append(_copied(output))  # the block above may write into it
 
-        blocks = self._anatomy.blocks
-        before = self._given[number]
+        before = self.given
         with (
-            listening(blocks[keep], note) if keep >= 0 else nullcontext(),
-            stand_in(blocks[: self._start], lambda _: lambda *args, **kwargs: before),
+            listening(self._blocks[changes - 1], note) if changes else nullcontext(),
+            stand_in(self._blocks[: self.start], lambda _: lambda *args, **kwargs: before),
         ):
             yield
-        self._given[number] = given[-1] if given else None
+        self.start, self.given = changes, given[-1] if given else None
+
+
+class OpeningsClimb:
+    """The openings of all rows on their way up, once a pass for whatever rows stand behind them."""
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row]) -> None:
+        self.texts = openings_of(model, rows)
+        self.kept: list[Any] = []  # their keys and values, block by block
+        self._model, self._anatomy, self.way = model, anatomy, _Way(anatomy)
+
+    def run(self, until: int, changes: int) -> Openings:
+        """The openings, run through block ``until``; ``changes`` as in `Climb.read`."""
+        if not self.texts:
+            return Openings(self.texts, empty(self._model, 0))
+        start = self.way.start
+        with self.way.up(changes):
+            openings = Openings.run(self._model, self._anatomy, self.texts, until=until)
+        assert openings.past.cache is not None
+        layers = openings.past.cache.layers
+        layers[:start] = self.kept[:start]
+        self.kept = layers[:changes]  # below where the next pass begins
+        return openings
+
+
+class Climb:
+    """Rows of texts (their prefixes) on their way up one model, behind their openings."""
+
+    def __init__(self, model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row]) -> None:
+        self._model, self._anatomy, self._rows = model, anatomy, rows
+        self.way = _Way(anatomy)
+
+    def read(
+        self,
+        openings: Openings,
+        listen: Callable[[], AbstractContextManager[list[Tensor]]],
+        *,
+        until: int,
+        changes: int,
+    ) -> Tensor:
+        """What a listener (`reading_inputs(module)`, …) heard last in a pass through block ``until``.
+
+        ``openings`` were run as far. ``changes``: the lowest block whose weights may be others at the next
+        call; that pass begins there.
+        """
+        past, rest = openings.behind(self._model, self._rows)
+        with listen() as heard, self.way.up(changes):
+            extend(self._model, self._anatomy, past, rest, until)
+        return heard[-1]
 
 
 def _copied(output: Any) -> Any:

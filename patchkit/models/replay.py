@@ -10,105 +10,37 @@ rotary embeddings, soft-caps and logit scales are the model's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
-from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
-from patchkit.models.hooks import Stop, ending, listening, stand_in, stop_after
+from patchkit.models.hooks import Stop, ending, listening, stand_in
+from patchkit.models.past import FrozenCache, Openings, Row, padded, prefill
 
-_REACH = ("sliding_window", "window_size", "local_attention", "attention_chunk_size")
-
-__all__ = ["Row", "Tail", "capture", "prefill"]
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One sequence: what is run once, what is replayed, and the opening that it shares with its group."""
-
-    prefix: tuple[int, ...]
-    suffix: tuple[int, ...]
-    group: int = 0
+__all__ = ["Tail", "capture"]
 
 
-@dataclass(frozen=True)
-class Prefix:
-    """The frozen past of R rows: keys and values [R, heads, P, head_dim] of each block.
+def capture(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    rows: Sequence[Row],
+    *,
+    layer: int,
+    openings: Openings | None = None,
+) -> Tail:
+    """Run the rows once up to block ``layer`` and record how the blocks above are called.
 
-    ``mask`` [R, P] is true where a column holds a token; ``lengths`` [R] counts them.
+    ``openings``, by default those of the rows, were run through all blocks.
     """
-
-    cache: FrozenCache
-    mask: Tensor
-    lengths: Tensor
-
-
-class FrozenLayer(DynamicLayer):
-    """A cache layer that shows its past before the new tokens and never grows."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            return key_states, value_states
-        assert self.keys is not None
-        assert self.values is not None
-        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
-
-
-class FrozenCache(Cache):
-    """Per-block pasts that any number of forward passes may read."""
-
-    def __init__(self, layers: Sequence[FrozenLayer]) -> None:
-        super().__init__(layers=list(layers))
-        self.frozen = list(layers)
-
-    def keep(self, rows: Tensor) -> FrozenCache:
-        """The past of some of the rows."""
-
-        def kept(layer: FrozenLayer) -> FrozenLayer:
-            if not layer.is_initialized:
-                return layer
-            return _layer(FrozenLayer, *_map(lambda t: t.index_select(0, rows), layer))
-
-        return FrozenCache([kept(layer) for layer in self.frozen])
-
-    def forget(self, until: int) -> None:
-        """Drop the past of blocks 0..``until``, which nothing runs again."""
-        self.layers[: until + 1] = self.frozen[: until + 1] = [FrozenLayer() for _ in range(until + 1)]
-
-
-def prefill(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], *, until: int) -> Prefix:
-    """Run the rows' prefixes through blocks 0..``until`` and keep their keys and values.
-
-    What all rows of a group have in common at their start (the context that MEMIT puts before a
-    prompt) runs once for the whole group. Columns are [shared, left-padded | rest, left-padded],
-    and the last pass inside ends with every row's last prefix token in its last column.
-    """
-    openings = openings_of(model, rows)
-    groups = [group for group, opening in openings.items() if opening]
-    past = empty(model, len(rows))
-    if groups:
-        common = extend(model, anatomy, empty(model, len(groups)), [openings[g] for g in groups], until)
-        past = spread_over(common, [groups.index(r.group) if r.group in groups else None for r in rows])
-    rest = [row.prefix[len(openings[row.group]) :] for row in rows]
-    if any(rest):
-        past = extend(model, anatomy, past, rest, until)
-    return _freeze(anatomy, past)
-
-
-def capture(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[Row], *, layer: int) -> Tail:
-    """Run the rows once up to block ``layer`` and record how the blocks above are called."""
-    prefix = prefill(model, anatomy, rows, until=anatomy.depth - 1)
-    ids, mask = _pad([row.suffix for row in rows], model.device, left=False)
+    prefix = prefill(model, anatomy, rows, until=anatomy.depth - 1, openings=openings)
+    ids, mask = padded([row.suffix for row in rows], model.device, left=False)
     ahead = torch.arange(ids.shape[1], device=model.device).clamp(max=mask.sum(1, keepdim=True) - 1)
     record = _Recorder(anatomy, layer)
     with torch.no_grad(), record.listening():
@@ -228,117 +160,3 @@ class _Recorder:
         if index == self.anatomy.depth - self.layer - 2:
             raise Stop
         return (self.hidden,) if self.as_tuple else self.hidden
-
-
-@dataclass
-class _Past:
-    """A growing past of R rows; ``cache`` is None while it is empty."""
-
-    cache: DynamicCache | None
-    mask: Tensor
-    lengths: Tensor
-
-
-def empty(model: PreTrainedModel, count: int) -> _Past:
-    device = model.device
-    return _Past(
-        None,
-        torch.zeros(count, 0, dtype=torch.bool, device=device),
-        torch.zeros(count, dtype=torch.long, device=device),
-    )
-
-
-def extend(
-    model: PreTrainedModel, anatomy: Anatomy, past: _Past, texts: Sequence[tuple[int, ...]], until: int
-) -> _Past:
-    """Run more tokens after ``past`` through blocks 0..``until``."""
-    ids, new = _pad(texts, model.device, left=True)
-    cache = past.cache if past.cache is not None else DynamicCache()
-    mask = torch.cat([past.mask, new], 1)
-    positions = past.lengths[:, None] + (new.long().cumsum(1) - 1).clamp(min=0)
-    with torch.no_grad(), stop_after(anatomy.blocks[until]):
-        model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-        )
-    return _Past(cache, mask, past.lengths + new.sum(1))
-
-
-def spread_over(common: _Past, places: Sequence[int | None]) -> _Past:
-    """Give each row its group's past; a row without one sees none of it."""
-    device = common.mask.device
-    index = torch.tensor([place or 0 for place in places], device=device)
-    present = torch.tensor([place is not None for place in places], device=device)
-    cache = DynamicCache()
-    assert common.cache is not None
-    cache.layers = [
-        _layer(DynamicLayer, *_map(lambda t: t.index_select(0, index), x)) for x in common.cache.layers
-    ]
-    return _Past(cache, common.mask[index] & present[:, None], common.lengths[index] * present)
-
-
-def _freeze(anatomy: Anatomy, past: _Past) -> Prefix:
-    if past.cache is None:
-        return Prefix(FrozenCache([FrozenLayer() for _ in anatomy.blocks]), past.mask, past.lengths)
-    # A padded column may hold NaN (it had nothing to look at), and 0 · NaN would reach the output.
-    blank = ~past.mask[:, None, :, None]
-    layers = [_layer(FrozenLayer, *_map(lambda t: t.masked_fill(blank, 0), x)) for x in past.cache.layers]
-    return Prefix(FrozenCache(layers), past.mask, past.lengths)
-
-
-def _layer(kind: type[Any], keys: Tensor, values: Tensor) -> Any:
-    layer = kind()
-    layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
-    return layer
-
-
-def _map(function: Callable[[Tensor], Tensor], layer: Any) -> tuple[Tensor, Tensor]:
-    if type(layer) not in (DynamicLayer, FrozenLayer):
-        raise BadInput(
-            f"the model keeps a {type(layer).__name__} where attention keys and values are expected"
-        )
-    return function(layer.keys), function(layer.values)
-
-
-def _pad(texts: Sequence[tuple[int, ...]], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
-    """Token ids [R, S] padded with 0 on one side, and the mask of real tokens."""
-    width = max(map(len, texts))
-    blanks = [(0,) * (width - len(text)) for text in texts]
-    ids = [b + t if left else t + b for t, b in zip(texts, blanks, strict=True)]
-    real = [len(b) * [False] + len(t) * [True] for t, b in zip(texts, blanks, strict=True)]
-    mask = torch.tensor(real, device=device)
-    return torch.tensor(ids, device=device), mask if left else mask.flip(1)
-
-
-def openings_of(model: PreTrainedModel, rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
-    """By group, the tokens that its rows have in common at their start, short of a prefix's last token."""
-    if not _may_leave_gaps(model, rows):
-        return {row.group: () for row in rows}
-    shared: dict[int, tuple[int, ...]] = {}
-    for row in rows:
-        known, own = shared.get(row.group, row.prefix), row.prefix[:-1]
-        same = next((i for i, (a, b) in enumerate(zip(known, own, strict=False)) if a != b), None)
-        shared[row.group] = known[: min(len(known), len(own)) if same is None else same]
-    return shared
-
-
-def _may_leave_gaps(model: PreTrainedModel, rows: Sequence[Row]) -> bool:
-    """Whether padding may stand between tokens.
-
-    Sliding windows count columns, so only far from their reach; a model that cannot be told where tokens
-    stand (MPT) counts columns throughout.
-    """
-    if "position_ids" not in signature(model.forward).parameters:
-        return False
-    longest = max(len(r.prefix) + len(r.suffix) for r in rows)
-    return all(2 * longest < window for window in _windows(model.config.get_text_config(decoder=True)))
-
-
-def _windows(config: Any) -> list[int]:
-    """How far back blocks may look, by whatever name a config has for it."""
-    found = (getattr(config, name, None) for name in _REACH)
-    return [value for value in found if type(value) is int and value > 0]

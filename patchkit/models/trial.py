@@ -16,7 +16,8 @@ from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.loading import silence
 from patchkit.models.outlet import Outlet, outlet_of
-from patchkit.models.replay import Row, capture
+from patchkit.models.past import Row
+from patchkit.models.replay import capture
 
 __all__ = ["outlets_of", "try_out"]
 

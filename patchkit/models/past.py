@@ -1,0 +1,254 @@
+"""What ran before: the keys and values of tokens that no edit changes, computed once.
+
+The tokens before a fact's subject never change, so their past is computed once and frozen (`prefill`).
+What many texts have in common at their start, as the contexts that MEMIT puts before every prompt, runs
+once for all of them (`Openings`). There is no per-architecture forward code: masks, rotary embeddings and
+ALiBi are the model's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from patchkit.errors import BadInput
+from patchkit.models.anatomy import Anatomy
+from patchkit.models.hooks import stop_after
+
+__all__ = [
+    "FrozenCache",
+    "FrozenLayer",
+    "Openings",
+    "Past",
+    "Prefix",
+    "Row",
+    "empty",
+    "extend",
+    "openings_of",
+    "padded",
+    "prefill",
+]
+
+_REACH = ("sliding_window", "window_size", "local_attention", "attention_chunk_size")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence: what is run once, what is replayed, and the opening that it shares with its group."""
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """The frozen past of R rows: keys and values [R, heads, P, head_dim] of each block.
+
+    ``mask`` [R, P] is true where a column holds a token; ``lengths`` [R] counts them.
+    """
+
+    cache: FrozenCache
+    mask: Tensor
+    lengths: Tensor
+
+
+class FrozenLayer(DynamicLayer):
+    """A cache layer that shows its past before the new tokens and never grows."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            return key_states, value_states
+        assert self.keys is not None
+        assert self.values is not None
+        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+
+
+class FrozenCache(Cache):
+    """Per-block pasts that any number of forward passes may read."""
+
+    def __init__(self, layers: Sequence[FrozenLayer]) -> None:
+        super().__init__(layers=list(layers))
+        self.frozen = list(layers)
+
+    def keep(self, rows: Tensor) -> FrozenCache:
+        """The past of some of the rows."""
+
+        def kept(layer: FrozenLayer) -> FrozenLayer:
+            if not layer.is_initialized:
+                return layer
+            return _layer(FrozenLayer, *_map(lambda t: t.index_select(0, rows), layer))
+
+        return FrozenCache([kept(layer) for layer in self.frozen])
+
+    def forget(self, until: int) -> None:
+        """Drop the past of blocks 0..``until``, which nothing runs again."""
+        self.layers[: until + 1] = self.frozen[: until + 1] = [FrozenLayer() for _ in range(until + 1)]
+
+
+def prefill(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    rows: Sequence[Row],
+    *,
+    until: int,
+    openings: Openings | None = None,
+) -> Prefix:
+    """Run the rows' prefixes through blocks 0..``until`` and keep their keys and values.
+
+    ``openings``, by default those of the rows, are of these or of more rows and were run as far. Columns are
+    [opening, left-padded | rest, left-padded], and the last pass inside ends with every row's last prefix
+    token in its last column.
+    """
+    if openings is None:
+        openings = Openings.run(model, anatomy, openings_of(model, rows), until=until)
+    past, rest = openings.behind(model, rows)
+    if any(rest):
+        past = extend(model, anatomy, past, rest, until)
+    return _freeze(anatomy, past)
+
+
+@dataclass(frozen=True)
+class Openings:
+    """What rows of a group have in common at their start: ``texts`` by group, and their ``past`` in order."""
+
+    texts: Mapping[int, tuple[int, ...]]
+    past: Past
+
+    @classmethod
+    def run(
+        cls, model: PreTrainedModel, anatomy: Anatomy, texts: Mapping[int, tuple[int, ...]], *, until: int
+    ) -> Openings:
+        """Run ``texts`` (of `openings_of`) through blocks 0..``until``."""
+        past = empty(model, len(texts))
+        return cls(texts, extend(model, anatomy, past, [*texts.values()], until) if texts else past)
+
+    def behind(self, model: PreTrainedModel, rows: Sequence[Row]) -> tuple[Past, list[tuple[int, ...]]]:
+        """The past that each row begins with, and what of its prefix is left to run behind it."""
+        if not self.texts or not all(_near(model, rows)):
+            return empty(model, len(rows)), [row.prefix for row in rows]
+        places = {group: place for place, group in enumerate(self.texts)}
+        past = _spread_over(self.past, [places.get(row.group) for row in rows])
+        return past, [row.prefix[len(self.texts.get(row.group, ())) :] for row in rows]
+
+
+def openings_of(model: PreTrainedModel, rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
+    """By group, the tokens that its rows have in common at their start, short of a prefix's last token."""
+    shared: dict[int, tuple[int, ...]] = {}
+    for row, near in zip(rows, _near(model, rows), strict=True):
+        if near:
+            known, own = shared.get(row.group, row.prefix), row.prefix[:-1]
+            same = next((i for i, (a, b) in enumerate(zip(known, own, strict=False)) if a != b), None)
+            shared[row.group] = known[: min(len(known), len(own)) if same is None else same]
+    return {group: text for group, text in shared.items() if text}
+
+
+def _near(model: PreTrainedModel, rows: Sequence[Row]) -> list[bool]:
+    """Of each row, whether padding may stand between its tokens.
+
+    Sliding windows count columns, so only far from their reach; a model that cannot be told where tokens
+    stand (MPT) counts columns throughout.
+    """
+    told = "position_ids" in signature(model.forward).parameters
+    window = min(_windows(model.config.get_text_config(decoder=True)), default=math.inf) if told else 0
+    return [2 * (len(row.prefix) + len(row.suffix)) < window for row in rows]
+
+
+@dataclass
+class Past:
+    """A growing past of R rows; ``cache`` is None while it is empty."""
+
+    cache: DynamicCache | None
+    mask: Tensor
+    lengths: Tensor
+
+
+def empty(model: PreTrainedModel, count: int) -> Past:
+    device = model.device
+    return Past(
+        None,
+        torch.zeros(count, 0, dtype=torch.bool, device=device),
+        torch.zeros(count, dtype=torch.long, device=device),
+    )
+
+
+def extend(
+    model: PreTrainedModel, anatomy: Anatomy, past: Past, texts: Sequence[tuple[int, ...]], until: int
+) -> Past:
+    """Run more tokens after ``past`` through blocks 0..``until``."""
+    ids, new = padded(texts, model.device, left=True)
+    cache = past.cache if past.cache is not None else DynamicCache()
+    mask = torch.cat([past.mask, new], 1)
+    positions = past.lengths[:, None] + (new.long().cumsum(1) - 1).clamp(min=0)
+    with torch.no_grad(), stop_after(anatomy.blocks[until]):
+        model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+        )
+    return Past(cache, mask, past.lengths + new.sum(1))
+
+
+def _spread_over(common: Past, places: Sequence[int | None]) -> Past:
+    """Give each row its group's past; a row without one sees none of it."""
+    device = common.mask.device
+    index = torch.tensor([place or 0 for place in places], device=device)
+    present = torch.tensor([place is not None for place in places], device=device)
+    cache = DynamicCache()
+    assert common.cache is not None
+    cache.layers = [
+        _layer(DynamicLayer, *_map(lambda t: t.index_select(0, index), x)) for x in common.cache.layers
+    ]
+    return Past(cache, common.mask[index] & present[:, None], common.lengths[index] * present)
+
+
+def _freeze(anatomy: Anatomy, past: Past) -> Prefix:
+    if past.cache is None:
+        return Prefix(FrozenCache([FrozenLayer() for _ in anatomy.blocks]), past.mask, past.lengths)
+    # A padded column may hold NaN (it had nothing to look at), and 0 · NaN would reach the output.
+    blank = ~past.mask[:, None, :, None]
+    layers = [_layer(FrozenLayer, *_map(lambda t: t.masked_fill(blank, 0), x)) for x in past.cache.layers]
+    return Prefix(FrozenCache(layers), past.mask, past.lengths)
+
+
+def _layer(kind: type[Any], keys: Tensor, values: Tensor) -> Any:
+    layer = kind()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
+
+
+def _map(function: Callable[[Tensor], Tensor], layer: Any) -> tuple[Tensor, Tensor]:
+    if type(layer) not in (DynamicLayer, FrozenLayer):
+        raise BadInput(
+            f"the model keeps a {type(layer).__name__} where attention keys and values are expected"
+        )
+    return function(layer.keys), function(layer.values)
+
+
+def padded(texts: Sequence[tuple[int, ...]], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Token ids [R, S] padded with 0 on one side, and the mask of real tokens."""
+    width = max(map(len, texts))
+    blanks = [(0,) * (width - len(text)) for text in texts]
+    ids = [b + t if left else t + b for t, b in zip(texts, blanks, strict=True)]
+    real = [len(b) * [False] + len(t) * [True] for t, b in zip(texts, blanks, strict=True)]
+    mask = torch.tensor(real, device=device)
+    return torch.tensor(ids, device=device), mask if left else mask.flip(1)
+
+
+def _windows(config: Any) -> list[int]:
+    """How far back blocks may look, by whatever name a config has for it."""
+    found = (getattr(config, name, None) for name in _REACH)
+    return [value for value in found if type(value) is int and value > 0]
