@@ -35,6 +35,7 @@ __all__ = ["Targets", "find_targets"]
 
 _OF_THE_SOLVE = ("lambda", "lambda_norm", "guess", "method", "nullspace_threshold", "norm_anchor")
 _AT_ONCE = 4  # chunks: each holds the states that its gradient needs
+_DRIFT = 8  # tokens that a fact's drift counts as: one is replayed, and the whole vocabulary is held
 _Part = TypeVar("_Part", Rewriting, Drift)
 
 
@@ -194,8 +195,9 @@ def _optimise(
     ENCORE's test (arXiv 2502.01636) stands beside MEMIT's: the ``stop_argmax``-th time that a fact is said.
     """
     turns = _turns(len(rewriting[0]), recipe.templates_per_step)
-    chunks = pack([len(turns[0]) * _width(texts) for texts in rewriting], budget.tokens)
-    with side_by_side(min(_AT_ONCE, len(chunks)), model.device) as each:
+    lengths = [len(turns[0]) * _width(texts) for texts in rewriting]
+    chunks = pack(lengths, budget.tokens), pack([_DRIFT] * len(drift), budget.tokens)
+    with side_by_side(min(_AT_ONCE, len(chunks[0])), model.device) as each:
         parts, init = _prepare(model, anatomy, rewriting, drift, recipe, openings, turns, chunks, each)
         size = init.norm(dim=1) if size is None else size
         delta, descent = torch.zeros_like(init), descent_of(init, size, recipe)
@@ -280,10 +282,13 @@ def _prepare(
     recipe: Recipe,
     openings: Openings | None,
     turns: Sequence[Sequence[int]],
-    chunks: Sequence[Sequence[int]],
+    chunks: tuple[Sequence[Sequence[int]], Sequence[Sequence[int]]],
     each: Each,
 ) -> tuple[_Loss, Tensor]:
-    """Run everything once: the parts of the loss, and init [N, d_model]."""
+    """Run everything once: the parts of the loss, and init [N, d_model].
+
+    ``chunks``: the facts that are read side by side, and those whose drift is.
+    """
     layer, templates = recipe.layers[-1], len(rewriting[0])
 
     def reading(facts: Sequence[int]) -> Rewriting:
@@ -297,7 +302,7 @@ def _prepare(
         where = torch.tensor(facts, device=model.device)
         return Drift(tuple(facts), where, tail, initial, recipe.kl_factor)
 
-    loss = _Loss(tuple(each(reading, chunks)), tuple(each(drifting, chunks)), turns)
+    loss = _Loss(tuple(each(reading, chunks[0])), tuple(each(drifting, chunks[1])), turns)
     init = torch.empty(len(rewriting), anatomy.d_model, dtype=model.dtype, device=model.device)
     for part in loss.rewriting:
         init[part.where] = part.tail.hidden[::templates, 0]
