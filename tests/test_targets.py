@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchkit.editing import batching, targets
-from patchkit.editing.batching import Budget, in_batches, pack
+from patchkit.editing.batching import Budget, in_batches
 from patchkit.editing.descent import descent_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.targets import find_targets
@@ -21,6 +21,7 @@ from patchkit.editing.templates import drift_passages, rewriting_passages
 from patchkit.errors import BadInput, Unavailable
 from patchkit.facts import Fact
 from patchkit.models.anatomy import anatomy_of
+from patchkit.models.packing import pack
 
 TEMPLATES = ("{}", "The dancers. {}", "Therefore I say it. {}", "You see. {}")
 # Chosen so that facts stop at different steps, some of them clamped, one of them at the last step.

@@ -14,12 +14,10 @@ import torch
 
 from patchkit.errors import BadInput, Unavailable
 
-__all__ = ["BatchSize", "Budget", "in_batches", "pack"]
+__all__ = ["BatchSize", "Budget", "in_batches"]
 
 BatchSize = int | str
 
-PADDING = 0.13  # of the real tokens, at most
-GROUP_COST = 32  # tokens
 _CPU_TOKENS, _CUDA_TOKENS = 256, 8192  # one core's matrix rate is at its best from 128 rows up
 _CPU_FACTS, _CUDA_FACTS, _MOST_FACTS = 32, 64, 1024
 
@@ -66,39 +64,6 @@ def in_batches(order: Sequence[int], budget: Budget, work: Callable[[list[int], 
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-
-
-def pack(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Group items so that each group, padded to its longest, has at most ``tokens`` tokens, few of them pads.
-
-    A group costs about as much again as `GROUP_COST` tokens (every weight is read once for it), so
-    groups of neighbouring lengths are merged where that pads less, cheapest first, while padding stays
-    under `PADDING` of everything. Groups hold places in ``lengths``, shortest first.
-    """
-    groups: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        width = lengths[place]
-        fresh = not groups or lengths[groups[-1][-1]] != width or width * (len(groups[-1]) + 1) > tokens
-        groups.extend([[]] if fresh else [])
-        groups[-1].append(place)
-    allowed = PADDING * sum(lengths)
-    while len(groups) > 1:
-        added, at = min(
-            (_added(groups[i], groups[i + 1], lengths, tokens), i) for i in range(len(groups) - 1)
-        )
-        if added >= min(GROUP_COST, allowed):
-            break
-        allowed -= added
-        groups[at : at + 2] = [groups[at] + groups[at + 1]]
-    return groups
-
-
-def _added(short: list[int], long: list[int], lengths: Sequence[int], tokens: int) -> float:
-    """The padding that merging two groups adds; infinite where the result is too large."""
-    width = lengths[long[-1]]
-    if width * (len(short) + len(long)) > tokens:
-        return float("inf")
-    return (width - lengths[short[-1]]) * len(short)
 
 
 def _fits(work: Callable[[list[int], Budget], None], batch: list[int], budget: Budget) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchkit.editing.batching import Budget, pack
+from patchkit.editing.batching import Budget
 from patchkit.editing.descent import Adam
 from patchkit.editing.editor import Edited
 from patchkit.editing.losses import Rewriting
@@ -28,6 +28,7 @@ from patchkit.factors import Delta
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.hooks import reading_inputs
 from patchkit.models.outlet import Outlet
+from patchkit.models.packing import pack
 from patchkit.models.replay import capture
 from patchkit.models.trial import try_out
 

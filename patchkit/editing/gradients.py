@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from patchkit.editing.batching import pack
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.hooks import stand_in
+from patchkit.models.packing import pack
 from patchkit.models.past import Row
 from patchkit.models.replay import Tail, capture
 

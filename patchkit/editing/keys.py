@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchkit.editing.batching import pack
 from patchkit.editing.templates import Passage
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.climb import Climb, OpeningsClimb
 from patchkit.models.hooks import reading_inputs, reading_outputs
+from patchkit.models.packing import pack
 from patchkit.models.past import Row
 from patchkit.threads import side_by_side
 

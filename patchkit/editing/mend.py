@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from patchkit.editing.batching import Budget, in_batches, pack
+from patchkit.editing.batching import Budget, in_batches
 from patchkit.editing.editor import Edited
 from patchkit.editing.gradients import read_pairs
 from patchkit.editing.hypernetwork import ANEW, Hypernetwork, Shape, read_network
@@ -33,6 +33,7 @@ from patchkit.errors import BadInput
 from patchkit.factors import Delta
 from patchkit.facts import Fact
 from patchkit.models.anatomy import Anatomy, feed_forward, shape_of
+from patchkit.models.packing import pack
 from patchkit.models.replay import capture
 from patchkit.models.trial import try_out
 from patchkit.patch import break_even

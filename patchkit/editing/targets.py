@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patchkit.editing.batching import BatchSize, Budget, in_batches, pack
+from patchkit.editing.batching import BatchSize, Budget, in_batches
 from patchkit.editing.descent import descent_of
 from patchkit.editing.kept import key_of, read_kept, write_kept
 from patchkit.editing.losses import Drift, Rewriting, log_probabilities
@@ -27,6 +27,7 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.templates import Passage
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
+from patchkit.models.packing import pack
 from patchkit.models.past import Openings, Row, openings_of
 from patchkit.models.replay import capture
 from patchkit.threads import Each, side_by_side

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from patchkit.editing.batching import Budget, in_batches, pack
+from patchkit.editing.batching import Budget, in_batches
 from patchkit.editing.editor import Edited
 from patchkit.editing.recipe import positions
 from patchkit.editing.solve import exact_device
@@ -40,6 +40,7 @@ from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
 from patchkit.factors import Delta, Solution
 from patchkit.models.anatomy import Anatomy
+from patchkit.models.packing import pack
 from patchkit.models.trial import try_out
 
 __all__ = ["UltraEdit"]

@@ -88,7 +88,7 @@ class Climb:
         ``openings`` were run as far. ``changes``: the lowest block whose weights may be others at the next
         call; that pass begins there.
         """
-        past, rest = openings.behind(self._model, self._rows)
+        past, rest = openings.fitting(self._model, self._rows).behind(self._model, self._rows)
         with listen() as heard, self.way.up(changes):
             extend(self._model, self._anatomy, past, rest, until)
         return heard[-1]

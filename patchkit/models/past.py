@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.hooks import stop_after
+from patchkit.models.packing import pack
 
 __all__ = [
     "FrozenCache",
@@ -37,6 +38,7 @@ __all__ = [
     "prefill",
 ]
 
+_TOKENS = 1024  # a pass: no gradients, so more fit than in a step of an optimisation
 _REACH = ("sliding_window", "window_size", "local_attention", "attention_chunk_size")
 
 
@@ -112,10 +114,13 @@ def prefill(
     """
     if openings is None:
         openings = Openings.run(model, anatomy, openings_of(model, rows), until=until)
-    past, rest = openings.behind(model, rows)
-    if any(rest):
-        past = extend(model, anatomy, past, rest, until)
-    return _freeze(anatomy, past)
+    openings = openings.fitting(model, rows)
+    groups = pack([len(openings.rest(row)) for row in rows], _TOKENS, padding=math.inf)
+    pasts = []
+    for places in groups:
+        past, rest = openings.behind(model, [rows[place] for place in places])
+        pasts.append(extend(model, anatomy, past, rest, until) if any(rest) else past)
+    return _together(anatomy, groups, pasts, openings.past.mask.shape[1])
 
 
 @dataclass(frozen=True)
@@ -133,13 +138,20 @@ class Openings:
         past = empty(model, len(texts))
         return cls(texts, extend(model, anatomy, past, [*texts.values()], until) if texts else past)
 
+    def fitting(self, model: PreTrainedModel, rows: Sequence[Row]) -> Openings:
+        """These, or none where padding may not stand between the tokens of one of the rows."""
+        return self if all(_near(model, rows)) else Openings({}, empty(model, 0))
+
+    def rest(self, row: Row) -> tuple[int, ...]:
+        """What of a row's prefix is left to run."""
+        return row.prefix[len(self.texts.get(row.group, ())) :]
+
     def behind(self, model: PreTrainedModel, rows: Sequence[Row]) -> tuple[Past, list[tuple[int, ...]]]:
-        """The past that each row begins with, and what of its prefix is left to run behind it."""
-        if not self.texts or not all(_near(model, rows)):
-            return empty(model, len(rows)), [row.prefix for row in rows]
+        """The past that each row begins with, and what is left to run behind it."""
         places = {group: place for place, group in enumerate(self.texts)}
-        past = _spread_over(self.past, [places.get(row.group) for row in rows])
-        return past, [row.prefix[len(self.texts.get(row.group, ())) :] for row in rows]
+        own = [places.get(row.group) for row in rows]
+        past = _spread_over(self.past, own) if places else empty(model, len(rows))
+        return past, [self.rest(row) for row in rows]
 
 
 def openings_of(model: PreTrainedModel, rows: Sequence[Row]) -> dict[int, tuple[int, ...]]:
@@ -214,13 +226,33 @@ def _spread_over(common: Past, places: Sequence[int | None]) -> Past:
     return Past(cache, common.mask[index] & present[:, None], common.lengths[index] * present)
 
 
-def _freeze(anatomy: Anatomy, past: Past) -> Prefix:
-    if past.cache is None:
-        return Prefix(FrozenCache([FrozenLayer() for _ in anatomy.blocks]), past.mask, past.lengths)
-    # A padded column may hold NaN (it had nothing to look at), and 0 · NaN would reach the output.
-    blank = ~past.mask[:, None, :, None]
-    layers = [_layer(FrozenLayer, *_map(lambda t: t.masked_fill(blank, 0), x)) for x in past.cache.layers]
-    return Prefix(FrozenCache(layers), past.mask, past.lengths)
+def _together(
+    anatomy: Anatomy, groups: Sequence[Sequence[int]], pasts: Sequence[Past], opened: int
+) -> Prefix:
+    """The pasts of groups of rows as one, frozen: ``opened`` columns that all have, then each row's own."""
+    count, width = sum(map(len, groups)), max(past.mask.shape[1] for past in pasts)
+    device = pasts[0].mask.device
+    mask = torch.zeros(count, width, dtype=torch.bool, device=device)
+    lengths = torch.zeros(count, dtype=torch.long, device=device)
+    layers: list[FrozenLayer] = []
+    for places, past in zip(groups, pasts, strict=True):
+        rows = torch.tensor(places, device=device)
+        own = past.mask.shape[1] - opened
+        columns = torch.tensor([*range(opened), *range(width - own, width)], dtype=torch.long, device=device)
+        at = rows[:, None], columns
+        mask[at], lengths[rows] = past.mask, past.lengths
+        if past.cache is None:
+            continue
+        layers = layers or [
+            _layer(FrozenLayer, *_map(lambda t: t.new_zeros(count, t.shape[1], width, t.shape[3]), layer))
+            for layer in past.cache.layers
+        ]
+        # A padded column may hold NaN (it had nothing to look at), and 0 · NaN would reach the output.
+        blank = ~past.mask[:, :, None, None]
+        for layer, found in zip(layers, past.cache.layers, strict=True):
+            for into, part in zip(_map(_same, layer), _map(_same, found), strict=True):
+                into[rows[:, None], :, columns] = part.transpose(1, 2).masked_fill(blank, 0)
+    return Prefix(FrozenCache(layers or [FrozenLayer() for _ in anatomy.blocks]), mask, lengths)
 
 
 def _layer(kind: type[Any], keys: Tensor, values: Tensor) -> Any:
@@ -236,6 +268,10 @@ def _map(function: Callable[[Tensor], Tensor], layer: Any) -> tuple[Tensor, Tens
             f"the model keeps a {type(layer).__name__} where attention keys and values are expected"
         )
     return function(layer.keys), function(layer.values)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def padded(texts: Sequence[tuple[int, ...]], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
