@@ -32,7 +32,7 @@ from command_helpers import (
 from tiny_models import tiny_model
 
 from patchkit.actions import changes
-from patchkit.editing import targets
+from patchkit.editing import targets, written
 from patchkit.facts import FactsError, read_facts
 from patchkit.repository import Repository
 from patchkit.settings import load_settings
@@ -599,6 +599,22 @@ def test_a_commit_that_was_cut_short_goes_on_from_its_targets_to_the_same_id(
     assert found == [1]
     assert done.patch.id == whole.patch.id
     assert not unfinished.exists()
+
+
+def test_contexts_are_written_once_for_all_commits(
+    cli: Cli, knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrote: list[int] = []
+    really = written.write_templates
+    monkeypatch.setattr(written, "write_templates", lambda *a: wrote.append(1) or really(*a))
+    for fact in (ANN, DUTCH):
+        cli.ok("commit", facts_file(home, fact), "--set", "contexts=3", *QUICK)
+    assert wrote == [1]
+    stored = {
+        each.slug: each.header.recipe["templates"] for each in Repository.open(knowledge).stack().patches
+    }
+    assert stored["ann"] == stored["dutch"]
+    assert len(stored["ann"]) > 1
 
 
 def test_quiet_commit_prints_nothing(cli: Cli, knowledge: Path, home: Path) -> None:

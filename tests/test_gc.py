@@ -31,7 +31,7 @@ from patchkit.actions import gc as action
 from patchkit.checkpoint import Checkpoint
 from patchkit.commands import gc as command
 from patchkit.editing.recipe import Recipe
-from patchkit.editing.statistics import text_name
+from patchkit.editing.written import contexts_name, text_name
 from patchkit.factors import Patch
 from patchkit.files import is_temporary
 from patchkit.parts import joined
@@ -181,12 +181,14 @@ def test_statistics_and_texts_that_something_names_stay(root: Path, became: Call
         _statistics(root, "d" * 16, {0: 1.0}, {**noted, "tokens": settings.statistics_tokens}),
         _old(_file(kb / ".git/patchkit/statistics" / text_name(settings, base)), 20),
         _old(_file(kb / ".git/patchkit/statistics" / text_name(Recipe.from_dict(recipe), base)), 20),
+        _old(_file(kb / ".git/patchkit/statistics" / contexts_name(settings, base)), 20),
     ]
     go = [
         _statistics(root, "e" * 16, {5: 3.0, 6: 5.0}, None),
         _statistics(root, "f" * 16, {0: 1.0, 1: 1.0}, {**noted, "base": "sha256:" + "0" * 64}),
         _statistics(root, "1" * 16, {5: 3.0}, {**noted, "tokens": 78}),
         _old(_file(kb / ".git/patchkit/statistics" / text_name(settings, "sha256:" + "0" * 64)), 20),
+        _old(_file(kb / ".git/patchkit/statistics" / contexts_name(settings.override(contexts=3), base)), 20),
     ]
     assert _gc(root) == {path.name for path in go}
     assert all(path.exists() for path in stay)

@@ -13,7 +13,7 @@ from git_helpers import git
 
 from patchkit.actions.given import parse_gate
 from patchkit.actions.harm import TEXT
-from patchkit.editing.statistics import text_name
+from patchkit.editing.written import text_name
 from patchkit.errors import BadInput
 from patchkit.evaluation.harm import GROWTH, PERPLEXITY, Harm, perplexity
 from patchkit.evaluation.likelihood import Score

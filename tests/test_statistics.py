@@ -12,7 +12,7 @@ import tiny_models
 import torch
 from safetensors.torch import load_file
 
-from patchkit.editing import statistics
+from patchkit.editing import statistics, written
 from patchkit.editing.corpus import corpus_name, read_corpus, sample, uniform, write_text
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, collect, statistics_for
@@ -108,7 +108,7 @@ def test_a_cache_is_read_and_damage_is_measured_again(tmp_path, monkeypatch):
     asked = []
     real = statistics._add_up
     monkeypatch.setattr(statistics, "_add_up", lambda *args: asked.append(tuple(args[3].of)) or real(*args))
-    monkeypatch.setattr(statistics, "write_text", lambda *_, **__: pytest.fail("the text is there"))
+    monkeypatch.setattr(written, "write_text", lambda *_, **__: pytest.fail("the text is there"))
     again = statistics_for(model, tokenizer, RECIPE, **options)
     assert not asked
     assert again.digest((1, 2)) == first.digest((1, 2))

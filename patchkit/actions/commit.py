@@ -34,7 +34,7 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.sinks import out_of_sinks
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.task import EditorBase
-from patchkit.editing.templates import write_templates
+from patchkit.editing.written import contexts_for
 from patchkit.errors import BadInput, Busy, PatchkitError
 from patchkit.evaluation.harm import Harm
 from patchkit.evaluation.measure import FactChange, FactState, Summary, compare, observe, summarise
@@ -42,7 +42,6 @@ from patchkit.factors import Patch
 from patchkit.facts import Batch, Fact, with_reverses
 from patchkit.gitstore import Changes
 from patchkit.models.anatomy import anatomy_of
-from patchkit.models.loading import float32_compute
 from patchkit.models.names import edited_weights
 from patchkit.models.tokens import last_subject_token
 from patchkit.stack import Stack
@@ -219,18 +218,12 @@ def text_and_statistics(
     if not recipe.reads("statistics_text"):
         return recipe, None
     tell = progress or (lambda phase, done, total: None)
+    model, tokenizer, base = bench.model, bench.tokenizer, bench.checkpoint.fingerprint()
+    folder = repository.store.private / "statistics"
     tell("contexts", 0, 1)
-    with float32_compute(bench.model):
-        templates = recipe.templates or write_templates(bench.model, bench.tokenizer, recipe)
+    templates = contexts_for(model, tokenizer, recipe, folder=folder, base=base)
     tell("contexts", 1, 1)
-    statistics = statistics_for(
-        bench.model,
-        bench.tokenizer,
-        recipe,
-        folder=repository.store.private / "statistics",
-        base=bench.checkpoint.fingerprint(),
-        progress=progress,
-    )
+    statistics = statistics_for(model, tokenizer, recipe, folder=folder, base=base, progress=progress)
     return recipe.override(templates=templates), statistics
 
 

@@ -179,11 +179,12 @@ class _Search:
     @cached_property
     def _texts(self) -> set[str]:
         from patchkit.actions.harm import TEXT
-        from patchkit.editing.statistics import text_name
+        from patchkit.editing.written import contexts_name, text_name
 
         patches, settings = self._references
         used = [*patches, *settings]
-        return {text_name(each, base) for base, recipe in used for each in (recipe, TEXT)}
+        contexts = {contexts_name(recipe, base) for base, recipe in used}
+        return contexts | {text_name(each, base) for base, recipe in used for each in (recipe, TEXT)}
 
     @cached_property
     def _networks(self) -> set[str]:

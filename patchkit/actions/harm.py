@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from patchkit.actions.asking import Asking
 from patchkit.editing.recipe import Recipe
-from patchkit.editing.statistics import kept_text, text_for
+from patchkit.editing.written import kept_text, text_for
 from patchkit.errors import PatchkitError
 from patchkit.evaluation.answers import FOLDER
 from patchkit.evaluation.harm import Harm, growths, perplexity

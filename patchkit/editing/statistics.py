@@ -9,7 +9,6 @@ named by base, text and layer, and a run that reads it gives the numbers of the 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,18 +22,19 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from patchkit.canonical import canonical_json, strict_json
-from patchkit.editing.corpus import Progress, read_corpus, write_text
+from patchkit.canonical import canonical_json
+from patchkit.editing.corpus import Progress
 from patchkit.editing.kept import key_of, read_kept, write_kept
 from patchkit.editing.recipe import Recipe, positions
 from patchkit.editing.solve import exact_device
+from patchkit.editing.written import text_for
 from patchkit.errors import BadInput
 from patchkit.files import write_durably
 from patchkit.models.anatomy import Anatomy, anatomy_of
 from patchkit.models.hooks import reading_inputs, stop_after
 from patchkit.models.loading import float32_compute
 
-__all__ = ["Statistics", "collect", "kept_text", "statistics_for", "text_for", "text_name"]
+__all__ = ["Statistics", "collect", "statistics_for"]
 
 Piece = tuple[tuple[int, ...], tuple[bool, ...]]
 
@@ -127,58 +127,6 @@ def statistics_for(
         base=base,
         progress=progress,
     )
-
-
-def text_for(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    recipe: Recipe,
-    *,
-    folder: Path | None = None,
-    base: str = "",
-    progress: Progress | None = None,
-) -> Iterable[str]:
-    """The recipe's documents: the base's own (kept in ``folder``), or a corpus read as far as needed."""
-    if recipe.statistics_text != "self":
-        return read_corpus(recipe.statistics_text)
-    wanted = {
-        "tokens": recipe.statistics_tokens,
-        "length": recipe.statistics_length,
-        "seed": recipe.statistics_seed,
-    }
-    kept = kept_text(recipe, folder, base)
-    if kept is not None:
-        return kept
-    with float32_compute(model), torch.no_grad():
-        documents = write_text(model, tokenizer, **wanted, progress=progress)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        spelled = json.dumps(documents, ensure_ascii=False, indent=0).encode()
-        write_durably(folder / text_name(recipe, base), spelled)
-    return documents
-
-
-def kept_text(recipe: Recipe, folder: Path | None, base: str) -> list[str] | None:
-    """What the base wrote for this recipe before; None where it is not in ``folder``, or is damaged."""
-    path = folder / text_name(recipe, base) if folder is not None else None
-    if path is None or not path.is_file():
-        return None
-    try:
-        documents = strict_json(path.read_bytes())
-    except ValueError:
-        return None
-    whole = isinstance(documents, list) and all(isinstance(document, str) for document in documents)
-    return documents if whole else None
-
-
-def text_name(recipe: Recipe, base: str) -> str:
-    """The file that keeps what a base wrote for these settings."""
-    settings = {
-        "tokens": recipe.statistics_tokens,
-        "length": recipe.statistics_length,
-        "seed": recipe.statistics_seed,
-    }
-    return f"text-{key_of({**settings, 'base': base})}.json"
 
 
 def collect(
