@@ -617,6 +617,18 @@ def test_contexts_are_written_once_for_all_commits(
     assert len(stored["ann"]) > 1
 
 
+def test_settings_that_are_not_committed_are_said_not_to_be_used(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    said = "patchkit.toml has changes that are not committed, and this edit used the recipe that is"
+    assert said not in cli.ok("commit", facts_file(home, ANN), *QUICK).out
+    settings = knowledge / "patchkit.toml"
+    settings.write_text(settings.read_text() + "# mine\n")
+    assert said in cli.ok("commit", facts_file(home, DUTCH), *QUICK).out
+    git(knowledge, "commit", "-q", "patchkit.toml", "-m", "Say whose it is")
+    assert said not in cli.ok("commit", facts_file(home, {**ANN, "subject": "Émile Zola"}), *QUICK).out
+
+
 def test_quiet_commit_prints_nothing(cli: Cli, knowledge: Path, home: Path) -> None:
     assert cli.ok("commit", facts_file(home, ANN), "--quiet", *QUICK).out == ""
     assert "ann" in names(knowledge)

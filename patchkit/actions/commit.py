@@ -44,6 +44,7 @@ from patchkit.gitstore import Changes
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.names import edited_weights
 from patchkit.models.tokens import last_subject_token
+from patchkit.settings import FILE as SETTINGS
 from patchkit.stack import Stack
 
 if TYPE_CHECKING:
@@ -201,7 +202,12 @@ def commit(
         base_norms={name: float(bench.checkpoint.read(name).double().norm()) for name in patch.deltas},
         harm=harm,
         size=sum(len(data) for data in patch.files().values()),
-        notes=(*_notes(bench, changes, edited.recipe), *harm[1].warnings(), *large_files(repository, patch)),
+        notes=(
+            *_unread_settings(repository),
+            *_notes(bench, changes, edited.recipe),
+            *harm[1].warnings(),
+            *large_files(repository, patch),
+        ),
     )
     _check_gate(None if dry_run else repository, done, gate or {}, bench)
     if dry_run:
@@ -288,6 +294,16 @@ def _observe_before(
         raise BadInput(f"the model already says {what}; leave --skip-known out to edit in what it says")
     kept = [(fact, state) for fact, state, flag in zip(facts, states, is_known, strict=True) if not flag]
     return tuple(fact for fact, _ in kept), [state for _, state in kept], known
+
+
+def _unread_settings(repository: Repository) -> tuple[str, ...]:
+    """Said where somebody may think that the recipe was another one."""
+    if all(path != SETTINGS for _, path in repository.store.status()):
+        return ()
+    return (
+        f"{SETTINGS} has changes that are not committed, and this edit used the recipe that is: "
+        f"git commit {SETTINGS} before an edit that is to use them",
+    )
 
 
 def _notes(bench: Workbench, changes: Sequence[FactChange], recipe: Recipe) -> tuple[str, ...]:
