@@ -72,3 +72,21 @@ def test_what_there_is_no_room_for_is_not_held(monkeypatch):
 
     assert held(1 << 28) > 0
     assert held(0) == 0
+
+
+def test_rows_behind_long_openings_are_cut_into_pieces_that_fit(monkeypatch):
+    """However little is run behind an opening, each row holds the opening's keys and values."""
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    anatomy = anatomy_of(model)
+    passages = rewriting_passages(tokenizer, tiny_models.FACTS, TEMPLATES, None)
+    whole = collect_keys(model, anatomy, passages, 2)
+    monkeypatch.setattr(reading, "_HELD", 40)
+    reader = Reader(model, anatomy, passages)
+    rows, chunks = reader._all._rows, reader._all._chunks
+    assert sorted(place for chunk in chunks for place in chunk) == list(range(len(rows)))
+    assert all(
+        len(chunk) == 1 or len(chunk) * max(len(rows[place].prefix) for place in chunk) <= 40
+        for chunk in chunks
+    )
+    assert max(map(len, chunks)) > 1
+    assert torch.allclose(reader.keys(2), whole, atol=1e-6)

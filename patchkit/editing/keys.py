@@ -31,6 +31,7 @@ Listener = Callable[[], AbstractContextManager[list[Tensor]]]
 _Used = TypeVar("_Used")
 
 _KEPT = 1 << 28  # numbers of kept states: 1 GiB in float32
+_HELD = 4096  # tokens whose keys and values a forward pass may hold
 _TOKENS = 1024  # a forward pass: no gradients, so more fit than in a step of the optimisation
 
 
@@ -100,7 +101,8 @@ class _Climbs:
         self.openings = OpeningsClimb(model, anatomy, rows)
         texts = self.openings.texts
         left = [len(row.prefix) - len(texts.get(row.group, ())) for row in rows]
-        self._chunks = pack(left, _TOKENS)
+        whole = [len(row.prefix) for row in rows]
+        self._chunks = [piece for chosen in pack(left, _TOKENS) for piece in _held(chosen, whole)]
         self.climbs = [Climb(model, anatomy, [rows[i] for i in chosen]) for chosen in self._chunks]
         sizes = [sum(map(len, texts.values())), *(sum(left[i] for i in chosen) for chosen in self._chunks)]
         self._lasting = _lasting(sizes, anatomy.d_model)
@@ -164,6 +166,12 @@ def collect_outputs(
     """Outputs [N, d_model] of the edited projection of block ``layer`` for the bare prompts."""
     climbs = _Climbs(model, anatomy, [_row(texts[0], 0) for texts in passages])
     return climbs.read(partial(reading_outputs, anatomy.downs[layer]), anatomy.d_model, layer, layer)
+
+
+def _held(chosen: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """A chunk in pieces whose keys and values fit: each row holds its opening's, however little it adds."""
+    most = max(1, _HELD // max(lengths[place] for place in chosen))
+    return [list(chosen[first : first + most]) for first in range(0, len(chosen), most)]
 
 
 def _lasting(tokens: Sequence[int], width: int) -> int:
