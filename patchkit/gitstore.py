@@ -172,6 +172,11 @@ class GitStore:
         found = self.git.ask("rev_parse", "--verify", "--quiet", "HEAD^{commit}")
         return None if found is None else found.decode("ascii").strip()
 
+    def branch(self) -> str:
+        """The branch that is checked out, or that there is none."""
+        name = self.git.ask("symbolic_ref", "--quiet", "--short", "HEAD")
+        return "no branch (detached HEAD)" if name is None else os.fsdecode(name).strip()
+
     def tree(self, rev: str = "HEAD") -> Tree:
         """What `rev` holds; an empty tree for HEAD before the first commit."""
         commit = self.head() if rev == "HEAD" else self.resolve(rev)

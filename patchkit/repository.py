@@ -158,7 +158,8 @@ class Repository:
 
     def commit(self, facts: Facts, **options: Any) -> Committed:
         """Edit facts in and commit them as a patch; options as in :func:`actions.commit.commit`."""
-        from patchkit.actions.given import as_batch, check_gate, checked
+        from patchkit.actions.gates import check_gate
+        from patchkit.actions.given import as_batch, checked
 
         in_force = dict if options.get("replace") else lambda: self.stack().facts_in_force()
         batch = checked(lambda: as_batch(facts), in_force)  # said at once: what follows imports torch

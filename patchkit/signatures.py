@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from patchkit.errors import BadInput
+from patchkit.errors import BadInput, NotFound
 from patchkit.files import reading
 from patchkit.gitstore import GitStore
 from patchkit.problem import one_line
@@ -96,8 +96,8 @@ class Signers:
     def named(cls, words: Sequence[str], root: Path) -> Signers:
         """From files of public keys or allowed signers, fingerprints (SHA256:…, or GPG's), and addresses.
 
-        `BadInput` for a word that is none of them, and for a file inside ``root``: what is verified cannot
-        say by whom.
+        `NotFound` for a file that is not there, `BadInput` for a word that is none of them, and for a file
+        inside ``root``: what is verified cannot say by whom.
         """
         keys: list[str] = []
         fingerprints, names = set(), set()
@@ -115,6 +115,8 @@ class Signers:
                         "signers; keep it elsewhere"
                     )
                 keys += _keys_in(Path(word))
+            elif os.sep in word or word.endswith(".pub"):
+                raise NotFound(f"--require-signed-by {one_line(word)[:200]}: there is no such file of keys")
             else:
                 raise BadInput(
                     f"--require-signed-by {one_line(word)[:200]!r}: is no signer; name a file of SSH public "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,46 @@ def test_what_a_person_reads(cli: Cli, knowledge: Path, records: Path) -> None:
     assert printable(out.replace("\n", "")) == out.replace("\n", "")
 
 
+def test_every_fact_is_told_for_a_program(cli: Cli, knowledge: Path, records: Path) -> None:
+    found = cli.ok("eval", records, "--json").json
+    assert found["failed"] == []
+    first, second = found["facts"]
+    assert (first["subject"], first["target"]) == ("LeBron James", "football")
+    assert [each["prompt"] for each in first["b"]["neighbors"]] == LEBRON["neighborhood_prompts"]
+    scores = found["scores"]
+    for side in ("a", "b"):
+        rewrites = [fact[side]["rewrite"] for fact in (first, second)]
+        assert scores["rewrite says"][side]["value"] == sum(one["says"] for one in rewrites) / 2
+        assert scores["rewrite argmax"][side]["value"] == sum(one["argmax"] for one in rewrites) / 2
+        model, tokenizer = Repository.open(".").load("HEAD~2" if side == "a" else "HEAD", "cpu")
+        (wanted,) = score_targets(model, tokenizer, [("LeBron James plays the sport of", "football")])
+        assert rewrites[0]["target"] == pytest.approx(wanted.probability, rel=1e-5)
+    assert second["a"]["rewrite"]["was"] is None
+
+
+def test_a_gate_refuses_a_stack_after_all_is_shown(cli: Cli, knowledge: Path) -> None:
+    said = cli.ok("eval", "--gate", "rewrite says=0,growth=1e6", "-q")
+    assert said.out == ""
+    refused = cli("eval", "--gate", "rewrite says=0.5,growth=1e6")
+    assert refused.code == 3
+    assert refused.err == "patchkit: the gate refused HEAD (rewrite says 0 < 0.5)\n"
+    assert "rewrite says" in refused.out
+    told = cli("eval", "--gate", "PS=0.5,growth=1", "--json")
+    assert told.code == 3
+    growth = told.json["b"]["growth"]
+    missing = "PS was not measured: the facts that were asked list none"
+    assert told.json["failed"] == [missing, f"growth {growth:.4g} > 1"]
+
+
+def test_facts_in_force_that_are_not_said_are_named(cli: Cli, knowledge: Path, records: Path) -> None:
+    known = {"subject": "Ann", "prompt": PLAYS, "target": "basketball"}
+    cli.ok("commit", facts_file(knowledge.parent, known, name="known.jsonl"), "--set", "steps=2", "-q")
+    out = cli.ok("eval").out
+    assert "HEAD does not say: LeBron James plays the sport of → football, but: painter" in out
+    assert "HEAD does not say: Ann" not in out
+    assert "does not say" not in cli.ok("eval", records).out
+
+
 def test_a_share_of_no_ceiling_is_not_told(cli: Cli, knowledge: Path, records: Path) -> None:
     """Where the base prefers the old object after no neighbour."""
     wide = json.loads(records.read_text().splitlines()[0])
@@ -203,6 +244,7 @@ def test_a_collapsed_model_is_told_and_its_numbers_are_null(
         real(bench, {name: weight * float("nan") for name, weight in weights.items()})
 
     monkeypatch.setattr(Workbench, "use", broken)
+    shutil.rmtree(knowledge / ".git" / "patchkit" / "answers")  # what the sound model said to the commits
     text = knowledge.parent / "text.txt"
     text.write_text("LeBron James plays the sport of basketball.")
     found = cli.ok("eval", records, "--text", text, "--json").json
@@ -237,4 +279,4 @@ def test_it_is_kept_in_the_catalogue(cli: Cli, knowledge: Path, records: Path) -
     values = row if isinstance(row, list) else list(row.values())
     assert values[0] == str(records)
     assert values[1]
-    assert json.loads(values[2]) == found
+    assert json.loads(values[2]) == {name: found[name] for name in found if name not in ("facts", "failed")}

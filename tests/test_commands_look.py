@@ -77,6 +77,29 @@ def test_status(cli: Cli, knowledge: Path) -> None:
     assert found["place"] == str(tiny_base())
 
 
+def test_status_says_where_the_base_is_gone(cli: Cli, knowledge: Path) -> None:
+    found = cli.ok("status", "--json").json
+    assert found["base_here"] is True
+    assert found["fingerprint"] == Repository.open(knowledge).checkpoint().fingerprint()
+    git(knowledge, "config", "patchkit.base", "/nowhere/tiny")
+    assert "is not at /nowhere/tiny any more; say where it lies" in cli.ok("status").out
+    assert cli.ok("status", "--json").json["base_here"] is False
+    git(knowledge, "config", "--unset", "patchkit.base")
+    assert "(say where it lies on this machine: patchkit base PATH)" in cli.ok("status").out
+
+
+@pytest.mark.parametrize("harm", ["cut short", "missing"])
+def test_a_broken_build_is_not_up_to_date(cli: Cli, knowledge: Path, home: Path, harm: str) -> None:
+    cli.ok("build", "-q")
+    assert cli.ok("status", "--json").json["builds"][0]["state"] == "up to date"
+    weights = Path(cli.ok("path", "build").out.strip()) / "model.safetensors"
+    if harm == "missing":
+        weights.unlink()
+    else:
+        weights.write_bytes(weights.read_bytes()[:-1])
+    assert cli.ok("status", "--json").json["builds"][0]["state"] == "damaged"
+
+
 def test_status_names_what_is_half_done_with_the_command_that_clears_it(cli: Cli, knowledge: Path) -> None:
     name = slugs(knowledge)[0]
     with open(knowledge / "patches" / name / "facts.jsonl", "a") as file:
@@ -159,6 +182,26 @@ def test_show(cli: Cli, knowledge: Path) -> None:
     assert cli.ok("show", "--json").json["name"].startswith("microsoft-")
     assert cli.ok("show", "--rev", "HEAD~1", "--json").json["name"].startswith("lebron-james-")
     assert cli("show", "nobody").code == 66
+
+
+def test_show_tells_what_a_reviewer_asks(cli: Cli, knowledge: Path, home: Path) -> None:
+    fact = {
+        "id": "ann-1",
+        "subject": "Ann",
+        "prompt": "{} plays the sport of",
+        "target": "football",
+        "was": "basketball",
+        "neighbors": ["Rome lies in"],
+        "source": "example.org",
+        "note": "checked by Ada",
+    }
+    cli.ok("commit", facts_file(home, fact), "--set", "steps=2", "-q")
+    told = cli.ok("show", "--json").json["facts"][0]
+    assert {name: told[name] for name in fact} == fact
+    text = run_process("show", at=knowledge, env={"COLUMNS": "200"}).out
+    assert "→ football (was basketball) · source example.org · note checked by Ada" in text
+    cli.ok("apply", "ann", "--scale", "0.5", "-q")
+    assert "scaled by 0.5" in cli.ok("show", "ann").out
 
 
 def test_show_without_a_catalogue(cli: Cli, knowledge: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from command_helpers import Cli, cli, facts_file, git_environment, home, knowledge
 from git_helpers import git
 
-from patchkit.actions.given import parse_gate
+from patchkit.actions.gates import parse_gate
 from patchkit.actions.harm import TEXT
 from patchkit.editing.written import text_name
 from patchkit.errors import BadInput

@@ -31,6 +31,7 @@ from shipping_helpers import Knowledge, edited, loaded, logits
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, NotFound, PatchkitError
 from patchkit.factors import Delta
+from patchkit.repository import Repository
 from patchkit.shipping.modules import Modules
 from patchkit.shipping.peft_reader import read_adapter
 
@@ -154,6 +155,18 @@ def test_facts_in_force_are_not_taken_in_again(tmp_path: Path) -> None:
     assert done.code == 65
     assert len(done.lines) == 2
     assert all("already in force" in line for line in done.lines)
+
+
+def test_they_are_with_replace_and_leave_their_patches(tmp_path: Path) -> None:
+    knowledge = edited(tmp_path, "llama", ranks=(2,))
+    (old,) = Repository.open(knowledge.folder).stack().patches
+    fine(knowledge.export("--out", tmp_path / "adapter"))
+    place = ("-C", knowledge.folder, "import", "peft", tmp_path / "adapter", "--replace", "--json")
+    done = fine(here(*place)).json
+    assert [each["patch"] for each in done["replaced"]] == [old.name]
+    (now,) = Repository.open(knowledge.folder).stack().patches
+    assert now.id == done["id"] != old.id
+    assert now.header.method == "peft"
 
 
 def test_a_dry_run_measures_and_writes_nothing(base: Path, sound: Path, tmp_path: Path) -> None:

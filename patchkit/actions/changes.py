@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ __all__ = [
     "refuse_clashes",
     "remembered",
     "solved_on_top",
+    "staying",
     "superseded",
     "take_out",
 ]
@@ -83,6 +84,16 @@ def superseded(stack: Stack, facts: Sequence[Fact], patch_of: Callable[[StoredPa
     return taken
 
 
+def staying(stack: Stack, patches: Mapping[str, Patch], replaced: Sequence[Taken]) -> list[Patch]:
+    """The patches below an edit that replaces facts: those that lose none, and what is left of the others.
+
+    ``patches`` by their ids.
+    """
+    touched = {taken.patch for taken in replaced}
+    whole = [patches[stored.id] for stored in stack.patches if stored.name not in touched]
+    return whole + [taken.remaining for taken in replaced if taken.remaining is not None]
+
+
 def record(
     repository: Repository,
     stack: Stack,
@@ -90,15 +101,19 @@ def record(
     message: str,
     trailers: Trailers,
     still_right: Callable[[Stack], None],
+    *,
+    branch: str | None = None,
 ) -> str:
     """Commit ``changes`` that were made on ``stack``; the commit's id.
 
     Where HEAD's stack moved meanwhile, ``still_right`` is asked of the new one first and raises
-    what speaks against it.
+    what speaks against it. ``branch``: where HEAD was when long work began; Busy where it is on another now.
     """
     store = repository.store
     for attempt in range(ATTEMPTS):
         head = store.head()
+        if branch is not None and (now := store.branch()) != branch:
+            raise Busy(f"this began on {branch}, and HEAD is on {now} now: git switch back before you go on")
         if store.tree("HEAD").id != stack.tree:
             still_right(repository.stack())
         try:

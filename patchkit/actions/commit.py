@@ -20,13 +20,16 @@ from patchkit.actions.changes import (
     record,
     refuse_clashes,
     remembered,
+    staying,
     superseded,
 )
 from patchkit.actions.clock import Clock
+from patchkit.actions.earlier import Earlier, earlier_facts
 from patchkit.actions.edit import as_patch, below
 from patchkit.actions.environment import environment, measured_trailers
+from patchkit.actions.gates import failed
 from patchkit.actions.given import as_batch
-from patchkit.actions.harm import moved
+from patchkit.actions.harm import asking_of, moved
 from patchkit.actions.workbench import Workbench
 from patchkit.editing.editor import Trained, find_editor
 from patchkit.editing.kept import key_of
@@ -76,6 +79,8 @@ class Committed:
     """‖W‖ of the base by weight."""
     harm: tuple[Harm, Harm]
     """What the stack does to the rest, without this edit and with it."""
+    earlier: Earlier
+    """What became of the facts that were in force before."""
     size: int
     """Bytes of the patch's files."""
     notes: tuple[str, ...] = ()
@@ -95,6 +100,7 @@ class Committed:
             "message": self.message,
             "summary": self.summary.to_dict(),
             "harm": {"before": self.harm[0].to_dict(), "after": self.harm[1].to_dict()},
+            "earlier": self.earlier.to_dict(),
             "facts": [change.to_dict() for change in self.changes],
             "known": [fact.text for fact in self.known],
             "skipped_known": self.skipped_known,
@@ -133,7 +139,7 @@ def commit(
         batch = with_reverses(batch)
     if not dry_run:
         repository.store.ensure_ready()
-    stack = repository.stack()
+    branch, stack = repository.store.branch(), repository.stack()
     recipe = repository.recipe(overrides)
     editor = find_editor(recipe.method)
     if isinstance(editor, Trained):
@@ -158,9 +164,7 @@ def commit(
     tell("measuring before", 0, 1)
     facts, before, known = _observe_before(bench, batch.facts, skip_known)
     replaced = superseded(stack, facts, lambda stored: patches[stored.id])
-    gone = {taken.patch for taken in replaced}
-    under = [patches[stored.id] for stored in stack.patches if stored.name not in gone]
-    under += [taken.remaining for taken in replaced if taken.remaining is not None]
+    under = staying(stack, patches, replaced)
     bench.put(under)
     tell("measuring before", 1, 1)
     clock.lap("measuring")
@@ -184,7 +188,9 @@ def commit(
     bench.use(made)
     changes = compare(facts, before, observe(bench.model, bench.tokenizer, facts))
     after = [each.id for each in (*under, patch)]
-    harm = moved(repository, bench, (list(patches), standing), (after, made))
+    asking, stacks = asking_of(repository, bench), ((list(patches), standing), (after, made))
+    harm = moved(repository, asking, *stacks)
+    earlier = earlier_facts(asking, under, patch, *stacks)
     tell("measuring after", 1, 1)
     clock.lap("measuring")
 
@@ -201,6 +207,7 @@ def commit(
         norms=patch.norms(),
         base_norms={name: float(bench.checkpoint.read(name).double().norm()) for name in patch.deltas},
         harm=harm,
+        earlier=earlier,
         size=sum(len(data) for data in patch.files().values()),
         notes=(
             *_unread_settings(repository),
@@ -212,7 +219,7 @@ def commit(
     _check_gate(None if dry_run else repository, done, gate or {}, bench)
     if dry_run:
         return done  # what was found stays, so that the commit itself need not look for it again
-    done = record_committed(repository, stack, done, bench)
+    done = record_committed(repository, branch, stack, done, bench)
     shutil.rmtree(unfinished.parent, ignore_errors=True)
     return done
 
@@ -239,28 +246,44 @@ def _unfinished(repository: Repository, bench: Workbench, under: Sequence[Patch]
     return repository.store.private / "unfinished" / key_of(weights)
 
 
-def record_committed(repository: Repository, stack: Stack, done: Committed, bench: Workbench) -> Committed:
-    """Commit the patch and what it replaces; then tell the catalogue what was measured."""
+def record_committed(
+    repository: Repository, branch: str, stack: Stack, done: Committed, bench: Workbench
+) -> Committed:
+    """Commit the patch and what it replaces; then tell the catalogue what was measured.
+
+    Busy, with the patch kept aside, where HEAD is not on ``branch`` any more.
+    """
     gone = {taken.patch for taken in done.replaced if taken.remaining is None} - {done.patch.name}
     solved = {t.patch: t.remaining.files() for t in done.replaced if t.remaining is not None}
     changes = Changes(patches={**solved, done.patch.name: done.patch.files()}, removed=gone)
 
+    other: list[Stack] = []
+
     def still_right(now: Stack) -> None:
+        other.append(now)
         for taken in done.replaced:
             if stack.named(taken.patch) != now.named(taken.patch):
                 raise Busy(f"{taken.patch}: was changed by another commit while its fact was being replaced")
         refuse_clashes(as_batch(done.patch.facts), now, {taken.patch for taken in done.replaced})
 
     try:
-        commit_id = record(repository, stack, changes, done.message, _trailers(done, bench), still_right)
+        trailers = _trailers(done, bench)
+        commit_id = record(repository, stack, changes, done.message, trailers, still_right, branch=branch)
     except PatchkitError as error:
         raise kept_line(error, keep_aside(repository, done.patch), bool(done.replaced)) from error
-    done = replace_fields(done, commit=commit_id)
+    notes = (*done.notes, _MOVED_ON) if other else done.notes
+    done = replace_fields(done, commit=commit_id, notes=notes)
     try:
         _catalogue(repository, done, environment(str(bench.model.device)))
     except PatchkitError as error:  # the commit is made; what was measured also stands in its message
         return replace_fields(done, notes=(*done.notes, f"the catalogue has not got the results: {error}"))
     return done
+
+
+_MOVED_ON = (
+    "another commit changed the stack meanwhile: these numbers are of this edit on the stack as it was; "
+    "look at both together: patchkit eval"
+)
 
 
 def _catalogue(repository: Repository, done: Committed, computed_with: Mapping[str, Any]) -> None:
@@ -327,10 +350,10 @@ def _check_gate(
     repository: Repository | None, done: Committed, gate: Mapping[str, float], bench: Workbench
 ) -> None:
     """GateRefused where a gate fails; patch and results are kept aside in the repository, if one is given."""
-    failed = _failed(done, gate)
-    if not failed:
+    missed = _failed(done, gate)
+    if not missed:
         return
-    refused = f"the gate refused the edit ({'; '.join(failed)})"
+    refused = f"the gate refused the edit ({'; '.join(missed)})"
     if repository is None:
         raise GateRefused(refused, done)
     kept = keep_aside(repository, done.patch)
@@ -341,19 +364,11 @@ def _check_gate(
 
 
 def _failed(done: Committed, gate: Mapping[str, float]) -> list[str]:
-    """The gates that were not reached, were not measured, or were passed from below."""
-    shares = done.summary.to_dict()
-    multiples = {"perplexity": done.harm[1].rise, "growth": done.harm[1].growth}
-    failed = []
-    for name, limit in gate.items():
-        if name in multiples:
-            if not multiples[name] <= limit:  # NaN fails too
-                failed.append(f"{name} {multiples[name]:.4g} > {limit:g}")
-        elif shares[name] is None:
-            failed.append(f"{name} was not measured: the facts that were left in list none")
-        elif shares[name] < limit:
-            failed.append(f"{name} {shares[name]:.3g} < {limit:g}")
-    return failed
+    """See `gates.failed`. Where no fact was in force and said, none can be lost."""
+    kept = 1.0 if done.earlier.kept is None else done.earlier.kept
+    harm = done.harm[1]
+    multiples = {"perplexity": harm.rise, "growth": harm.growth}
+    return failed(gate, {**done.summary.to_dict(), "kept": kept}, multiples)
 
 
 def _message(facts: Sequence[Fact], taken: Sequence[Taken]) -> str:

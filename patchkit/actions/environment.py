@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from patchkit.actions.given import GATES
+from patchkit.actions.gates import SHARES
 from patchkit.evaluation.measure import Summary
 
 __all__ = ["environment", "environment_line", "measured_trailers"]
@@ -35,7 +35,7 @@ def environment_line(values: Mapping[str, Any]) -> str:
 
 def measured_trailers(summary: Summary, timings: Mapping[str, float], device: str) -> list[tuple[str, str]]:
     """Shares, seconds and versions of an edit, as the trailers of its commit."""
-    shares = {name: getattr(summary, name) for name in GATES}
+    shares = {name: getattr(summary, name) for name in SHARES}
     return [
         ("Patchkit-Results", ", ".join(f"{n} {v:.3f}" for n, v in shares.items() if v is not None)),
         ("Patchkit-Seconds", f"{sum(timings.values()):.1f}"),

@@ -7,12 +7,13 @@ exchanged in place, as builds of them hold them.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.asking import Asking
+from patchkit.actions.gates import failed
 from patchkit.actions.harm import harm_of
 from patchkit.actions.workbench import stacked_weights
 from patchkit.errors import BadInput, PatchkitError
@@ -28,17 +29,18 @@ from patchkit.evaluation.intervals import (
     names_with_whole,
     share_of_ceiling,
 )
-from patchkit.evaluation.metrics import METRICS, Seen, look, tally
+from patchkit.evaluation.metrics import METRICS, Asked, Seen, look, tally
 from patchkit.evaluation.references import References
 from patchkit.evaluation.studies import digest_of
 from patchkit.evaluation.texts import Divergence, compare_on, windows
+from patchkit.facts import Fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from patchkit.repository import Repository
 
-__all__ = ["BASE", "Evaluation", "Score", "Side", "evaluate", "facts_in_force"]
+__all__ = ["BASE", "Evaluation", "FactSeen", "Score", "Side", "evaluate", "facts_in_force"]
 
 BASE = "base"
 
@@ -67,6 +69,40 @@ class Score:
 
 
 @dataclass(frozen=True)
+class FactSeen:
+    """One fact on both models."""
+
+    fact: Fact
+    a: Seen
+    b: Seen
+
+    def to_dict(self) -> dict[str, Any]:
+        told = {name: getattr(self.fact, name) for name in ("id", "subject", "prompt", "target")}
+        return {**told, "a": _prompts(self.fact, self.a), "b": _prompts(self.fact, self.b)}
+
+
+def _prompts(fact: Fact, seen: Seen) -> dict[str, Any]:
+    """The prompts that carry the fact, and those that must not: whole objects' probabilities, and what is
+    said. Neighbours beyond the first few are not left to generate: null."""
+    return {
+        "rewrite": _prompt(fact.text, seen.rewrite),
+        "paraphrases": [_prompt(*pair) for pair in zip(fact.paraphrases, seen.paraphrases, strict=True)],
+        "neighbors": [_prompt(*pair) for pair in zip(fact.neighbors, seen.neighbors, strict=True)],
+    }
+
+
+def _prompt(text: str, asked: Asked) -> dict[str, Any]:
+    return {
+        "prompt": text,
+        "target": asked.target.probability,
+        "was": None if asked.was is None else asked.was.probability,
+        "argmax": asked.target.argmax,
+        "text": asked.said,
+        "says": asked.right,
+    }
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What ``patchkit eval`` says. Only the scores that the cases have prompts for are there."""
 
@@ -86,6 +122,22 @@ class Evaluation:
     """S of B as a share of what NS of A, the base, lets it be; None where there is no S or no base."""
     text: Divergence | None
     notes: tuple[str, ...]
+    facts: tuple[FactSeen, ...]
+
+    @property
+    def unsaid(self) -> list[FactSeen]:
+        """The facts that B does not say when it is left to generate."""
+        return [fact for fact in self.facts if not fact.b.rewrite.right]
+
+    def failed(self, gate: Mapping[str, float]) -> list[str]:
+        """The gates that B does not meet (`gates.failed`): shares by the scores' names."""
+        shares = {score.name: score.b.value for score in self.scores}
+        harm = self.sides[1].harm
+        return failed(gate, shares, {"perplexity": harm.rise, "growth": harm.growth})
+
+    def facts_to_dict(self) -> list[dict[str, Any]]:
+        """Fact by fact, for JSON; the catalogue keeps the scores alone."""
+        return [_finite(fact.to_dict()) for fact in self.facts]
 
     def to_dict(self) -> dict[str, Any]:
         return _finite(
@@ -110,6 +162,8 @@ def _finite(value: Any) -> Any:
     """JSON knows no NaN and no infinity: null."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -196,6 +250,7 @@ def evaluate(
         ceiling=_ceiling(seen[0], seen[1], seed) if a == BASE else None,
         text=divergence,
         notes=(*chosen.notes, *unreferenced, *_broken(seen), *notes, *harms[1].warnings()),
+        facts=tuple(FactSeen(case.fact, *row) for case, *row in zip(chosen.cases, *seen, strict=True)),
     )
     tree = None if stacks[1] is None else stacks[1].tree
     try:

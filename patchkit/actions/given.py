@@ -1,26 +1,18 @@
-"""What a commit is given, checked before anything that multiplies is imported: facts and gates."""
+"""The facts that a commit is given, checked before anything that multiplies is imported."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchkit.errors import BadInput, PatchkitError
+from patchkit.errors import PatchkitError
 from patchkit.facts import Batch, Fact, FactsError, Key, clashes, parse_records, read_facts
 
-__all__ = ["GATES", "LIMITS", "Facts", "as_batch", "check_gate", "checked", "parse_gate"]
+__all__ = ["Facts", "as_batch", "checked"]
 
 Facts = str | Path | Batch | Sequence[Fact] | Sequence[Mapping[str, Any]]
-
-GATES = ("efficacy", "argmax", "generation", "paraphrases", "neighbors")
-LIMITS = ("perplexity", "growth")
-"""Gates from above: the stack's perplexity on the base's own text, the edited weights' norm; multiples of the
-base's."""
-OPTIONAL = ("paraphrases", "neighbors")
-"""Gates on prompts that facts may do without."""
 
 
 def as_batch(facts: Facts) -> Batch:
@@ -48,31 +40,3 @@ def checked(read: Callable[[], Batch], in_force: Callable[[], Mapping[Key, tuple
     if faults := clashes(batch, in_force()):
         raise FactsError(faults, batch)
     return batch
-
-
-def parse_gate(text: str) -> dict[str, float]:
-    """ "efficacy=0.9,perplexity=1.05" as numbers by name; BadInput names the part that is wrong."""
-    gates: dict[str, float] = {}
-    for part in text.split(","):
-        name, _, value = (piece.strip() for piece in part.partition("="))
-        try:
-            share = float(value)
-        except ValueError:
-            share = -1.0
-        if not (name in GATES and 0 <= share <= 1) and not (name in LIMITS and 1 <= share < math.inf):
-            raise BadInput(
-                f"--gate {part.strip()!r}: write NAME=SHARE, a share from 0 to 1 of {', '.join(GATES)}, "
-                f"or a multiple of the base's from 1 of {', '.join(LIMITS)}"
-            )
-        gates[name] = share
-    return gates
-
-
-def check_gate(gate: Mapping[str, float], batch: Batch) -> None:
-    """BadInput where a gate asks for a share of prompts that no fact has: nothing could be measured."""
-    for name in OPTIONAL:
-        if name in gate and not any(getattr(fact, name) for fact in batch.facts):
-            raise BadInput(
-                f"--gate {name}: no fact of {batch.name} lists {name}, so nothing would be measured; "
-                f'add "{name}": ["…"] to a fact, or leave that gate out'
-            )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from patchkit.actions.workbench import Workbench
     from patchkit.repository import Repository
 
-__all__ = ["TEXT", "Stacked", "harm_of", "moved", "own_text"]
+__all__ = ["TEXT", "Stacked", "asking_of", "harm_of", "moved", "own_text"]
 
 Stacked = tuple[Collection[str], Mapping[str, "Tensor"]]
 
@@ -49,11 +49,15 @@ def harm_of(asking: Asking, stacks: Sequence[Stacked], statistics: Path) -> list
     return [Harm(value, found[0], size) for value, size in zip(found[1:], sizes, strict=True)]
 
 
-def moved(repository: Repository, bench: Workbench, before: Stacked, after: Stacked) -> tuple[Harm, Harm]:
-    """`harm_of` two stacks of a repository whose base is in memory."""
-    private, device = repository.store.private, str(bench.model.device)
-    asking = Asking(bench.checkpoint, device, private / FOLDER, lambda phase, done, total: None, bench)
-    one, other = harm_of(asking, (before, after), private / "statistics")
+def asking_of(repository: Repository, bench: Workbench) -> Asking:
+    """To ask stacks of a repository whose base is in memory."""
+    folder = repository.store.private / FOLDER
+    return Asking(bench.checkpoint, str(bench.model.device), folder, lambda phase, done, total: None, bench)
+
+
+def moved(repository: Repository, asking: Asking, before: Stacked, after: Stacked) -> tuple[Harm, Harm]:
+    """`harm_of` two stacks of a repository."""
+    one, other = harm_of(asking, (before, after), repository.store.private / "statistics")
     return one, other
 
 

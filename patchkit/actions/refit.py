@@ -127,7 +127,7 @@ def refit(
         repository.store.ensure_ready()
     if base is not None and words:
         raise BadInput("a new base is for every patch: leave the patches' names out")
-    stack = repository.stack()
+    branch, stack = repository.store.branch(), repository.stack()
     chosen = _chosen(repository, stack, words)
     patches = repository.patches(stack)
     solved = {stored.name: _parts(stored.name, patches[stored.id]) for stored in chosen}
@@ -180,7 +180,7 @@ def refit(
     )
     if dry_run or done.unchanged:
         return done
-    return _record(repository, stack, done, str(bench.model.device))
+    return _record(repository, branch, stack, done, str(bench.model.device))
 
 
 def _chosen(repository: Repository, stack: Stack, words: Sequence[str]) -> list[StoredPatch]:
@@ -314,7 +314,7 @@ def _is_of_text(name: str) -> bool:
     return name == "layers" or (name.startswith("statistics_") and name != "statistics_digest")
 
 
-def _record(repository: Repository, stack: Stack, done: Refitted, device: str) -> Refitted:
+def _record(repository: Repository, branch: str, stack: Stack, done: Refitted, device: str) -> Refitted:
     """One commit; then the base's place, and what was measured."""
     files = {one.name: one.patch.files() for one in done.patches}
     trailers = [
@@ -330,7 +330,8 @@ def _record(repository: Repository, stack: Stack, done: Refitted, device: str) -
                 if stack.get(one.name) != now.get(one.name):
                     raise Busy(f"{one.name}: was changed by another commit while it was being refitted")
 
-        commit = record(repository, stack, Changes(patches=files), done.message, trailers, still_right)
+        changes = Changes(patches=files)
+        commit = record(repository, stack, changes, done.message, trailers, still_right, branch=branch)
     with remembered("the refit is committed"):
         _catalogue(repository, done, environment(device))
     return replace(done, commit=commit)

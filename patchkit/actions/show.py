@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchkit.errors import NotFound, PatchkitError
 from patchkit.facts import Fact
+from patchkit.patch import SCALE
 from patchkit.stack import StoredPatch, find_patch
 
 if TYPE_CHECKING:
@@ -63,13 +65,11 @@ class Shown:
             "facts": [
                 {
                     "line": line,
-                    "id": f.id,
-                    "subject": f.subject,
-                    "prompt": f.prompt,
-                    "target": f.target,
+                    "id": fact.id,
+                    **json.loads(fact.to_line()),
                     "measured": self.results.get(line),
                 }
-                for line, f in enumerate(self.facts, 1)
+                for line, fact in enumerate(self.facts, 1)
             ],
             "weights": [asdict(weight) for weight in self.weights],
         }
@@ -100,11 +100,13 @@ def show(repository: Repository, word: str | None = None, revision: str = "HEAD"
 
 
 def recipe_line(method: str, recipe: Mapping[str, Any]) -> str:
-    """The editor with the numbers that tell most: layers and λ, where the recipe has them."""
+    """The editor with the numbers that tell most: layers, λ and scale, where the recipe has them."""
     layers, strength = recipe.get("layers"), recipe.get("lambda")  # a stranger's recipe may hold anything
+    scale = recipe.get(SCALE)
     numbers = f"layers {','.join(map(str, layers))}" if isinstance(layers, list) and layers else ""
     weight = f"λ {strength:g}" if isinstance(strength, int | float) else ""
-    return ", ".join(part for part in (method, numbers, weight) if part)
+    scaled = f"scaled by {scale:g}" if isinstance(scale, int | float) else ""
+    return ", ".join(part for part in (method, numbers, weight, scaled) if part)
 
 
 def latest_results(repository: Repository, stored: StoredPatch) -> dict[int, Mapping[str, Any]]:

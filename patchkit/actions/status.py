@@ -50,8 +50,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Build:
-    """A build written from here. ``state``: "up to date", "behind", "unfinished", "gone", "damaged" or
-    "not known", where the tree cannot be believed."""
+    """A build written from here. ``state``: "up to date", "behind", "unfinished", "gone", "damaged" (a file
+    is missing or of another length; `fsck` hashes them) or "not known", where the tree cannot be believed.
+    """
 
     folder: str
     state: str
@@ -64,7 +65,11 @@ class Status:
     branch: str
     commit: str | None
     base: str
+    fingerprint: str | None
+    """The base's, as patchkit.toml says; None where that cannot be read."""
     place: str | None
+    """Where the base lies on this machine, as it was said last; it may be gone: ``base_here``."""
+    base_here: bool
     patches: int | None
     """In force at HEAD; None where its tree cannot be believed."""
     facts: int | None
@@ -91,11 +96,15 @@ def status(repository: Repository) -> Status:
     except TreeProblems as error:
         found = error.problems
     found = (*found, *conflicts(store))  # the index's own; HEAD's stack is in force all the same
+    place = store.config_get(store.base_key)
+    base, fingerprint = _base(repository)
     return Status(
-        branch=_branch(repository),
+        branch=store.branch(),
         commit=store.head() if stack is None else stack.commit,
-        base=_base(repository),
-        place=store.config_get(store.base_key),
+        base=base,
+        fingerprint=fingerprint,
+        place=place,
+        base_here=place is not None and os.path.isdir(place),
         patches=None if stack is None else len(stack.patches),
         facts=None if stack is None else sum(patch.count for patch in stack.patches),
         builds=tuple(_builds(repository, stack)),
@@ -133,25 +142,24 @@ def _interference(repository: Repository, stack: Stack) -> dict[str, dict[str, f
     return pairwise({stored.name: repository.patch(stored) for stored in stack.patches})
 
 
-def _branch(repository: Repository) -> str:
-    name = repository.store.git.ask("symbolic_ref", "--quiet", "--short", "HEAD")
-    return "no branch (detached HEAD)" if name is None else os.fsdecode(name).strip()
-
-
-def _base(repository: Repository) -> str:
+def _base(repository: Repository) -> tuple[str, str | None]:
+    """How the base is called, and its fingerprint."""
     try:
         settings = repository.settings
     except PatchkitError as error:
-        return f"not known: {error}"
-    revision = f"@{settings.base_revision}" if settings.base_revision else ""
-    return f"{settings.base_source}{revision} · {settings.base_fingerprint[:19]}…"
+        return f"not known: {error}", None
+    revision, found = (
+        f"@{settings.base_revision}" if settings.base_revision else "",
+        settings.base_fingerprint,
+    )
+    return f"{settings.base_source}{revision} · {found[:19]}…", found
 
 
 def _builds(repository: Repository, stack: Stack | None) -> list[Build]:
     rows = repository.catalogue.builds()
     if not rows:
         return []
-    from patchkit.build_record import BuildRecord
+    from patchkit.build_record import BuildRecord, looks_whole
 
     wanted = None if stack is None else sorted(patch.id for patch in stack.patches)
     found = []
@@ -166,6 +174,8 @@ def _builds(repository: Repository, stack: Stack | None) -> list[Build]:
             state = "gone"
         elif not record.finished:
             state = "unfinished"
+        elif not looks_whole(folder, record):
+            state = "damaged"
         elif wanted is None:
             state = "not known"
         else:

@@ -110,6 +110,8 @@ def bring_in_line(
 def _target(store: GitStore, branch: str, create: bool, start: str | None) -> str:
     """The commit that Git will go to."""
     if create:
+        if store.git.ask("check_ref_format", f"refs/heads/{branch}") is None:
+            raise BadInput(f"{one_line(branch)!r}: is no name for a branch; see git help check-ref-format")
         if store.git.ask("show_ref", "--verify", "--quiet", "--", f"refs/heads/{branch}") is not None:
             raise BadInput(f"{one_line(branch)}: is a branch already; go to it without -c")
         return store.resolve(start or "HEAD")

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchkit.actions.changes import large_files, refuse_clashes
+from patchkit.actions.changes import large_files, refuse_clashes, staying, superseded
 from patchkit.actions.clock import Clock
 from patchkit.actions.commit import Committed, record_committed
+from patchkit.actions.earlier import earlier_facts
 from patchkit.actions.given import Facts, as_batch
-from patchkit.actions.harm import moved
+from patchkit.actions.harm import asking_of, moved
 from patchkit.errors import BadInput
 from patchkit.evaluation.measure import compare, observe, summarise
 from patchkit.factors import Patch
@@ -36,6 +37,7 @@ def take_in(
     facts: Facts | None = None,
     *,
     message: str | None = None,
+    replace: bool = False,
     dry_run: bool = False,
     device: str = "auto",
     progress: Progress = None,
@@ -44,13 +46,14 @@ def take_in(
 
     The facts say what the adapter is for; they are measured before and after, as those of an edit are.
     BadInput for an adapter that is no low-rank update of this base or that says nothing of its facts,
-    FactsError for facts that are in force.
+    FactsError for facts that are in force; ``replace`` takes those out of their patches.
     """
     if not dry_run:
         repository.store.ensure_ready()
     batch = _facts(folder, facts)
-    stack = repository.stack()
-    refuse_clashes(batch, stack)
+    branch, stack = repository.store.branch(), repository.stack()
+    if not replace:
+        refuse_clashes(batch, stack)
     clock = Clock()
     tell = progress or (lambda phase, done, total: None)
     checkpoint = repository.checkpoint()
@@ -59,18 +62,22 @@ def take_in(
     clock.lap("reading")
 
     tell("loading", 0, 1)
-    under = repository.patches(stack)
+    patches = repository.patches(stack)
+    replaced = superseded(stack, batch.facts, lambda stored: patches[stored.id])
+    under = staying(stack, patches, replaced)
     bench = repository.workbench(device)
     tell("loading", 1, 1)
     clock.lap("loading")
-    standing = bench.weights(under.values())
+    standing = bench.weights(patches.values())
     bench.use(standing)
     before = observe(bench.model, bench.tokenizer, batch.facts)
     tell("measuring", 1, 2)
-    made = bench.weights([*under.values(), patch])
+    made = bench.weights([*under, patch])
     bench.use(made)
     changes = compare(batch.facts, before, observe(bench.model, bench.tokenizer, batch.facts))
-    harm = moved(repository, bench, (list(under), standing), ([*under, patch.id], made))
+    asking, after = asking_of(repository, bench), [each.id for each in (*under, patch)]
+    stacks = ((list(patches), standing), (after, made))
+    harm = moved(repository, asking, *stacks)
     tell("measuring", 2, 2)
     clock.lap("measuring")
     done = Committed(
@@ -81,15 +88,16 @@ def take_in(
         summary=summarise(changes),
         known=(),
         skipped_known=False,
-        replaced=[],
+        replaced=replaced,
         timings=clock.seconds,
         norms=patch.norms(),
         base_norms={name: float(checkpoint.read(name).double().norm()) for name in patch.deltas},
         harm=harm,
+        earlier=earlier_facts(asking, under, patch, *stacks),
         size=sum(len(data) for data in patch.files().values()),
         notes=(*harm[1].warnings(), *large_files(repository, patch)),
     )
-    return done if dry_run else record_committed(repository, stack, done, bench)
+    return done if dry_run else record_committed(repository, branch, stack, done, bench)
 
 
 def _facts(folder: Path, facts: Facts | None) -> Batch:

@@ -40,7 +40,8 @@ __all__ = ["command", "read_given", "show"]
 @click.option(
     "--gate",
     metavar="NAME=NUMBER,…",
-    help="Refuse below: efficacy, argmax, generation, paraphrases, neighbors; above: perplexity, growth.",
+    help="Refuse below: efficacy, argmax, generation, paraphrases, neighbors, kept; above: perplexity, "
+    "growth.",
 )
 @recipe_options
 @engine_options
@@ -63,10 +64,12 @@ def command(
     FACTS is a file of one JSON fact a line, CounterFact, zsRE or EasyEdit records, or - for
     standard input. Every fault in it is listed and nothing is written (exit code 65). The table
     shows what the edited model says, measured on the weights that a build of it holds; below it stands what
-    happened to the rest: the perplexity of text that the base wrote itself, and the norm of the edited
-    weights. An edit that fails its --gate is shown too, kept aside and refused (exit code 3).
+    happened to the rest: the perplexity of text that the base wrote itself, the norm of the edited
+    weights, and how many of the facts in force before are still said, of the 100 that the edit disturbs
+    most. An edit that fails its --gate is shown too, kept aside and refused (exit code 3).
 
-    --gate names shares from 0 to 1 that an edit must reach, and multiples of the base's that the whole
+    --gate names shares from 0 to 1 that an edit must reach ("kept" is of the facts in force before), and
+    multiples of the base's that the whole
     stack may not pass: perplexity=1.02, growth=1.05.
 
     An edit works in one direction: a fact that is to be said from its other end too is edited twice,
@@ -79,7 +82,8 @@ def command(
       patchkit commit facts.jsonl --gate efficacy=0.9,neighbors=0.95,perplexity=1.02
     """
     from patchkit.actions.changes import GateRefused
-    from patchkit.actions.given import checked, parse_gate
+    from patchkit.actions.gates import parse_gate
+    from patchkit.actions.given import checked
 
     if (facts is None) == (not inline):
         raise click.UsageError("give a file of facts, or --fact, and not both")
@@ -120,7 +124,7 @@ def read_given(file: str | None, texts: tuple[str, ...]) -> Batch:
 
 def show(done: Any, *, refused: bool = False) -> None:
     """The table, the sums, and what was recorded (nothing, where a gate refused it)."""
-    from patchkit.commands.results import harm_lines, results_table, summary_line
+    from patchkit.commands.results import earlier_line, harm_lines, lost_line, results_table, summary_line
 
     out = console()
     if done.known:
@@ -133,6 +137,10 @@ def show(done: Any, *, refused: bool = False) -> None:
     say(out, summary_line(done.summary))
     for line in harm_lines(*done.harm):
         say(out, line, QUIET)
+    if line := earlier_line(done.earlier):
+        say(out, line, QUIET)
+    if line := lost_line(done.earlier):
+        say(out, line, WARNING)
     for note in done.notes:
         say(out, note, WARNING)
     delta, share = done.norm

@@ -22,35 +22,25 @@ from patchkit.commands.common import (
     quiet_option,
 )
 from patchkit.commands.display import (
-    BAD,
     GAP,
-    GOOD,
     QUIET,
     WARNING,
     Column,
     console,
-    counted,
     in_bytes,
     progress_bars,
     say,
     table,
 )
-from patchkit.commands.display import text as cell
-from patchkit.commands.results import harm_lines
-from patchkit.errors import BadInput
+from patchkit.commands.scores import show_scores
+from patchkit.errors import BadInput, Refused
 from patchkit.evaluation.studies import STUDIES
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
-    from patchkit.actions.evaluate import Evaluation, Score
     from patchkit.actions.sweep import Swept
-    from patchkit.evaluation.intervals import Interval
     from patchkit.evaluation.references import References
 
 __all__ = ["command"]
-
-WIDE = 100  # columns from which the intervals of both fit beside that of their difference
 
 
 @click.group(
@@ -94,8 +84,14 @@ def command() -> None:
 @click.option("--text", metavar="FILE", help="Compute perplexities and KL on this text.")
 @click.option("--texts", is_flag=True, help="Let both models write, and measure the entropy (GE).")
 @click.option("--references", metavar="FILE", help="With --texts: texts to hold theirs against (RS).")
+@click.option(
+    "--gate",
+    metavar="NAME=NUMBER,…",
+    help="Refuse B below: a share of any score in the table; above: perplexity, growth.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 @directory_option
+@quiet_option
 @json_option
 def score(
     records: str | None,
@@ -105,8 +101,10 @@ def score(
     text: str | None,
     texts: bool,
     references: str | None,
+    gate: str | None,
     device: str,
     directory: str,
+    quiet: bool,
     as_json: bool,
 ) -> None:
     """Score stack B beside stack A on the same facts: each score of both with its 95 % interval (where
@@ -123,19 +121,29 @@ def score(
     and specificity.
     "neighbours kept" have the most probable next token that they have in A.
 
+    --gate names what B must reach, as shares from 0 to 1 ("rewrite says=0.95"), and multiples of the
+    base's that it may not pass: perplexity=1.02, growth=1.05. Below it the exit code is 3. --json tells
+    every fact on both, with what it says.
+
     \b
     Examples:
       patchkit eval score
       patchkit eval counterfact.json --sample 100
       patchkit eval zsre.jsonl --sample 200 --compare v1 v2 --text held-out.txt
+      patchkit eval --gate "rewrite says=0.95,perplexity=1.02"
     """
+    from patchkit.actions.gates import parse_gate
     from patchkit.evaluation.cases import read_cases
+    from patchkit.evaluation.intervals import names_with_whole
+    from patchkit.evaluation.metrics import METRICS
     from patchkit.evaluation.texts import read_text
 
+    shares = [name for name in names_with_whole(list(METRICS)) if name != "GE"]
+    gates = parse_gate(gate, shares) if gate else {}
     a, b = compare
     running = (text, read_text(text)) if text is not None else None
     known = _references(texts, references)
-    with progress_bars(as_json) as progress:
+    with progress_bars(quiet or as_json) as progress:
         cases = None if records is None else read_cases(records, in_bytes(progress))
         found = open_repository(directory).evaluate(
             cases,
@@ -149,10 +157,13 @@ def score(
             device=device,
             progress=progress,
         )
+    missed = found.failed(gates)
     if as_json:
-        print_json(found.to_dict())
-    else:
-        _show(console(), found)
+        print_json({**found.to_dict(), "facts": found.facts_to_dict(), "failed": missed})
+    elif not quiet:
+        show_scores(console(), found, unsaid=records is None)
+    if missed:
+        raise Refused(f"the gate refused {b} ({'; '.join(missed)})")
 
 
 @command.command("sweep", short_help="Reproduce a study of the paper: many edits of the base, scored.")
@@ -321,52 +332,3 @@ def _show_sweep(out: Console, found: Swept) -> None:
         say(out, str(path), QUIET)
     for note in found.notes:
         say(out, note, WARNING)
-
-
-def _show(out: Console, found: Evaluation) -> None:
-    drawn = "" if found.sample is None else f", drawn with seed {found.seed}"
-    say(out, f"{counted(found.cases, 'fact')} of {found.source}{drawn}", "bold")
-    a, b = found.sides
-    names = ("", a.name, b.name, f"{b.name} − {a.name}")
-    columns = [Column(names[0]), *(Column(name, right=True) for name in names[1:])]
-    bounds = out.width >= WIDE
-    out.print(table(out, columns, [_row(score, bounds) for score in found.scores]))
-    if found.ceiling is not None and not math.isnan(found.ceiling.value):
-        say(
-            out,
-            f"S is {_told('S', found.ceiling, '%.1f', True)} % of what the base's own NS lets it be",
-            QUIET,
-        )
-    if found.text is not None:
-        kl = found.text
-        perplexities = (
-            ""
-            if kl.perplexity_old is None or kl.perplexity_new is None
-            else f"perplexity {kl.perplexity_old:.4g} → {kl.perplexity_new:.4g}, "
-        )
-        say(out, f"{kl.text}: {perplexities}KL(A ‖ B) {kl.mean:.3g} nats a token", QUIET)
-    for line in harm_lines(a.harm, b.harm):
-        say(out, line, QUIET)
-    for note in found.notes:
-        say(out, note, WARNING)
-
-
-def _row(score: Score, bounds: bool) -> list[str | Text]:
-    apart = score.difference.low > 0 or score.difference.high < 0
-    style = "" if not apart else GOOD if score.difference.value > 0 else BAD
-    spell = "%.2f" if score.name == "GE" else "%.1f"
-    return [
-        score.name,
-        _told(score.name, score.a, spell, bounds),
-        _told(score.name, score.b, spell, bounds),
-        cell(_told(score.name, score.difference, spell.replace("%", "%+"), True), style),
-    ]
-
-
-def _told(name: str, found: Interval, spell: str, bounds: bool) -> str:
-    """A score, and perhaps its interval, in percent but for GE."""
-    if math.isnan(found.value):
-        return "–"
-    factor = 1 if name == "GE" else 100
-    value, low, high = (spell % (factor * number) for number in (found.value, found.low, found.high))
-    return f"{value} ({low} to {high})" if bounds and not math.isnan(found.low) else value

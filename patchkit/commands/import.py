@@ -37,6 +37,7 @@ def command() -> None:
     "--fact", "inline", multiple=True, metavar="'SUBJECT | PROMPT | TARGET'", help="The same, without a file."
 )
 @click.option("-m", "--message", help="The commit's message.")
+@click.option("--replace", is_flag=True, help="Take older facts with the same key out of their patches.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 @directory_option
 @dry_run_option
@@ -47,6 +48,7 @@ def peft(
     file: str | None,
     inline: tuple[str, ...],
     message: str | None,
+    replace: bool,
     device: str,
     directory: str,
     dry_run: bool,
@@ -72,7 +74,7 @@ def peft(
     repository = open_repository(directory)
     with progress_bars(quiet or as_json) as progress:
         done = repository.take_in(
-            folder, facts, message=message, dry_run=dry_run, device=device, progress=progress
+            folder, facts, message=message, replace=replace, dry_run=dry_run, device=device, progress=progress
         )
     if as_json:
         print_json(done.to_dict())

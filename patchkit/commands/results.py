@@ -11,10 +11,11 @@ from rich.text import Text
 from patchkit.commands.display import BAD, GOOD, WARNING, Column, percent, table, text
 
 if TYPE_CHECKING:  # `show` needs this module, and not what measures
+    from patchkit.actions.earlier import Earlier
     from patchkit.evaluation.harm import Harm
     from patchkit.evaluation.measure import FactChange, PromptState, Summary
 
-__all__ = ["harm_lines", "one_line", "results_table", "summary_line"]
+__all__ = ["earlier_line", "harm_lines", "lost_line", "one_line", "results_table", "summary_line"]
 
 WIDE = 100  # columns from which both answers fit beside each other
 
@@ -68,6 +69,26 @@ def harm_lines(before: Harm, after: Harm) -> tuple[str, str]:
         f"perplexity of the base's own text: {before.perplexity:.4g} → {after.perplexity:.4g}{base}",
         f"‖W + ΔW‖ / ‖W‖ of the edited weights: {before.growth:.4f} → {after.growth:.4f}",
     )
+
+
+def earlier_line(earlier: Earlier) -> str:
+    """What became of the facts that were in force before; empty where none of them was said."""
+    if not earlier.said:
+        return ""
+    asked = (
+        f" ({earlier.asked} asked, those that it disturbs most)" if earlier.asked < earlier.in_force else ""
+    )
+    kept = earlier.said - len(earlier.lost)
+    return f"facts in force before: {kept} of {earlier.said} that were said still are{asked}"
+
+
+def lost_line(earlier: Earlier) -> str:
+    """The facts in force that are not said any more; empty where there is none."""
+    if not earlier.lost:
+        return ""
+    named = ", ".join(f"{fact.subject} → {fact.target}" for fact in earlier.lost[:3])
+    more = f" and {len(earlier.lost) - 3} more" if len(earlier.lost) > 3 else ""
+    return f"no longer said: {named}{more}; solve their patches again on this stack: patchkit refit"
 
 
 def mark(change: FactChange) -> Text:

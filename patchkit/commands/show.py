@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
 from patchkit.commands.display import NAME, Column, console, human_size, percent, say, table, weight_name
 from patchkit.commands.results import one_line
 
+if TYPE_CHECKING:
+    from patchkit.facts import Fact
+
 __all__ = ["command"]
+
+
+def _told(fact: Fact) -> str:
+    """A fact with what a reviewer asks of it: what it replaces, where it is from."""
+    was = f" (was {fact.was})" if fact.was is not None else ""
+    origin = "".join(
+        f" · {name} {value}" for name, value in (("source", fact.source), ("note", fact.note)) if value
+    )
+    return f"{fact.text} → {fact.target}{was}{origin}"
 
 
 @click.command("show", short_help="Show one patch: facts, weights, results.")
@@ -46,7 +60,7 @@ def command(patch: str | None, revision: str, directory: str, as_json: bool) -> 
         if result:
             before, after = result["before"]["rewrite"], result["after"]["rewrite"]
             measured = (f"{before['target']:.3f}", f"{after['target']:.3f}", one_line(after["text"] or ""))
-        rows.append((line, f"{fact.text} → {fact.target}", *measured))
+        rows.append((line, _told(fact), *measured))
     out.print()
     out.print(
         table(

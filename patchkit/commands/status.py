@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
@@ -9,7 +11,20 @@ from patchkit.commands.display import WARNING, console, counted, say
 from patchkit.errors import BadInput
 from patchkit.settings import FOLDER
 
+if TYPE_CHECKING:
+    from patchkit.actions.status import Status
+
 __all__ = ["command"]
+
+
+def _base_hint(status: Status) -> str:
+    """Where the base is not here, how to have it here."""
+    if status.base_here or status.fingerprint is None:
+        return ""
+    gone = "" if status.place is None else f"is not at {status.place} any more; "
+    if status.base.startswith(FOLDER):
+        return f" ({gone}say where it lies on this machine: patchkit base PATH)"
+    return f" ({gone}it is fetched by its name when it is needed)"
 
 
 @click.command("status", short_help="Say what is in force, and what is half done.")
@@ -31,9 +46,7 @@ def command(directory: str, quiet: bool, as_json: bool) -> None:
     elif not quiet:
         out = console()
         say(out, f"on {status.branch}" + (f" at {status.commit[:10]}" if status.commit else ""))
-        unplaced = status.place is None and status.base.startswith(FOLDER)  # others are found by their name
-        hint = " (say where it lies on this machine: patchkit base PATH)" if unplaced else ""
-        say(out, f"base {status.base}{hint}")
+        say(out, f"base {status.base}{_base_hint(status)}", "" if status.base_here else WARNING)
         if status.patches is None or status.facts is None:
             say(out, "in force: not known, since the tree cannot be believed", WARNING)
         else:
