@@ -6,6 +6,8 @@ except that facts, recipes and anatomies are read as plain data.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import reference_memit as reference
 import torch
 from torch.nn.functional import kl_div, log_softmax
@@ -100,14 +102,32 @@ def weight_of(down, transposed):
     return down.weight.T if transposed else down.weight
 
 
-def find_value(model, tokenizer, down, fact, recipe, templates):
-    """v of one fact (arXiv 2202.05262, eq. 4): δ at the projection's own output, norms of that output."""
+@dataclass(frozen=True)
+class Way:
+    """From a projection's output y to the stream: through a norm with weights g (its ``module``'s), or times
+    ``scale``; by default it is added as it is."""
+
+    module: object
+    scale: float = 1.0
+    norm: bool = False
+
+    def value(self, y, delta):
+        """What y has to become for the stream to take δ more; of a length that the norm takes away, y's."""
+        if not self.norm:
+            return y + delta / self.scale
+        g = self.module.weight.detach()
+        direction = (g * y / (y.pow(2).mean() + 1e-6).sqrt() + delta) / g
+        return direction * y.norm() / direction.norm()
+
+
+def find_value(model, tokenizer, way, down, fact, recipe, templates):
+    """v of one fact (arXiv 2202.05262, eq. 4): δ in what the stream takes, norms of that."""
     rewriting = []
     for text, character in reference.texts_of(fact, templates):
         rewriting.append(reference.tokens_of(tokenizer, f"{text} {fact.target}", character, len(text)))
     text, character = next(reference.texts_of(type(fact)(fact.subject, recipe.kl_prompt, "x"), ["{}"]))
     drift_ids, drift_subject, _ = reference.tokens_of(tokenizer, text, character)
-    init = reference.read(model, tokenizer, down, fact, ["{}"], inputs=False)[0]
+    init = way.scale * reference.read(model, tokenizer, way.module, fact, ["{}"], inputs=False)[0]
     delta = torch.zeros_like(init, requires_grad=True)
     descent, schedule = reference.rule(delta, init, recipe)
     initial = None
@@ -115,10 +135,10 @@ def find_value(model, tokenizer, down, fact, recipe, templates):
     def with_delta(ids, subject):
         def push(hidden):
             hidden = hidden.clone()
-            hidden.view(-1, hidden.shape[-1])[subject] += delta  # some blocks flatten
+            hidden.view(-1, hidden.shape[-1])[subject] += delta / way.scale  # some blocks flatten
             return hidden
 
-        with reference.hooked(down, output=push):
+        with reference.hooked(way.module, output=push):
             return reference.logits_of(model, ids)
 
     for step in range(recipe.steps):
@@ -140,18 +160,20 @@ def find_value(model, tokenizer, down, fact, recipe, templates):
         schedule.step()
         with torch.no_grad():
             delta *= min(1.0, float(recipe.clamp * init.norm() / delta.norm()))
-    return (init + delta).detach()
+    y = reference.read(model, tokenizer, down, fact, ["{}"], inputs=False)[0]
+    return way.value(y, delta).detach()
 
 
-def rome(model, tokenizer, anatomy, facts, recipe, templates, C, values=None):
+def rome(model, tokenizer, anatomy, facts, recipe, templates, C, values=None, way=None):
     """Fact after fact: v on the model as it is by then, u = C⁻¹k̄, W += (v - W k) uᵀ / (uᵀ k).
 
     Gives ΔW [d_out, d_in] and the values; the model's weight is put back. ``values`` that are given are not
     sought. k̄ is the mean key over all templates; k is it too (R-ROME, arXiv 2403.07175), or the bare prompt's
-    where ``mean_key`` is off (as ROME's code has it).
+    where ``mean_key`` is off (as ROME's code has it). ``way``: where y is not added to the stream as it is.
     """
     layer = recipe.layers[0]
     down = anatomy.downs[layer]
+    way = way or Way(down)
     weight = weight_of(down, anatomy.transposed)
     saved, found = weight.detach().clone(), []
     for number, fact in enumerate(facts):
@@ -159,7 +181,11 @@ def rome(model, tokenizer, anatomy, facts, recipe, templates, C, values=None):
         outputs = reference.read(model, tokenizer, down, fact, templates, inputs=False).double()
         mean = rows.mean(0)
         k, output = (mean, outputs.mean(0)) if recipe.mean_key else (rows[0], outputs[0])
-        v = find_value(model, tokenizer, down, fact, recipe, templates) if values is None else values[number]
+        v = (
+            find_value(model, tokenizer, way, down, fact, recipe, templates)
+            if values is None
+            else values[number]
+        )
         u = torch.linalg.inv(C) @ mean
         with torch.no_grad():
             weight += torch.outer(v - output, u) / (u @ k)

@@ -8,6 +8,7 @@ import reference_memit as reference
 import tiny_models
 import torch
 
+from patchkit.editing import finetune, rome
 from patchkit.editing.editor import Below, find_editor
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
@@ -180,6 +181,39 @@ def test_rome_is_the_papers_equations(kind, mean_key):
     assert_close(product(delta), exact, 1e-5)
 
 
+@pytest.mark.parametrize("kind", ["granite", "olmo2", "olmo3"])
+def test_rome_reaches_the_stream_behind_a_scale_or_a_norm(kind):
+    """δ is what the stream takes more; the value is what the projection has to write for it."""
+    model, tokenizer, statistics, edited = edit("rome", kind)
+    anatomy = anatomy_of(model)
+    (layer,) = RECIPES["rome"].layers
+    if kind == "granite":
+        way = literal.Way(anatomy.downs[layer], scale=model.config.residual_multiplier)
+    else:
+        way = literal.Way(anatomy.blocks[layer].post_feedforward_layernorm, norm=True)
+    wanted, values = literal.rome(
+        model,
+        tokenizer,
+        anatomy,
+        FACTS,
+        RECIPES["rome"],
+        edited.recipe.templates,
+        moments(statistics)[1],
+        way=way,
+    )
+    assert_close(edited.solution.targets.double(), values, 1e-3)
+    (delta,) = edited.deltas.values()
+    assert_close(product(delta), wanted, 1e-2 if way.norm else 1e-3)  # olmo's norms are in float32
+
+
+def test_keys_of_rome_do_not_depend_on_how_many_are_read_together(monkeypatch):
+    _, _, _, whole = edit("rome")
+    monkeypatch.setattr(rome, "_AT_ONCE", 2)
+    _, _, _, parts = edit("rome")
+    (name,) = whole.solution.keys
+    assert_close(parts.solution.keys[name].double(), whole.solution.keys[name].double(), 1e-6)
+
+
 def test_rome_corrected_and_not_are_two_edits():
     one, two = (edit("rome", recipe=RECIPES["rome"].override(mean_key=m))[3] for m in (True, False))
     (first,), (second,) = one.deltas.values(), two.deltas.values()
@@ -237,6 +271,20 @@ def test_ft_is_adam_on_the_weight(kind, settings):
         assert float(product(delta).abs().max()) == pytest.approx(0.02)
     if settings == FT["early"]:
         assert 1 < edited.steps[0] < 30
+
+
+def test_ft_holds_what_there_is_room_for_and_runs_the_rest_again(monkeypatch):
+    ran = []
+    really = finetune.capture
+    monkeypatch.setattr(finetune, "capture", lambda *a, **k: ran.append(1) or really(*a, **k))
+    _, _, _, held = edit("ft", batch_size=2)
+    groups = len(ran)
+    monkeypatch.setattr(finetune, "_HELD", 0)
+    _, _, _, bare = edit("ft", batch_size=2)
+    assert len(ran) == groups * (1 + RECIPES["ft"].steps)
+    assert groups > 1
+    (one,), (two,) = held.deltas.values(), bare.deltas.values()
+    assert torch.equal(one.dense, two.dense)
 
 
 def test_ft_keeps_no_keys_and_no_single_fact_leaves():

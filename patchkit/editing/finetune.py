@@ -9,7 +9,7 @@ is trained, where MEMIT's FT-W trained the whole block; every step reads all fac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,6 +34,8 @@ from patchkit.models.trial import try_out
 
 __all__ = ["FineTune"]
 
+_HELD = 1 << 30  # bytes of states
+
 
 class FineTune(EditorBase):
     """Fine-tuning of one layer, the papers' baseline, within weight_decay or norm_bound; keeps no keys."""
@@ -52,7 +54,7 @@ class FineTune(EditorBase):
             texts = rewriting_passages(task.tokenizer, task.facts, ("{}",), positions(model.config))
             outlet = try_out(model, anatomy, recipe.layers, texts[0][0].tokens)[layer]
             budget = Budget.of(task.batch_size, model.device)
-            parts = _parts(model, anatomy, layer, [_whole(passage) for (passage,) in texts], budget)
+            parts = _Parts(model, anatomy, layer, [_whole(passage) for (passage,) in texts], budget)
         with task.timer("training"):
             before = _linear(anatomy, layer)
             change, steps, losses = _train(parts, outlet, before, recipe, count, task.progress)
@@ -71,30 +73,58 @@ class _Part:
     inputs: Tensor
     written: Tensor
 
+    @property
+    def size(self) -> int:
+        """Bytes of states, the block's own among them."""
+        states = (self.inputs, self.written, self.loss.tail.hidden)
+        return sum(each.numel() * each.element_size() for each in states)
+
     def losses(self, change: Tensor, outlet: Outlet) -> Tensor:
         """[R] mean over target tokens of -log p for W + ``change`` [d_out, d_in]."""
         moved = outlet.passed(self.written + self.inputs @ change.T) - outlet.passed(self.written)
         return self.loss.given(self.loss.tail.hidden + moved)
 
 
-def _parts(
-    model: PreTrainedModel, anatomy: Anatomy, layer: int, passages: Sequence[Passage], budget: Budget
-) -> list[_Part]:
-    """Everything below and in the layer, run once: neither depends on the weight's update."""
-    parts = []
-    down = anatomy.downs[layer]
-    for facts in pack([len(p.row(0).suffix) for p in passages], budget.tokens):
+class _Parts:
+    """Everything below and in the layer, for all facts: neither depends on the weight's update.
+
+    What there is room for runs once and is held; the rest runs again in every step, to the same numbers, so
+    that memory is bounded whatever the number of facts.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        anatomy: Anatomy,
+        layer: int,
+        passages: Sequence[Passage],
+        budget: Budget,
+    ) -> None:
+        self._model, self._anatomy, self._layer, self._passages = model, anatomy, layer, passages
+        self._groups = pack([len(passage.row(0).suffix) for passage in passages], budget.tokens)
+        self._held: dict[int, _Part] = {}
+        self._room = _HELD
+
+    def __iter__(self) -> Iterator[_Part]:
+        for place, facts in enumerate(self._groups):
+            part = self._held.get(place) or self._run(facts)
+            if place not in self._held and part.size <= self._room:
+                self._room -= part.size
+                self._held[place] = part
+            yield part
+
+    def _run(self, facts: list[int]) -> _Part:
+        down, passages = self._anatomy.downs[self._layer], [self._passages[fact] for fact in facts]
         with reading_inputs(down) as seen:
-            tail = capture(model, anatomy, [passages[fact].row(0) for fact in facts], layer=layer)
+            tail = capture(self._model, self._anatomy, [p.row(0) for p in passages], layer=self._layer)
         inputs = seen[-1].view(*tail.mask.shape, -1)  # some blocks flatten
         with torch.no_grad():
             written = down(seen[-1]).view(*tail.mask.shape, -1)
-        parts.append(_Part(Rewriting.of_rows(facts, [[passages[f]] for f in facts], tail), inputs, written))
-    return parts
+        return _Part(Rewriting.of_rows(facts, [[passage] for passage in passages], tail), inputs, written)
 
 
 def _train(
-    parts: Sequence[_Part],
+    parts: _Parts,
     outlet: Outlet,
     before: Tensor,
     recipe: Recipe,

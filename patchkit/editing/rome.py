@@ -36,6 +36,8 @@ from patchkit.models.trial import try_out
 
 __all__ = ["Rome"]
 
+_AT_ONCE = 256  # facts whose keys are read together
+
 
 class Rome(RefitterBase):
     """Rank-one editing: one fact after another, exactly, in one layer (Meng et al., NeurIPS 2022)."""
@@ -70,6 +72,22 @@ class Rome(RefitterBase):
         solution = Solution(torch.stack(writer.values), {name: writer.keys})
         delta = Delta(torch.stack(writer.B, 1), writer.A, transposed=anatomy.transposed)
         return Edited({name: delta}, solution, recipe, task.timer.seconds, writer.steps, writer.losses)
+
+
+def _means(
+    model: PreTrainedModel, anatomy: Anatomy, rewriting: Sequence[Sequence[Passage]], layer: int
+) -> tuple[Tensor, Tensor]:
+    """The mean key over the contexts and the bare prompt's, [N, d_in] each in float64.
+
+    Some facts at a time: those of all contexts at once would be T times as much.
+    """
+    parts = []
+    for first in range(0, len(rewriting), _AT_ONCE):
+        some = collect_inputs(model, anatomy, rewriting[first : first + _AT_ONCE], layer)
+        inputs = some.to(exact_device(model.device)).double()
+        parts.append((inputs.mean(1), inputs[:, 0].clone()))
+    mean, bare = (torch.cat(rows) for rows in zip(*parts, strict=True))
+    return mean, bare
 
 
 @dataclass
@@ -110,8 +128,7 @@ class _Writer:
     ) -> _Writer:
         """Keys of all facts: they are inputs of the weight that changes, so no fact moves another's."""
         layer = recipe.layers[0]
-        inputs = collect_inputs(model, anatomy, rewriting, layer).to(exact_device(model.device)).double()
-        mean, bare = inputs.mean(1), inputs[:, 0]
+        mean, bare = _means(model, anatomy, rewriting, layer)
         keys = (mean if recipe.mean_key else bare).float()
         A = scaled_inverse_keys(mean, statistics.cholesky(layer, 1.0), at=keys)
         A = A.float().double()  # as the patch will hold it

@@ -40,6 +40,7 @@ Piece = tuple[tuple[int, ...], tuple[bool, ...]]
 
 _AT_ONCE = 8  # sequences a forward pass
 _KEEP_EVERY = 20.0  # seconds between two saved sums
+_HELD = 1 << 31  # bytes of factors, which are float64 and twice as large as C
 
 
 @dataclass
@@ -52,7 +53,8 @@ class Statistics:
     _spaces: dict[tuple[int, float], Tensor] = field(default_factory=dict, repr=False)
 
     def cholesky(self, layer: int, lambda_: float, norm: float = 0.0) -> Tensor:
-        """The lower float64 factor of λC + ``norm`` I, made once for each layer and pair of weights.
+        """The lower float64 factor of λC + ``norm`` I, made once for each layer and pair of weights, and held
+        as far as there is room.
 
         BadInput where that is not positive definite: without ``norm``, where C lacks full rank.
         """
@@ -67,6 +69,7 @@ class Statistics:
                     f"(C is not positive definite); set statistics_tokens to {2 * len(C)} or more"
                 )
             self._factors[layer, lambda_, norm] = factor
+            _make_room(self._factors)
         return self._factors[layer, lambda_, norm]
 
     def null_space(self, layer: int, threshold: float) -> Tensor:
@@ -86,6 +89,7 @@ class Statistics:
                     f"{float(values[-1]):.2g}: set a number between"
                 )
             self._spaces[layer, threshold] = vectors[:, :free].contiguous()
+            _make_room(self._spaces)
         return self._spaces[layer, threshold]
 
     def digest(self, layers: Sequence[int]) -> str:
@@ -94,6 +98,12 @@ class Statistics:
         for layer in layers:
             digest.update(self.layers[layer].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _make_room(held: dict[Any, Tensor]) -> None:
+    """Let the oldest go until the rest is within `_HELD`; never the newest."""
+    while len(held) > 1 and sum(each.numel() * each.element_size() for each in held.values()) > _HELD:
+        del held[next(iter(held))]
 
 
 def statistics_for(
