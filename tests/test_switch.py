@@ -253,3 +253,17 @@ def test_where_the_build_fails_the_line_says_that_the_branch_is_the_new_one(
     assert "side is checked out, but the build is not in line with it" in line
     assert "patchkit base PATH" in line
     assert git(repository.store.root, "branch", "--show-current") == "side"
+
+
+def test_a_commit_that_no_branch_holds_is_told_when_it_is_left(repository: Repository, base: Path) -> None:
+    root = repository.store.root
+    git(root, "switch", "-q", "--detach")
+    assert fine(switch(repository, "main", "--json")).json["left"] is None  # main holds it
+    git(root, "switch", "-q", "--detach")
+    add(repository, patch_on(base, 7, FIRST))
+    alone = git(root, "rev-parse", "HEAD").strip()
+    for dry in (["--dry-run"], []):
+        assert f"git branch NAME {alone[:10]}" in fine(switch(repository, "side", *dry)).out
+    git(root, "tag", "kept", alone)
+    git(root, "switch", "-q", "--detach", "kept")
+    assert "git branch NAME" not in fine(switch(repository, "main")).out

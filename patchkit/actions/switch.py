@@ -36,6 +36,8 @@ class Switched:
     removed: tuple[str, ...]
     changed: tuple[str, ...]
     build: Built | None = None
+    left: str | None = None
+    """A commit that no branch, tag or remote holds, where HEAD was detached."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -45,6 +47,7 @@ class Switched:
             "removed": list(self.removed),
             "changed": list(self.changed),
             "build": None if self.build is None else self.build.to_dict(),
+            "left": self.left,
         }
 
 
@@ -70,17 +73,26 @@ def switch(
         raise TreeProblems(found)
     old = store.head()
     changes = patch_changes(store, old, target) if old else ((), (), ())
+    left = _left_behind(store, old, target)
     if dry_run:
         if old is not None and old != target:
             move_branch(store, "", old, target, "", dry_run=True)
-        return Switched(branch, target, *changes)
+        return Switched(branch, target, *changes, left=left)
     earlier = stored_before(repository)
     name = ("--create", branch, target) if create else (branch,)
     with writers_lock(store):  # else a commit that another command is making would go to this branch
         store.git.write("switch", "--quiet", "--no-recurse-submodules", *name)
     reached = os.fsdecode(store.git.read("symbolic_ref", "--short", "HEAD")).strip()
     built = bring_in_line(repository, earlier, f"{one_line(reached)} is checked out", progress)
-    return Switched(reached, target, *changes, built)
+    return Switched(reached, target, *changes, built, left)
+
+
+def _left_behind(store: GitStore, old: str | None, target: str) -> str | None:
+    """HEAD's commit, where it is detached and only the reflog will know it."""
+    detached = store.git.ask("symbolic_ref", "--quiet", "HEAD") is None
+    if old is None or not detached or store.is_ancestor(old, target):
+        return None
+    return None if store.git.read("for_each_ref", "--count=1", f"--contains={old}") else old
 
 
 def stored_before(repository: Repository) -> Sequence[StoredPatch]:

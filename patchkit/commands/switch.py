@@ -12,7 +12,16 @@ from patchkit.commands.common import (
     print_json,
     quiet_option,
 )
-from patchkit.commands.display import GOOD, console, counted, in_bytes, progress_bars, say, say_patches
+from patchkit.commands.display import (
+    GOOD,
+    WARNING,
+    console,
+    counted,
+    in_bytes,
+    progress_bars,
+    say,
+    say_patches,
+)
 
 __all__ = ["command"]
 
@@ -58,5 +67,11 @@ def command(
     out = console()
     say(out, f"{'would go to' if dry_run else 'on'} {done.branch} at {done.commit[:10]}", GOOD)
     say_patches(out, done.added, done.changed, done.removed)
+    if done.left is not None:
+        say(
+            out,
+            f"no branch holds {done.left[:10]} that HEAD was on: keep it, git branch NAME {done.left[:10]}",
+            WARNING,
+        )
     if done.build is not None:
         say(out, f"build {done.build.folder}: {counted(len(done.build.patches), 'patch')} in force")
