@@ -24,7 +24,14 @@ from patchkit.writers import INCOMING, LOCK
 if TYPE_CHECKING:
     from patchkit.gitstore import GitStore
 
-__all__ = ["MERGE_FILE", "being_written", "leftovers", "operation_in_progress", "uncommitted"]
+__all__ = [
+    "MERGE_FILE",
+    "being_written",
+    "leftovers",
+    "operation_in_progress",
+    "uncommitted",
+    "waiting_merge",
+]
 
 MERGE_FILE = "patchkit-merge.toml"  # in Git's own folder: the choices that a stopped merge waits for
 
@@ -75,14 +82,19 @@ def _operation(store: GitStore) -> Problem | None:
 
 
 def _waits(store: GitStore) -> str:
-    """Where the merge that is under way waits for choices; the file may be an earlier merge's."""
+    path = waiting_merge(store)
+    return f"; choose in {path}, then patchkit merge --continue, or end it" if path else ""
+
+
+def waiting_merge(store: GitStore) -> Path | None:
+    """The file where the merge that is under way waits for choices; one of an earlier merge is none."""
     path = store.git_dir / MERGE_FILE
     try:
         brought = (store.git_dir / "MERGE_HEAD").read_text("utf-8").strip()
         mine = f'merge = "{brought}"' in path.read_text("utf-8", "replace")
     except OSError:
-        return ""
-    return f"; choose in {path}, then patchkit merge --continue, or end it" if mine else ""
+        return None
+    return path if mine else None
 
 
 def _git_locks(store: GitStore) -> Iterator[Problem]:

@@ -21,6 +21,7 @@ from patchkit.facts import Fact, Key
 from patchkit.gitstore import PATCHES, Entry, GitStore, Tree
 from patchkit.history import Commit, added_in
 from patchkit.inspection import inspect_folders, inspect_layout
+from patchkit.locks import waiting_merge
 from patchkit.merges import MergeMemory, merge_problems, taking_out
 from patchkit.patch import KEYS, Header
 from patchkit.problem import Problem, one_line
@@ -293,7 +294,10 @@ def _doubled(patches: Sequence[StoredPatch]) -> Iterator[Problem]:
 
 
 def conflicts(store: GitStore) -> list[Problem]:
-    """What stands in the index in more than one version, each with what can be chosen."""
+    """What stands in the index in more than one version, each with what can be chosen.
+
+    Of a merge that waits for choices one problem is told: how Git left the patches is not what is asked.
+    """
     out = store.git.read("ls_files", "--unmerged", "-z", "--", *store.pathspecs())
     stages: dict[str, dict[str, set[str]]] = {}
     for token in out.decode("utf-8", "surrogateescape").split("\0")[:-1]:
@@ -301,7 +305,15 @@ def conflicts(store: GitStore) -> list[Problem]:
         path = path.removeprefix(store.prefix)
         unit = "/".join(path.split("/")[:2])
         stages.setdefault(unit, {}).setdefault(path, set()).add(about.split(" ")[2])
-    return [_conflict(store, unit, list(files.values())) for unit, files in stages.items()]
+    waiting = waiting_merge(store)
+    patches = [unit for unit in stages if unit.startswith(f"{PATCHES}/")] if waiting else []
+    found = [
+        _conflict(store, unit, list(files.values())) for unit, files in stages.items() if unit not in patches
+    ]
+    if patches:
+        remedy = f"choose in {waiting}, then patchkit merge --continue; or give it up, patchkit merge --abort"
+        found.append(Problem(PATCHES, "a merge waits for choices", remedy))
+    return found
 
 
 def _conflict(store: GitStore, unit: str, files: Sequence[set[str]]) -> Problem:

@@ -107,6 +107,11 @@ def test_abort(cli: Cli, branches: Path) -> None:
     assert cli("merge", "side", "-q").code == 3
     assert cli.ok("merge", "--abort", "-n").out == "would give the merge up\n"
     assert "MERGE_HEAD" in {path.name for path in (branches / ".git").iterdir()}
+    told = cli("status")
+    assert told.code == 65
+    (line,) = told.err.splitlines()
+    assert "a merge waits for choices; choose in " in line, "and not how Git left the patches"
+    assert "patchkit merge --abort" in line
     assert cli.ok("merge", "--abort", "--json").json == {"how": "aborted"}
     assert snapshot(branches) == before
 
