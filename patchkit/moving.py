@@ -35,7 +35,8 @@ _OWN_TRAILER = re.compile(r"^patchkit-(?!accept:)[a-z-]+:", re.IGNORECASE | re.M
 class Step:
     """One line of a branch's reflog: where it went, from where (None: it began there), and who moved it.
 
-    ``own``: a command of patchkit's did; ``did`` is what the reflog says of it.
+    ``date``: when it was moved, which may be long after the commit. ``own``: a command of patchkit's did;
+    ``did`` is what the reflog says of it.
     """
 
     to: str
@@ -58,10 +59,17 @@ def current_branch(store: GitStore) -> str:
 
 def reflog(store: GitStore, branch: str) -> list[Step]:
     """The branch's own reflog, newest first. Empty where it has none, or it does not lead to its tip."""
-    fields = "%H%x00%ct%x00%gs%x00%(trailers:only,unfold)%x00"
+    fields = "%H%x00%gd%x00%gs%x00%(trailers:only,unfold)%x00"
     try:
         out = store.git.read(
-            "log", "-g", "-z", "--no-color", "--no-show-signature", f"--format={fields}", branch
+            "log",
+            "-g",
+            "-z",
+            "--date=unix",
+            "--no-color",
+            "--no-show-signature",
+            f"--format={fields}",
+            branch,
         )
     except PatchkitError:  # no such branch yet
         return []
@@ -74,7 +82,8 @@ def reflog(store: GitStore, branch: str) -> list[Step]:
 
 
 def _step(line: Sequence[str], before: str | None) -> Step:
-    to, seconds, did, trailers = line
+    to, selector, did, trailers = line
+    seconds = selector.rpartition("{")[2].removesuffix("}")  # branch@{seconds}: when the branch moved
     committed = did.startswith(("commit: ", "commit (merge): ")) and _OWN_TRAILER.search(trailers)
     own = did.split(":")[0].split(" ")[0] == ACTION or bool(committed)
     return Step(to, before, one_line(did), _date(seconds), own)

@@ -145,6 +145,7 @@ def test_init_twice_says_that_it_is_there(cli: Cli, knowledge: Path) -> None:
     done = cli.ok("init", tiny_base(), "--json")
     assert done.json["commit"] is None
     assert "there already" in cli.ok("init", tiny_base()).out
+    assert "recipe  memit, layers 0, λ 3 (in patchkit.toml)" in cli.ok("init", tiny_base()).out
     assert snapshot(knowledge) == before
 
 

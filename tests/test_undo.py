@@ -28,6 +28,7 @@ from proof_helpers import Outcome, here
 import patchkit.moving as moving
 from patchkit.gitcheck import fsck_git, fsck_worktree
 from patchkit.gitstore import Changes, GitStore
+from patchkit.moving import current_branch, move_branch
 from patchkit.repository import Repository
 from patchkit.stack import problems
 
@@ -191,6 +192,17 @@ def test_a_commit_from_before_the_reflog_was_marked_is_known_by_its_trailers(sto
     for text, code in (("Accept\n\nPatchkit-Accept: abc", 66), ("Add\n\nPatchkit-Patch: x", 0)):
         git(store.root, "commit", "-q", "--allow-empty", "-m", text)
         undo(store, code=code)
+
+
+def test_the_list_says_when_the_branch_moved_not_when_a_commit_was_made(store: GitStore, monkeypatch) -> None:
+    with monkeypatch.context() as then:
+        then.setenv("GIT_COMMITTER_DATE", "2001-02-03T04:05:06Z")
+        add(store, numbers(4))
+        old = store.head()
+        assert json.loads(undo(store, "--list", "--json").out)[0]["date"] == "2001-02-03T04:05:06+00:00"
+    git(store.root, "reset", "-q", "--hard", "HEAD~1")
+    move_branch(store, current_branch(store), store.head(), old, "pull: go forward")
+    assert json.loads(undo(store, "--list", "--json").out)[0]["date"] > "2026"
 
 
 def test_a_date_that_no_calendar_has_stands_in_nobodys_way(store: GitStore, monkeypatch) -> None:

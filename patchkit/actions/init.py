@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from patchkit.catalogue import Catalogue
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.editor import foreign_editors
-from patchkit.editing.published import recipe_for
+from patchkit.editing.published import read_recipe, recipe_for
 from patchkit.editing.recipe import Recipe
-from patchkit.errors import BadInput, NotFound, WouldOverwrite
+from patchkit.errors import BadInput, Misconfigured, NotFound, WouldOverwrite
 from patchkit.gitcommand import Git
 from patchkit.gitstore import Changes, GitStore
 from patchkit.lfs import ensure_installed
@@ -99,6 +100,11 @@ def init(
         raise WouldOverwrite(
             f"{at / FILE}: stands on another base already ({settings.base_source}); name a folder outside"
         )
+    if standing is not None:
+        with suppress(Misconfigured, BadInput):  # what is wrong with it is for those to say that read it
+            made = replace(
+                made, recipe=read_recipe(settings.recipe, str(at / FILE), None, lambda: place.folder)
+            )
     if dry_run:
         return made
     store = standing or GitStore.init(folder)
