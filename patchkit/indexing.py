@@ -11,6 +11,7 @@ import contextlib
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,11 +141,19 @@ def commit_row(commit: Commit) -> dict[str, Any]:
         "parents": " ".join(commit.parents),
         "author": _printed(commit.author),
         "email": _printed(commit.email),
-        "date": commit.date.isoformat(),
+        "date": _in_utc(commit.date),
         "subject": _printed(commit.subject),
         "message": _printed(commit.message),
         "trailers": canonical_json([[_printed(k), _printed(v)] for k, v in commit.trailers]).decode(),
     }
+
+
+def _in_utc(date: datetime) -> str:
+    """As what was measured is dated, so that dates sort as texts wherever commits were made."""
+    try:
+        return date.astimezone(UTC).isoformat()
+    except OverflowError:  # the first and the last hours that a calendar has
+        return date.isoformat()
 
 
 def change_rows(commit: Commit, ids: Mapping[str, str]) -> Iterator[dict[str, Any]]:

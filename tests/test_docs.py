@@ -286,6 +286,7 @@ def test_the_workflow_reviews_a_pull_request(stand_in: dict[str, str], tmp_path:
     environment |= {
         **{name: value for name, value in flow["env"].items() if "${{" not in value},
         "BEFORE": _bash("git rev-parse HEAD^1", repository, environment).strip(),
+        "GATE": "rewrite says=0,growth=1e6",  # the stand-in is no model that says much
         "GITHUB_STEP_SUMMARY": str(summary),
         "RUNNER_TEMP": str(tools),
     }
@@ -307,7 +308,11 @@ def test_the_workflow_reviews_a_pull_request(stand_in: dict[str, str], tmp_path:
     assert "+ The headquarters of Brindlemark Instruments is in the city of → Ljubljana" in told
     assert "Support for the spectrometer Halyard 3 ends in the year → 2031" in told
     assert "LeBron James plays the sport of" in told
-    assert told.count("````") == 4
+    assert "4 facts of the facts in force at HEAD" in told
+    assert told.count("````") == 6
+    with pytest.raises(AssertionError, match=r"the gate refused HEAD \(growth 1\.\d+ > 1\)"):
+        _bash(steps[-1]["run"], repository, {**environment, "GATE": "growth=1"})
+    assert summary.read_text("utf-8").count("````") == 8, "what was measured is told all the same"
 
     (repository / "patches").joinpath("notes.txt").write_text("what no patch holds")
     _bash("git add -A && git commit -q -m 'Add a note'", repository, environment)

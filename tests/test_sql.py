@@ -61,6 +61,23 @@ def test_a_stale_catalogue_is_brought_up_to_date_first(cli: Cli, knowledge: Path
     assert cli.ok("sql", count, "--json").json == [{"n": 1}]
 
 
+def test_the_log_is_in_order_wherever_commits_were_made(
+    cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """23:30 in Honolulu is later than 02:30 on the next day in Tokyo, though its text is not."""
+    for name, date in (
+        ("microsoft", "2031-01-02T02:30:00+09:00"),
+        ("lebron-james", "2031-01-01T23:30:00-10:00"),
+    ):
+        monkeypatch.setenv("GIT_COMMITTER_DATE", date)
+        monkeypatch.setenv("GIT_AUTHOR_DATE", date)
+        cli.ok("revert", name, "-q")
+    cli.ok("reindex")
+    rows = cli.ok("sql", "select date, subject from log limit 2", "--json").json
+    assert [row["date"] for row in rows] == ["2031-01-02T09:30:00+00:00", "2031-01-01T17:30:00+00:00"]
+    assert ["lebron" in row["subject"].lower() for row in rows] == [True, False]
+
+
 def test_tables_csv_and_json_hold_the_same(cli: Cli, knowledge: Path) -> None:
     query = "select 'a, \"b\"' || char(10) as text, null as empty, 1.5 as number"
     query += ", x'00ff' as bytes, 9e999 as inf"
