@@ -37,7 +37,7 @@ class CheckFailed(PatchkitError):
 
 
 class Refused(PatchkitError):
-    """A gate or rule refused the edit; the work is kept aside."""
+    """A gate or rule refused the edit, whose work is kept aside, or the stack."""
 
     exit_code = 3
 

@@ -177,6 +177,11 @@ class GitStore:
         name = self.git.ask("symbolic_ref", "--quiet", "--short", "HEAD")
         return "no branch (detached HEAD)" if name is None else os.fsdecode(name).strip()
 
+    def checkout(self) -> str:
+        """What is checked out: a branch's name, or the commit of a detached HEAD."""
+        name = self.git.ask("symbolic_ref", "--quiet", "--short", "HEAD")
+        return f"the detached commit {self.head()}" if name is None else os.fsdecode(name).strip()
+
     def tree(self, rev: str = "HEAD") -> Tree:
         """What `rev` holds; an empty tree for HEAD before the first commit."""
         commit = self.head() if rev == "HEAD" else self.resolve(rev)
@@ -276,9 +281,10 @@ class GitStore:
         trailers: Sequence[tuple[str, str]] = (),
         *,
         expected_head: str | None = None,
+        began_on: str | None = None,
     ) -> str:
         """Commit `changes`, and nothing else; the commit's id. See `recording.record`."""
-        return record(self, changes, message, trailers, expected_head=expected_head)
+        return record(self, changes, message, trailers, expected_head=expected_head, began_on=began_on)
 
     def _named(self, tree: str, name: str) -> TreeItem | None:
         return next((item for item in self.objects.tree(tree) if item.name == name), None)

@@ -38,6 +38,7 @@ __all__ = [
     "literal_pathspecs",
     "not_committed",
     "record",
+    "refuse_elsewhere",
     "refuse_filters",
     "replace_file",
 ]
@@ -76,17 +77,20 @@ def record(
     trailers: Sequence[tuple[str, str]] = (),
     *,
     expected_head: str | None = None,
+    began_on: str | None = None,
 ) -> str:
     """Commit `changes`, and nothing else; the commit's id.
 
-    Raises Busy where another writer holds the repository, HEAD is not `expected_head` any more or a
-    merge is under way, WouldOverwrite where the files have changes that are not committed, and
-    Refused where a hook refused or altered it. After an error the work tree, the index and HEAD
-    are as they were; where that could not be done, the line says so and `leftovers` names it.
+    Raises Busy where another writer holds the repository, HEAD is not `expected_head` any more, something
+    else is checked out than when long work began (`began_on`, of `GitStore.checkout`), or a merge is under
+    way, WouldOverwrite where the files have changes that are not committed, and Refused where a hook refused
+    or altered it. After an error the work tree, the index and HEAD are as they were; where that could not be
+    done, the line says so and `leftovers` names it.
     """
     store.ensure_ready()
     text = compose_message(message, trailers)
     with writers_lock(store) as staging:
+        refuse_elsewhere(store, began_on)
         head = store.head()
         if expected_head is not None and head != expected_head:
             raise Busy(
@@ -112,6 +116,12 @@ def record(
             if left and isinstance(error, PatchkitError):
                 raise type(error)(f"{error}; {left}") from error
             raise
+
+
+def refuse_elsewhere(store: GitStore, began_on: str | None) -> None:
+    """Busy where HEAD went to another branch since; the commit would go there."""
+    if began_on is not None and (now := store.checkout()) != began_on:
+        raise Busy(f"this began on {began_on}, and HEAD is on {now} now: git switch back before you go on")
 
 
 def compose_message(message: str, trailers: Sequence[tuple[str, str]]) -> bytes:

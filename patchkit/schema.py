@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["MIGRATIONS", "migrate", "newer", "pending", "steps"]
 
 SET = "patchkit"  # of the migrations, in SQLite's table of those that were applied
-MIGRATIONS = ("m001_history", "m002_beliefs", "m003_measured", "m004_views")
+MIGRATIONS = ("m001_history", "m002_beliefs", "m003_measured", "m004_views", "m005_utc")
 
 _VIEWS = {
     "patches_in_force": """
@@ -176,5 +176,11 @@ def steps() -> Any:
     def m004_views(db: Any) -> None:
         for name, query in _VIEWS.items():
             db.create_view(name, query)
+
+    @migrations()
+    def m005_utc(db: Any) -> None:
+        """Commits were dated where they were made, so that their dates did not sort as texts."""
+        in_utc = "strftime('%Y-%m-%dT%H:%M:%S+00:00', date)"  # nothing for a date that SQLite does not know
+        db.execute(f"update commits set date = {in_utc} where {in_utc} is not null")
 
     return migrations

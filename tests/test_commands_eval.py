@@ -176,11 +176,13 @@ def test_every_fact_is_told_for_a_program(cli: Cli, knowledge: Path, records: Pa
     scores = found["scores"]
     for side in ("a", "b"):
         rewrites = [fact[side]["rewrite"] for fact in (first, second)]
-        assert scores["rewrite says"][side]["value"] == sum(one["says"] for one in rewrites) / 2
-        assert scores["rewrite argmax"][side]["value"] == sum(one["argmax"] for one in rewrites) / 2
+        assert scores["rewrite says"][side]["value"] == sum(one["right"] for one in rewrites) / 2
+        assert scores["rewrite argmax"][side]["value"] == sum(one["target"]["argmax"] for one in rewrites) / 2
         model, tokenizer = Repository.open(".").load("HEAD~2" if side == "a" else "HEAD", "cpu")
         (wanted,) = score_targets(model, tokenizer, [("LeBron James plays the sport of", "football")])
-        assert rewrites[0]["target"] == pytest.approx(wanted.probability, rel=1e-5)
+        assert rewrites[0]["target"]["probability"] == pytest.approx(wanted.probability, rel=1e-5)
+        answers = [one["answer"]["argmax"] for one in first[side]["neighbors"]]
+        assert scores["neighbour argmax"][side]["value"] == sum(answers) / 2
     assert second["a"]["rewrite"]["was"] is None
 
 
@@ -191,6 +193,8 @@ def test_a_gate_refuses_a_stack_after_all_is_shown(cli: Cli, knowledge: Path) ->
     assert refused.code == 3
     assert refused.err == "patchkit: the gate refused HEAD (rewrite says 0 < 0.5)\n"
     assert "rewrite says" in refused.out
+    assert cli("eval", "--gate", "").code == 65, "an empty one is none by mistake"
+    assert "write NAME=SHARE" in cli("eval", "--gate", "RS=0.5").err, "nobody lets the models write"
     told = cli("eval", "--gate", "PS=0.5,growth=1", "--json")
     assert told.code == 3
     growth = told.json["b"]["growth"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from command_helpers import (
 from test_interference import literal, made
 
 from patchkit.actions import earlier
-from patchkit.actions.earlier import most_disturbed
+from patchkit.actions.earlier import Earlier, most_disturbed
 from patchkit.errors import Busy
 from patchkit.repository import Repository
 
@@ -70,8 +71,29 @@ def test_the_most_disturbed_come_first_and_those_without_keys_take_turns() -> No
     )
     known = [fact for _, fact in ranked]
     first, second = silent.facts
-    assert most_disturbed([one, silent, other], patch) == [known[0], first, known[1], second, *known[2:]]
+    found = most_disturbed([one, silent, other], patch)
+    assert [fact for fact in found if fact in known] == known
+    assert {found[1], found[3]} == {first, second}
     assert most_disturbed([], patch) == []
+
+
+def test_where_all_are_disturbed_as_little_others_are_drawn_at_each_edit() -> None:
+    below, first, second = made(40, 1, ("low",)), made(1, 2, ("high",)), made(1, 3, ("high",))
+    orders = [most_disturbed([below], edit) for edit in (first, second)]
+    assert orders[0] != orders[1]
+    assert set(orders[0]) == set(orders[1]) == set(below.facts)
+    assert most_disturbed([below], first) == orders[0]
+
+
+def test_a_patch_below_of_an_editor_that_is_not_here_is_no_obstacle() -> None:
+    below = replace(made(2, 1), method="of-another-package")
+    assert set(most_disturbed([below], made(1, 2))) == set(below.facts)
+
+
+def test_a_share_is_exact() -> None:
+    facts = made(7, 1).facts
+    assert Earlier(100, 100, 100, facts).kept == 0.93
+    assert Earlier(0, 0, 0).kept is None
 
 
 @pytest.mark.parametrize(("fact", "options"), [(PARIS, HARD), (ZOLA, QUICK)])
@@ -98,10 +120,14 @@ def test_what_is_said_of_earlier_facts_is_what_the_two_models_say(
 def test_a_person_is_told_what_is_lost(cli: Cli, said: Path, home: Path) -> None:
     told = cli.ok("commit", facts_file(home, PARIS), *HARD, "--dry-run").out
     assert "facts in force before: 1 of 2 that were said still are\n" in told
-    assert "no longer said: Japan → football; solve their patches again" in told
+    assert "would no longer be said: Japan → football\n" in told
     told = cli.ok("commit", facts_file(home, ZOLA), *QUICK, "--dry-run").out
     assert "facts in force before: 2 of 2 that were said still are\n" in told
-    assert "no longer said" not in told
+    assert "no longer" not in told
+    told = cli.ok("commit", facts_file(home, PARIS), *HARD).out
+    name = Repository.open(said).show("japan").name
+    assert f"no longer said: Japan → football; solve again on this stack: patchkit refit {name}\n" in told
+    cli.ok("refit", name, "-n", "-q")
 
 
 def test_a_gate_on_what_is_kept(cli: Cli, said: Path, home: Path) -> None:
@@ -131,7 +157,10 @@ def test_only_so_many_are_asked_and_that_is_told(
     told = cli.ok("commit", facts_file(home, ZOLA), *QUICK).out
     done = cli.ok("commit", facts_file(home, {**ZOLA, "prompt": PLAYS}), *QUICK, "--json").json["earlier"]
     assert (done["in_force"], done["asked"]) == (5, 1)
-    assert "facts in force before: 1 of 1 that were said still are (1 asked, those that it disturbs" in told
+    assert (
+        "facts in force before: 1 of 1 that were said still are (1 of 4 asked, the most disturbed first)"
+        in told
+    )
 
 
 # The repository moves on while an edit is computed
@@ -163,7 +192,7 @@ def test_a_commit_does_not_go_to_a_branch_that_was_checked_out_meanwhile(cli: Cl
 def test_a_refit_does_not_either(cli: Cli, knowledge: Path) -> None:
     head = git(knowledge, "rev-parse", "HEAD")
     progress = in_the_middle(lambda: git(knowledge, "switch", "-q", "--detach"))
-    with pytest.raises(Busy, match=r"began on main, and HEAD is on no branch"):
+    with pytest.raises(Busy, match=r"began on main, and HEAD is on the detached commit"):
         Repository.open(knowledge).refit("lebron-james", progress=progress)
     assert git(knowledge, "rev-parse", "HEAD") == head
 

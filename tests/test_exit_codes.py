@@ -377,7 +377,7 @@ ROWS = [
         "names no commit",
     ),
     Row("bisect with no base", ("bisect", "--prompt", "x", "--expect", "y"), 78, "say where it is", no_place),
-    Row("ask what is no text", ("ask", "caf\udce9"), 65, "is not UTF-8"),
+    Row("ask what is no text", ("ask", "caf\udce9"), 2, "is not UTF-8"),
     Row("ask of nothing", ("ask",), 2, "Missing argument"),
     Row("ask with no base", ("ask", "x"), 78, "say where it is", no_place),
     Row("ask of an unknown revision", ("ask", "x", "--rev", "v9"), 66, "names no commit"),

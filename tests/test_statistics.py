@@ -137,11 +137,12 @@ def test_the_factor_is_of_lambda_c_and_is_made_once(monkeypatch):
     assert torch.allclose(factor @ factor.T, 5.0 * found.layers[1].double())
     assert found.cholesky(1, 5.0) is factor
     assert found.cholesky(1, 6.0) is not factor
+    held = found.cholesky(1, 6.0)
     monkeypatch.setattr(statistics, "_HELD", 2 * factor.numel() * factor.element_size())
-    newest = found.cholesky(1, 7.0)
-    assert found.cholesky(1, 7.0) is newest
-    assert found.cholesky(1, 6.0) is found.cholesky(1, 6.0), "what there is room for is held"
-    assert found.cholesky(1, 5.0) is not factor, "the oldest went"
+    late = found.cholesky(1, 7.0)
+    assert torch.allclose(late @ late.T, 7.0 * found.layers[1].double())
+    assert found.cholesky(1, 7.0) is not late, "there is room for two"
+    assert (found.cholesky(1, 5.0) is factor, found.cholesky(1, 6.0) is held) == (True, True)
 
 
 def test_too_few_tokens_are_refused_with_the_way_out():

@@ -15,6 +15,7 @@ from patchkit.canonical import hash_bytes
 from patchkit.errors import Busy, PatchkitError, Refused
 from patchkit.facts import Batch, Fact, FactsError, Key, clashes
 from patchkit.gitstore import Changes
+from patchkit.recording import refuse_elsewhere
 from patchkit.stack import Stack, StoredPatch
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from patchkit.repository import Repository
 
 __all__ = [
+    "MOVED_ON",
     "GateRefused",
     "Taken",
     "apply_command",
@@ -39,6 +41,11 @@ __all__ = [
 ]
 
 ATTEMPTS = 5  # another writer may move HEAD between our look and our commit
+
+MOVED_ON = (
+    "another commit changed the stack meanwhile: these numbers are of the stack as it was; look at both "
+    "together: patchkit eval"
+)
 
 PLAIN = 10 << 20  # bytes that a hub takes in one file outside Git LFS
 
@@ -102,22 +109,21 @@ def record(
     trailers: Trailers,
     still_right: Callable[[Stack], None],
     *,
-    branch: str | None = None,
+    began_on: str | None = None,
 ) -> str:
     """Commit ``changes`` that were made on ``stack``; the commit's id.
 
     Where HEAD's stack moved meanwhile, ``still_right`` is asked of the new one first and raises
-    what speaks against it. ``branch``: where HEAD was when long work began; Busy where it is on another now.
+    what speaks against it. ``began_on``: what was checked out (`GitStore.checkout`) when long work began.
     """
     store = repository.store
     for attempt in range(ATTEMPTS):
         head = store.head()
-        if branch is not None and (now := store.branch()) != branch:
-            raise Busy(f"this began on {branch}, and HEAD is on {now} now: git switch back before you go on")
+        refuse_elsewhere(store, began_on)
         if store.tree("HEAD").id != stack.tree:
             still_right(repository.stack())
         try:
-            return store.record(changes, message, trailers, expected_head=head)
+            return store.record(changes, message, trailers, expected_head=head, began_on=began_on)
         except Busy:
             if attempt == ATTEMPTS - 1 or store.head() == head:
                 raise

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.changes import (
+    MOVED_ON,
     GateRefused,
     Taken,
     apply_command,
@@ -139,7 +140,7 @@ def commit(
         batch = with_reverses(batch)
     if not dry_run:
         repository.store.ensure_ready()
-    branch, stack = repository.store.branch(), repository.stack()
+    began_on, stack = repository.store.checkout(), repository.stack()
     recipe = repository.recipe(overrides)
     editor = find_editor(recipe.method)
     if isinstance(editor, Trained):
@@ -190,7 +191,7 @@ def commit(
     after = [each.id for each in (*under, patch)]
     asking, stacks = asking_of(repository, bench), ((list(patches), standing), (after, made))
     harm = moved(repository, asking, *stacks)
-    earlier = earlier_facts(asking, under, patch, *stacks)
+    earlier = earlier_facts(asking, stack, under, patch, *stacks)
     tell("measuring after", 1, 1)
     clock.lap("measuring")
 
@@ -219,7 +220,7 @@ def commit(
     _check_gate(None if dry_run else repository, done, gate or {}, bench)
     if dry_run:
         return done  # what was found stays, so that the commit itself need not look for it again
-    done = record_committed(repository, branch, stack, done, bench)
+    done = record_committed(repository, began_on, stack, done, bench)
     shutil.rmtree(unfinished.parent, ignore_errors=True)
     return done
 
@@ -247,11 +248,11 @@ def _unfinished(repository: Repository, bench: Workbench, under: Sequence[Patch]
 
 
 def record_committed(
-    repository: Repository, branch: str, stack: Stack, done: Committed, bench: Workbench
+    repository: Repository, began_on: str, stack: Stack, done: Committed, bench: Workbench
 ) -> Committed:
     """Commit the patch and what it replaces; then tell the catalogue what was measured.
 
-    Busy, with the patch kept aside, where HEAD is not on ``branch`` any more.
+    Busy, with the patch kept aside, where something else is checked out by then.
     """
     gone = {taken.patch for taken in done.replaced if taken.remaining is None} - {done.patch.name}
     solved = {t.patch: t.remaining.files() for t in done.replaced if t.remaining is not None}
@@ -268,22 +269,16 @@ def record_committed(
 
     try:
         trailers = _trailers(done, bench)
-        commit_id = record(repository, stack, changes, done.message, trailers, still_right, branch=branch)
+        commit_id = record(repository, stack, changes, done.message, trailers, still_right, began_on=began_on)
     except PatchkitError as error:
         raise kept_line(error, keep_aside(repository, done.patch), bool(done.replaced)) from error
-    notes = (*done.notes, _MOVED_ON) if other else done.notes
+    notes = (*done.notes, MOVED_ON) if other else done.notes
     done = replace_fields(done, commit=commit_id, notes=notes)
     try:
         _catalogue(repository, done, environment(str(bench.model.device)))
     except PatchkitError as error:  # the commit is made; what was measured also stands in its message
         return replace_fields(done, notes=(*done.notes, f"the catalogue has not got the results: {error}"))
     return done
-
-
-_MOVED_ON = (
-    "another commit changed the stack meanwhile: these numbers are of this edit on the stack as it was; "
-    "look at both together: patchkit eval"
-)
 
 
 def _catalogue(repository: Repository, done: Committed, computed_with: Mapping[str, Any]) -> None:

@@ -29,18 +29,18 @@ from patchkit.evaluation.intervals import (
     names_with_whole,
     share_of_ceiling,
 )
+from patchkit.evaluation.likelihood import Score
 from patchkit.evaluation.metrics import METRICS, Asked, Seen, look, tally
 from patchkit.evaluation.references import References
 from patchkit.evaluation.studies import digest_of
 from patchkit.evaluation.texts import Divergence, compare_on, windows
-from patchkit.facts import Fact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from patchkit.repository import Repository
 
-__all__ = ["BASE", "Evaluation", "FactSeen", "Score", "Side", "evaluate", "facts_in_force"]
+__all__ = ["BASE", "Compared", "Evaluation", "FactSeen", "Side", "evaluate", "facts_in_force"]
 
 BASE = "base"
 
@@ -59,7 +59,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Score:
+class Compared:
     """One score of A and of B, and B less A on the same facts in the same resamples."""
 
     name: str
@@ -72,34 +72,43 @@ class Score:
 class FactSeen:
     """One fact on both models."""
 
-    fact: Fact
+    case: Case
     a: Seen
     b: Seen
 
     def to_dict(self) -> dict[str, Any]:
-        told = {name: getattr(self.fact, name) for name in ("id", "subject", "prompt", "target")}
-        return {**told, "a": _prompts(self.fact, self.a), "b": _prompts(self.fact, self.b)}
+        fact = self.case.fact
+        told = {name: getattr(fact, name) for name in ("id", "subject", "prompt", "target", "was")}
+        return {**told, "a": _prompts(self.case, self.a), "b": _prompts(self.case, self.b)}
 
 
-def _prompts(fact: Fact, seen: Seen) -> dict[str, Any]:
-    """The prompts that carry the fact, and those that must not: whole objects' probabilities, and what is
-    said. Neighbours beyond the first few are not left to generate: null."""
-    return {
-        "rewrite": _prompt(fact.text, seen.rewrite),
-        "paraphrases": [_prompt(*pair) for pair in zip(fact.paraphrases, seen.paraphrases, strict=True)],
-        "neighbors": [_prompt(*pair) for pair in zip(fact.neighbors, seen.neighbors, strict=True)],
+def _prompts(case: Case, seen: Seen) -> dict[str, Any]:
+    """All prompts of a case with what was found. Neighbours beyond the first few are not left to generate."""
+    fact = case.fact
+    asked = {
+        "paraphrases": (fact.paraphrases, seen.paraphrases),
+        "neighbors": (fact.neighbors, seen.neighbors),
+        "portability": ([one.prompt for one in case.portability], seen.portability),
+        "reverse": ([fact.reverse.text] if fact.reverse else [], seen.reverse),
     }
+    rows = {name: [_prompt(*pair) for pair in zip(*both, strict=True)] for name, both in asked.items()}
+    return {"rewrite": _prompt(fact.text, seen.rewrite), **rows}
 
 
 def _prompt(text: str, asked: Asked) -> dict[str, Any]:
+    """``target``, ``was`` and ``answer`` are scores of whole objects: the one that an edit puts there (of
+    questions, the right one), the one that it takes away, and a neighbour's right one. ``right``: what is
+    said (``text``) begins with the object that is asked for; of a neighbour, with its right answer."""
     return {
         "prompt": text,
-        "target": asked.target.probability,
-        "was": None if asked.was is None else asked.was.probability,
-        "argmax": asked.target.argmax,
+        **{name: _score(getattr(asked, name)) for name in ("target", "was", "answer")},
         "text": asked.said,
-        "says": asked.right,
+        "right": asked.right,
     }
+
+
+def _score(found: Score | None) -> dict[str, Any] | None:
+    return None if found is None else {"probability": found.probability, "argmax": found.argmax}
 
 
 @dataclass(frozen=True)
@@ -117,7 +126,7 @@ class Evaluation:
     order: tuple[int, ...] | None
     """The places in the source of what was drawn, in that order; None where all were asked in theirs."""
     sides: tuple[Side, Side]
-    scores: tuple[Score, ...]
+    scores: tuple[Compared, ...]
     ceiling: Interval | None
     """S of B as a share of what NS of A, the base, lets it be; None where there is no S or no base."""
     text: Divergence | None
@@ -167,7 +176,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plain(score: Score) -> dict[str, dict[str, float]]:
+def _plain(score: Compared) -> dict[str, dict[str, float]]:
     return {part: asdict(getattr(score, part)) for part in ("a", "b", "difference")}
 
 
@@ -250,7 +259,7 @@ def evaluate(
         ceiling=_ceiling(seen[0], seen[1], seed) if a == BASE else None,
         text=divergence,
         notes=(*chosen.notes, *unreferenced, *_broken(seen), *notes, *harms[1].warnings()),
-        facts=tuple(FactSeen(case.fact, *row) for case, *row in zip(chosen.cases, *seen, strict=True)),
+        facts=tuple(FactSeen(case, *row) for case, *row in zip(chosen.cases, *seen, strict=True)),
     )
     tree = None if stacks[1] is None else stacks[1].tree
     try:
@@ -274,7 +283,7 @@ def _part(told: Callable[[str, int, int], None], place: int, done: int, total: i
     told("asking", place * total + done, 2 * total)
 
 
-def _scores(first: Sequence[Seen], second: Sequence[Seen], seed: int) -> list[Score]:
+def _scores(first: Sequence[Seen], second: Sequence[Seen], seed: int) -> list[Compared]:
     """Neighbours are held against those of A, on both sides."""
     one, other, names = _tallies(first, second)
     found = (
@@ -282,7 +291,7 @@ def _scores(first: Sequence[Seen], second: Sequence[Seen], seed: int) -> list[Sc
         intervals(other, names, seed),
         differences(other, one, names, seed),
     )
-    return [Score(name, *(each[name] for each in found)) for name in names_with_whole(names)]
+    return [Compared(name, *(each[name] for each in found)) for name in names_with_whole(names)]
 
 
 def _ceiling(base: Sequence[Seen], second: Sequence[Seen], seed: int) -> Interval | None:

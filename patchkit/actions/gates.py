@@ -62,8 +62,10 @@ def failed(
     found = []
     for name, limit in gate.items():
         value = multiples[name] if name in LIMITS else shares.get(name)
-        if value is None or (name not in LIMITS and math.isnan(value)):
+        if value is None:
             found.append(f"{name} was not measured: the facts that were asked list none")
+        elif name not in LIMITS and math.isnan(value):
+            found.append(f"{name} is not a number on this model")
         elif name in LIMITS and not value <= limit:  # NaN fails too
             found.append(f"{name} {value:.4g} > {limit:g}")
         elif name not in LIMITS and value < limit:

@@ -104,6 +104,7 @@ def _check_fit(patch: Patch, checkpoint: Checkpoint, anatomy: Anatomy, edited: s
 
 def commit_move(
     repository: Repository,
+    began_on: str,
     stack: Stack,
     base: NewBase,
     files: Mapping[str, Mapping[str, bytes]],
@@ -112,7 +113,8 @@ def commit_move(
 ) -> str:
     """Every patch and patchkit.toml in one commit, then the base's place on this machine; the commit's id.
 
-    Busy where anything was committed meanwhile: it would be left on the old base.
+    Busy where anything was committed meanwhile: it would be left on the old base; or where something else
+    than ``began_on`` is checked out.
     """
     store = repository.store
     tree = store.tree("HEAD")
@@ -124,6 +126,7 @@ def commit_move(
         message,
         [("Patchkit-Base", base.settings.base_fingerprint), *trailers],
         expected_head=tree.commit,
+        began_on=began_on,
     )
     folder = base.checkpoint.folder
     try:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.changes import large_files, record, remembered, solved_on_top
+from patchkit.actions.changes import MOVED_ON, large_files, record, remembered, solved_on_top
 from patchkit.actions.clock import Clock
 from patchkit.actions.edit import as_patch, below
 from patchkit.actions.environment import environment, measured_trailers
@@ -127,7 +127,7 @@ def refit(
         repository.store.ensure_ready()
     if base is not None and words:
         raise BadInput("a new base is for every patch: leave the patches' names out")
-    branch, stack = repository.store.branch(), repository.stack()
+    began_on, stack = repository.store.checkout(), repository.stack()
     chosen = _chosen(repository, stack, words)
     patches = repository.patches(stack)
     solved = {stored.name: _parts(stored.name, patches[stored.id]) for stored in chosen}
@@ -180,7 +180,7 @@ def refit(
     )
     if dry_run or done.unchanged:
         return done
-    return _record(repository, branch, stack, done, str(bench.model.device))
+    return _record(repository, began_on, stack, done, str(bench.model.device))
 
 
 def _chosen(repository: Repository, stack: Stack, words: Sequence[str]) -> list[StoredPatch]:
@@ -314,27 +314,29 @@ def _is_of_text(name: str) -> bool:
     return name == "layers" or (name.startswith("statistics_") and name != "statistics_digest")
 
 
-def _record(repository: Repository, branch: str, stack: Stack, done: Refitted, device: str) -> Refitted:
+def _record(repository: Repository, began_on: str, stack: Stack, done: Refitted, device: str) -> Refitted:
     """One commit; then the base's place, and what was measured."""
     files = {one.name: one.patch.files() for one in done.patches}
     trailers = [
         pair for one in done.patches for pair in (("Patchkit-Patch", one.name), ("Patchkit-Id", one.patch.id))
     ]
     trailers += measured_trailers(done.summary, done.timings, device)
+    other: list[Stack] = []
     if done.base is not None:
-        commit = commit_move(repository, stack, done.base, files, done.message, trailers)
+        commit = commit_move(repository, began_on, stack, done.base, files, done.message, trailers)
     else:
 
         def still_right(now: Stack) -> None:
+            other.append(now)
             for one in done.patches:
                 if stack.get(one.name) != now.get(one.name):
                     raise Busy(f"{one.name}: was changed by another commit while it was being refitted")
 
         changes = Changes(patches=files)
-        commit = record(repository, stack, changes, done.message, trailers, still_right, branch=branch)
+        commit = record(repository, stack, changes, done.message, trailers, still_right, began_on=began_on)
     with remembered("the refit is committed"):
         _catalogue(repository, done, environment(device))
-    return replace(done, commit=commit)
+    return replace(done, commit=commit, notes=(*done.notes, MOVED_ON) if other else done.notes)
 
 
 def _catalogue(repository: Repository, done: Refitted, computed_with: Mapping[str, Any]) -> None:

@@ -68,8 +68,10 @@ class Status:
     fingerprint: str | None
     """The base's, as patchkit.toml says; None where that cannot be read."""
     place: str | None
-    """Where the base lies on this machine, as it was said last; it may be gone: ``base_here``."""
+    """Where the base lies on this machine, as it was said last; None where nobody did, as for one that is
+    found by its name."""
     base_here: bool
+    """There is a folder at ``place``."""
     patches: int | None
     """In force at HEAD; None where its tree cannot be believed."""
     facts: int | None

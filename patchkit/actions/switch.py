@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from patchkit.actions.build import Built
     from patchkit.repository import Repository
 
-__all__ = ["Switched", "bring_in_line", "stored_before", "switch"]
+__all__ = ["Switched", "bring_in_line", "left_line", "stored_before", "switch"]
 
 PREVIOUS = "-"  # for Git, the branch before
 
@@ -83,8 +83,16 @@ def switch(
     with writers_lock(store):  # else a commit that another command is making would go to this branch
         store.git.write("switch", "--quiet", "--no-recurse-submodules", *name)
     reached = os.fsdecode(store.git.read("symbolic_ref", "--short", "HEAD")).strip()
-    built = bring_in_line(repository, earlier, f"{one_line(reached)} is checked out", progress)
+    done = f"{one_line(reached)} is checked out"
+    if left is not None:
+        done = f"{done} ({left_line(left)})"
+    built = bring_in_line(repository, earlier, done, progress)
     return Switched(reached, target, *changes, built, left)
+
+
+def left_line(commit: str) -> str:
+    """How to keep a commit that only the reflog knows."""
+    return f"no branch holds {commit[:10]} that HEAD was on: keep it, git branch NAME {commit[:10]}"
 
 
 def _left_behind(store: GitStore, old: str | None, target: str) -> str | None:

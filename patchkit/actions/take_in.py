@@ -51,7 +51,7 @@ def take_in(
     if not dry_run:
         repository.store.ensure_ready()
     batch = _facts(folder, facts)
-    branch, stack = repository.store.branch(), repository.stack()
+    began_on, stack = repository.store.checkout(), repository.stack()
     if not replace:
         refuse_clashes(batch, stack)
     clock = Clock()
@@ -78,6 +78,7 @@ def take_in(
     asking, after = asking_of(repository, bench), [each.id for each in (*under, patch)]
     stacks = ((list(patches), standing), (after, made))
     harm = moved(repository, asking, *stacks)
+    earlier = earlier_facts(asking, stack, under, patch, *stacks)
     tell("measuring", 2, 2)
     clock.lap("measuring")
     done = Committed(
@@ -93,11 +94,11 @@ def take_in(
         norms=patch.norms(),
         base_norms={name: float(checkpoint.read(name).double().norm()) for name in patch.deltas},
         harm=harm,
-        earlier=earlier_facts(asking, under, patch, *stacks),
+        earlier=earlier,
         size=sum(len(data) for data in patch.files().values()),
         notes=(*harm[1].warnings(), *large_files(repository, patch)),
     )
-    return done if dry_run else record_committed(repository, branch, stack, done, bench)
+    return done if dry_run else record_committed(repository, began_on, stack, done, bench)
 
 
 def _facts(folder: Path, facts: Facts | None) -> Batch:

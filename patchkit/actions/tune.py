@@ -122,7 +122,7 @@ def tune(
     if not dry_run:
         repository.store.ensure_ready()
         refuse_uncommitted(repository.store, (FILE,))  # now, not when all is measured
-    settings, was = repository.settings, repository.recipe()
+    began_on, settings, was = repository.store.checkout(), repository.settings, repository.recipe()
     editor = find_editor(was.method)
     if not isinstance(editor, MassEditor):
         raise BadInput(
@@ -162,7 +162,7 @@ def tune(
         changed = {name: value for name, value in table.items() if value != settings.recipe.get(name)}
         done = replace(done, changed=changed, reasons=_reasons(done, choice, changed))
         if not dry_run:
-            done = replace(done, commit=_record(repository, settings, table, done))
+            done = replace(done, commit=_record(repository, began_on, settings, table, done))
     return replace(done, seconds=time.perf_counter() - begun)
 
 
@@ -269,7 +269,9 @@ def _reasons(done: Tuned, choice: Climb, changed: Iterable[str]) -> dict[str, st
     return reasons
 
 
-def _record(repository: Repository, settings: Settings, table: dict[str, Any], done: Tuned) -> str:
+def _record(
+    repository: Repository, began_on: str, settings: Settings, table: dict[str, Any], done: Tuned
+) -> str:
     """Commit patchkit.toml with what changes and why; the commit's id. An error says what was found."""
     store = repository.store
     named = ", ".join(f"{name} {shown(name, v)}" for name, v in done.changed.items() if name != "guess")
@@ -278,6 +280,11 @@ def _record(repository: Repository, settings: Settings, table: dict[str, Any], d
         if tree.settings is None or repository.settings != settings:
             raise Busy(f"{FILE} was changed by another commit while the recipe was being tuned")
         data = dump_settings(replace(settings, recipe=table), store.read(tree.settings.oid), done.reasons)
-        return store.record(Changes(settings=data), f"Tune the recipe: {named}", expected_head=tree.commit)
+        return store.record(
+            Changes(settings=data),
+            f"Tune the recipe: {named}",
+            expected_head=tree.commit,
+            began_on=began_on,
+        )
     except PatchkitError as error:
         raise type(error)(f"{error}; what was found is {named}: set it in {FILE} by hand") from error

@@ -140,7 +140,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             utf8 = stream.encoding.lower().replace("-", "") == "utf8"
             stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
     try:
-        _refuse_bytes(sys.argv[1:] if arguments is None else arguments)
         outcome = cli.main(args=arguments, prog_name="patchkit", standalone_mode=False)
         if sys.stdout is not None:  # closed, as under some schedulers
             sys.stdout.flush()
@@ -160,6 +159,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return READER_GONE
     except SystemExit as error:  # click's own ends: completion, and status 1 for a reader that went away
         return READER_GONE if error.code == 1 else int(error.code or 0)
+    except UnicodeError as error:
+        told = "a text or a name is not UTF-8, which prompts, messages and names of facts must be"
+        return _fail(
+            f"{told} ({error.reason if hasattr(error, 'reason') else error})", BadInput.exit_code, error
+        )
     except OSError as error:
         return _fail(_os_line(error), NotWritten.exit_code, error)
     except Exception as error:
@@ -189,14 +193,6 @@ def _usage_line(error: click.ClickException) -> str:
     said = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     return f"{said}; see {context.command_path} --help" if context else said
-
-
-def _refuse_bytes(arguments: Sequence[str]) -> None:
-    """BadInput for bytes that are no text; only the name of something that is there may have such."""
-    for argument in arguments:
-        if any("\udc80" <= char <= "\udcff" for char in argument) and not os.path.lexists(argument):
-            shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in argument)
-            raise BadInput(f"{shown[:200]}: is not UTF-8, which prompts, messages and names must be")
 
 
 def _os_line(error: OSError) -> str:

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from patchkit.commands.common import directory_option, json_option, open_repository, print_json
+from patchkit.commands.common import directory_option, is_text, json_option, open_repository, print_json
 from patchkit.commands.display import Column, console, say, table
 from patchkit.errors import BadInput
 
@@ -14,7 +14,7 @@ __all__ = ["command"]
 
 
 @click.command("ask", short_help="Ask the base and the stack side by side.")
-@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…")
+@click.argument("prompts", nargs=-1, required=True, metavar="PROMPT…", callback=is_text)
 @click.option("--rev", "revision", default="HEAD", show_default=True, help="The stack at this commit.")
 @click.option(
     "--tokens",

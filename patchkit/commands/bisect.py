@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from patchkit.commands.common import directory_option, json_option, open_repository, print_json
+from patchkit.commands.common import directory_option, is_text, json_option, open_repository, print_json
 from patchkit.commands.display import (
     BAD,
     GOOD,
@@ -28,9 +28,13 @@ __all__ = ["command"]
 
 
 @click.command("bisect", short_help="Find the commit that made or broke an answer.")
-@click.option("--prompt", required=True, metavar="TEXT", help="What the model is asked.")
+@click.option("--prompt", required=True, metavar="TEXT", callback=is_text, help="What the model is asked.")
 @click.option(
-    "--expect", required=True, metavar="TEXT", help="The answer: what it says, greedily, begins so."
+    "--expect",
+    required=True,
+    metavar="TEXT",
+    callback=is_text,
+    help="The answer: what it says, greedily, begins so.",
 )
 @click.option("--good", default="base", show_default=True, metavar="REV", help="The older end.")
 @click.option("--bad", default="HEAD", show_default=True, metavar="REV", help="The newer end.")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from patchkit.commands.common import directory_option, json_option, open_repository, print_json
+from patchkit.commands.common import directory_option, is_text, json_option, open_repository, print_json
 from patchkit.commands.display import NAME, QUIET, Column, console, progress_bars, say, table
 
 if TYPE_CHECKING:
@@ -18,10 +18,13 @@ __all__ = ["command"]
 
 
 @click.command("blame", short_help="Say which patch makes the model say something.")
-@click.argument("text", metavar="FACT|PROMPT")
+@click.argument("text", metavar="FACT|PROMPT", callback=is_text)
 @click.option("--measure", is_flag=True, help="Leave each patch out even where a fact says it.")
 @click.option(
-    "--answer", metavar="TEXT", help="What to look for after PROMPT, instead of the model's first word."
+    "--answer",
+    metavar="TEXT",
+    callback=is_text,
+    help="What to look for after PROMPT, instead of the model's first word.",
 )
 @click.option("--rev", "revision", default="HEAD", show_default=True, help="The stack at this commit.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")

@@ -11,6 +11,7 @@ from patchkit.commands.common import (
     directory_option,
     dry_run_option,
     engine_options,
+    is_text,
     json_option,
     open_repository,
     print_json,
@@ -31,6 +32,7 @@ __all__ = ["command", "read_given", "show"]
     "inline",
     multiple=True,
     metavar="'SUBJECT | PROMPT | TARGET'",
+    callback=is_text,
     help="One fact, instead of a file.",
 )
 @click.option("-m", "--message", help="The commit's message; made from the facts otherwise.")
@@ -65,12 +67,13 @@ def command(
     standard input. Every fault in it is listed and nothing is written (exit code 65). The table
     shows what the edited model says, measured on the weights that a build of it holds; below it stands what
     happened to the rest: the perplexity of text that the base wrote itself, the norm of the edited
-    weights, and how many of the facts in force before are still said, of the 100 that the edit disturbs
-    most. An edit that fails its --gate is shown too, kept aside and refused (exit code 3).
+    weights, and how many of the facts in force before are still said. Of those, 100 are asked at most,
+    the ones that the edit disturbs most; where that is not known or the same, others at each edit. An
+    edit that fails its --gate is shown too, kept aside and refused (exit code 3).
 
-    --gate names shares from 0 to 1 that an edit must reach ("kept" is of the facts in force before), and
-    multiples of the base's that the whole
-    stack may not pass: perplexity=1.02, growth=1.05.
+    --gate names shares from 0 to 1 that an edit must reach, and multiples of the base's that the whole
+    stack may not pass: perplexity=1.02, growth=1.05. "kept" is of the facts in force before that were
+    asked and said; where none was, none is lost.
 
     An edit works in one direction: a fact that is to be said from its other end too is edited twice,
     by --with-reverse where it has a "reverse".
@@ -87,7 +90,7 @@ def command(
 
     if (facts is None) == (not inline):
         raise click.UsageError("give a file of facts, or --fact, and not both")
-    gates = parse_gate(gate) if gate else {}
+    gates = {} if gate is None else parse_gate(gate)
     overrides = recipe_overrides(options)
     read = with_reverses if options["with_reverse"] else lambda batch: batch
     batch = checked(
@@ -139,7 +142,7 @@ def show(done: Any, *, refused: bool = False) -> None:
         say(out, line, QUIET)
     if line := earlier_line(done.earlier):
         say(out, line, QUIET)
-    if line := lost_line(done.earlier):
+    if line := lost_line(done.earlier, committed=done.commit is not None):
         say(out, line, WARNING)
     for note in done.notes:
         say(out, note, WARNING)

@@ -20,6 +20,7 @@ __all__ = [
     "dry_run_option",
     "engine_options",
     "finite",
+    "is_text",
     "json_option",
     "licence_option",
     "open_repository",
@@ -69,6 +70,14 @@ def finite(ctx: click.Context, parameter: click.Parameter, value: float | None) 
     """A range holds against NaN and infinity nothing."""
     if value is not None and not math.isfinite(value):
         raise click.BadParameter("a finite number", ctx=ctx, param=parameter)
+    return value
+
+
+def is_text(ctx: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Bytes that Python could not read as text are a path's at most, and nothing that a model is asked."""
+    for text in (value,) if isinstance(value, str) else value or ():
+        if any("\udc80" <= char <= "\udcff" for char in text):
+            raise click.BadParameter("is not UTF-8", ctx=ctx, param=parameter)
     return value
 
 

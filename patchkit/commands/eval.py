@@ -138,8 +138,8 @@ def score(
     from patchkit.evaluation.metrics import METRICS
     from patchkit.evaluation.texts import read_text
 
-    shares = [name for name in names_with_whole(list(METRICS)) if name != "GE"]
-    gates = parse_gate(gate, shares) if gate else {}
+    shares = [name for name in names_with_whole(list(METRICS)) if name != "GE" and (texts or name != "RS")]
+    gates = {} if gate is None else parse_gate(gate, shares)
     a, b = compare
     running = (text, read_text(text)) if text is not None else None
     known = _references(texts, references)

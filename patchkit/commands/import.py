@@ -10,6 +10,7 @@ from patchkit.commands.commit import read_given, show
 from patchkit.commands.common import (
     directory_option,
     dry_run_option,
+    is_text,
     json_option,
     open_repository,
     print_json,
@@ -34,7 +35,12 @@ def command() -> None:
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--facts", "file", metavar="FILE", help="What it is for (default: DIR/facts.jsonl).")
 @click.option(
-    "--fact", "inline", multiple=True, metavar="'SUBJECT | PROMPT | TARGET'", help="The same, without a file."
+    "--fact",
+    "inline",
+    multiple=True,
+    metavar="'SUBJECT | PROMPT | TARGET'",
+    callback=is_text,
+    help="The same, without a file.",
 )
 @click.option("-m", "--message", help="The commit's message.")
 @click.option("--replace", is_flag=True, help="Take older facts with the same key out of their patches.")

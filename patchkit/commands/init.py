@@ -76,8 +76,8 @@ def command(
     say(out, f"{verb} {made.folder} on {made.source}", GOOD)
     say(out, f"{made.base_folder} · {made.fingerprint[:19]}…", label="base    ")
     layers = ", ".join(map(str, made.recipe.layers))
-    recipe = f"{made.recipe.method}, layers {layers}, λ {made.recipe.lambda_:g} (in patchkit.toml)"
-    say(out, recipe, label="recipe  ")
+    weight = f", λ {made.recipe.lambda_:g}" if made.recipe.reads("lambda") else ""
+    say(out, f"{made.recipe.method}, layers {layers}{weight} (in patchkit.toml)", label="recipe  ")
     if made.lfs:
         say(out, "patches in Git LFS", label="kept    ")
     if made.recipe.guess:

@@ -75,20 +75,26 @@ def earlier_line(earlier: Earlier) -> str:
     """What became of the facts that were in force before; empty where none of them was said."""
     if not earlier.said:
         return ""
-    asked = (
-        f" ({earlier.asked} asked, those that it disturbs most)" if earlier.asked < earlier.in_force else ""
-    )
+    fewer = earlier.asked < earlier.in_force
+    asked = f" ({earlier.asked} of {earlier.in_force} asked, the most disturbed first)" if fewer else ""
     kept = earlier.said - len(earlier.lost)
     return f"facts in force before: {kept} of {earlier.said} that were said still are{asked}"
 
 
-def lost_line(earlier: Earlier) -> str:
-    """The facts in force that are not said any more; empty where there is none."""
+def lost_line(earlier: Earlier, *, committed: bool) -> str:
+    """The facts in force that are not said any more, and what helps; empty where there is none."""
     if not earlier.lost:
         return ""
     named = ", ".join(f"{fact.subject} → {fact.target}" for fact in earlier.lost[:3])
     more = f" and {len(earlier.lost) - 3} more" if len(earlier.lost) > 3 else ""
-    return f"no longer said: {named}{more}; solve their patches again on this stack: patchkit refit"
+    if not committed:
+        return f"would no longer be said: {named}{more}"
+    again = (
+        f"; solve again on this stack: patchkit refit {' '.join(earlier.refittable)}"
+        if earlier.refittable
+        else ""
+    )
+    return f"no longer said: {named}{more}{again}"
 
 
 def mark(change: FactChange) -> Text:

@@ -14,7 +14,7 @@ from patchkit.commands.results import harm_lines, one_line
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from patchkit.actions.evaluate import Evaluation, Score
+    from patchkit.actions.evaluate import Compared, Evaluation
     from patchkit.evaluation.intervals import Interval
 
 __all__ = ["show_scores"]
@@ -58,13 +58,13 @@ def _show_unsaid(out: Console, found: Evaluation) -> None:
     """The facts that B does not say, with what it says in their place."""
     unsaid = found.unsaid
     for seen in unsaid[:UNSAID]:
-        fact, said = seen.fact, one_line(seen.b.rewrite.said or "")
+        fact, said = seen.case.fact, one_line(seen.b.rewrite.said or "")
         say(out, f"{found.sides[1].name} does not say: {fact.text} → {fact.target}, but: {said}", WARNING)
     if len(unsaid) > UNSAID:
         say(out, f"and {len(unsaid) - UNSAID} more (--json tells every fact)", WARNING)
 
 
-def _row(score: Score, bounds: bool) -> list[str | Text]:
+def _row(score: Compared, bounds: bool) -> list[str | Text]:
     apart = score.difference.low > 0 or score.difference.high < 0
     style = "" if not apart else GOOD if score.difference.value > 0 else BAD
     spell = "%.2f" if score.name == "GE" else "%.1f"

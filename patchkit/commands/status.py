@@ -18,13 +18,14 @@ __all__ = ["command"]
 
 
 def _base_hint(status: Status) -> str:
-    """Where the base is not here, how to have it here."""
-    if status.base_here or status.fingerprint is None:
+    """Where the base is not where it was, or nobody said where it is, how to go on."""
+    by_name = not status.base.startswith(FOLDER)
+    if status.base_here or status.fingerprint is None or (by_name and status.place is None):
         return ""
     gone = "" if status.place is None else f"is not at {status.place} any more; "
-    if status.base.startswith(FOLDER):
-        return f" ({gone}say where it lies on this machine: patchkit base PATH)"
-    return f" ({gone}it is fetched by its name when it is needed)"
+    if by_name:
+        return f" ({gone}it is fetched by its name when it is needed)"
+    return f" ({gone}say where it lies on this machine: patchkit base PATH)"
 
 
 @click.command("status", short_help="Say what is in force, and what is half done.")
@@ -46,7 +47,8 @@ def command(directory: str, quiet: bool, as_json: bool) -> None:
     elif not quiet:
         out = console()
         say(out, f"on {status.branch}" + (f" at {status.commit[:10]}" if status.commit else ""))
-        say(out, f"base {status.base}{_base_hint(status)}", "" if status.base_here else WARNING)
+        hint = _base_hint(status)
+        say(out, f"base {status.base}{hint}", WARNING if hint else "")
         if status.patches is None or status.facts is None:
             say(out, "in force: not known, since the tree cannot be believed", WARNING)
         else:

@@ -68,10 +68,8 @@ def command(
     say(out, f"{'would go to' if dry_run else 'on'} {done.branch} at {done.commit[:10]}", GOOD)
     say_patches(out, done.added, done.changed, done.removed)
     if done.left is not None:
-        say(
-            out,
-            f"no branch holds {done.left[:10]} that HEAD was on: keep it, git branch NAME {done.left[:10]}",
-            WARNING,
-        )
+        from patchkit.actions.switch import left_line
+
+        say(out, left_line(done.left), WARNING)
     if done.build is not None:
         say(out, f"build {done.build.folder}: {counted(len(done.build.patches), 'patch')} in force")

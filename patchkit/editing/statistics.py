@@ -40,7 +40,7 @@ Piece = tuple[tuple[int, ...], tuple[bool, ...]]
 
 _AT_ONCE = 8  # sequences a forward pass
 _KEEP_EVERY = 20.0  # seconds between two saved sums
-_HELD = 1 << 31  # bytes of factors, which are float64 and twice as large as C
+_HELD = 1 << 31  # bytes of factors and spaces, which are float64 and twice as large as C
 
 
 @dataclass
@@ -68,8 +68,7 @@ class Statistics:
                     f"layer {layer}: the statistics of {self.tokens} tokens leave directions unseen "
                     f"(C is not positive definite); set statistics_tokens to {2 * len(C)} or more"
                 )
-            self._factors[layer, lambda_, norm] = factor
-            _make_room(self._factors)
+            return self._held(self._factors, (layer, lambda_, norm), factor)
         return self._factors[layer, lambda_, norm]
 
     def null_space(self, layer: int, threshold: float) -> Tensor:
@@ -88,9 +87,16 @@ class Statistics:
                     f"eigenvalues of C go from {float(values[0]):.2g} to "
                     f"{float(values[-1]):.2g}: set a number between"
                 )
-            self._spaces[layer, threshold] = vectors[:, :free].contiguous()
-            _make_room(self._spaces)
+            return self._held(self._spaces, (layer, threshold), vectors[:, :free].contiguous())
         return self._spaces[layer, threshold]
+
+    def _held(self, among: dict[Any, Tensor], name: Any, found: Tensor) -> Tensor:
+        """``found``, held where there is room; layers are asked for in turn, so that letting the oldest go
+        for it would serve none of them."""
+        every = (*self._factors.values(), *self._spaces.values(), found)
+        if sum(each.numel() * each.element_size() for each in every) <= _HELD:
+            among[name] = found
+        return found
 
     def digest(self, layers: Sequence[int]) -> str:
         """SHA-256 over the float32 bytes of C of ``layers``, in order."""
@@ -98,12 +104,6 @@ class Statistics:
         for layer in layers:
             digest.update(self.layers[layer].cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
-
-
-def _make_room(held: dict[Any, Tensor]) -> None:
-    """Let the oldest go until the rest is within `_HELD`; never the newest."""
-    while len(held) > 1 and sum(each.numel() * each.element_size() for each in held.values()) > _HELD:
-        del held[next(iter(held))]
 
 
 def statistics_for(
