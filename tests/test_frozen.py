@@ -9,10 +9,12 @@ import json
 import sqlite3
 import sys
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlite_utils
 from git_helpers import git
 from proof_helpers import expected_hashes, fine, here, one_line, person, tensor_hashes  # noqa: F401
 
@@ -21,7 +23,7 @@ from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, Misconfigured
 from patchkit.patch import FORMAT, Header
 from patchkit.repository import Repository
-from patchkit.schema import MIGRATIONS, steps
+from patchkit.schema import MIGRATIONS, migrate, steps
 from patchkit.settings import BASE_KEY, parse_settings
 
 sys.path.insert(0, str(Path(__file__).parent / "frozen"))
@@ -101,6 +103,23 @@ def _rows(path: Path) -> dict[str, list[Any]]:
             if connection.execute("select 1 from sqlite_master where name = ?", [table]).fetchone():
                 found[table] = connection.execute(f'select * from "{table}"').fetchall()
         return found
+
+
+def test_dates_of_older_catalogues_are_brought_into_utc(tmp_path: Path) -> None:
+    found = _frozen(4, tmp_path / "older")
+    dates = {
+        "c1": "2026-01-01T02:30:00+09:00",
+        "c2": "2025-12-31T23:30:00-10:00",
+        "c3": "1970-01-01T00:00:00+00:00",
+    }
+    with closing(sqlite3.connect(found.path)) as connection:
+        connection.execute("delete from commits")
+        connection.executemany("insert into commits (id, date) values (?, ?)", dates.items())
+        connection.commit()
+        migrate(sqlite_utils.Database(connection))
+        now = dict(connection.execute("select id, date from commits").fetchall())
+    wanted = {name: datetime.fromisoformat(date).astimezone(UTC).isoformat() for name, date in dates.items()}
+    assert now == wanted
 
 
 def test_every_schema_has_its_frozen_copy() -> None:
