@@ -214,6 +214,12 @@ def test_show_without_a_catalogue(cli: Cli, knowledge: Path) -> None:
     assert found["weights"][0]["norm"] == pytest.approx(known["weights"][0]["norm"])
     assert found["weights"][0]["share"] is None
     assert "–" in cli.ok("show").out
+    told = git(knowledge, "log", "-1", "--format=%(trailers:key=Patchkit-Results,valueonly)").strip()
+    assert found["claimed"] == told
+    assert f"results {told} (as its commit says; not measured on this machine)" in " ".join(
+        cli.ok("show").out.split()
+    )
+    assert found["claimed"] == known["claimed"]
 
 
 def test_stack(cli: Cli, knowledge: Path) -> None:

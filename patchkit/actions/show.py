@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchkit.errors import NotFound, PatchkitError
 from patchkit.facts import Fact
+from patchkit.history import Commit
 from patchkit.patch import SCALE
 from patchkit.stack import StoredPatch, find_patch
 
@@ -46,6 +47,8 @@ class Shown:
     facts: tuple[Fact, ...]
     results: Mapping[int, Mapping[str, Any]]
     weights: tuple[Weight, ...]
+    claimed: str | None
+    """What the commit that made this version says of all its facts; anybody can write that."""
 
     @property
     def recipe_line(self) -> str:
@@ -72,13 +75,15 @@ class Shown:
                 for line, fact in enumerate(self.facts, 1)
             ],
             "weights": [asdict(weight) for weight in self.weights],
+            "claimed": self.claimed,
         }
 
 
 def show(repository: Repository, word: str | None = None, revision: str = "HEAD") -> Shown:
     """A patch in force at ``revision``, by folder name or slug; the newest where none is named."""
     stack = repository.stack(revision)
-    dated = stack.by_date(repository.store.history(revision))
+    history = repository.store.history(revision)
+    dated = stack.by_date(history)
     if not dated:
         raise NotFound("no patch is in force; make one: patchkit commit facts.jsonl")
     stored = find_patch(stack, word) if word else dated[-1][0]
@@ -96,7 +101,17 @@ def show(repository: Repository, word: str | None = None, revision: str = "HEAD"
         facts=stored.facts,
         results=latest_results(repository, stored),
         weights=tuple(_weights(repository, stored)),
+        claimed=_claimed(history, stored),
     )
+
+
+def _claimed(history: Sequence[Commit], stored: StoredPatch) -> str | None:
+    """From the newest commit that made this version alone: of several patches its sums are of all."""
+    for commit in history:
+        ids = [value for key, value in commit.trailers if key == "Patchkit-Id"]
+        if ids == [stored.id]:
+            return dict(commit.trailers).get("Patchkit-Results")
+    return None
 
 
 def recipe_line(method: str, recipe: Mapping[str, Any]) -> str:

@@ -32,7 +32,8 @@ def _told(fact: Fact) -> str:
 @json_option
 def command(patch: str | None, revision: str, directory: str, as_json: bool) -> None:
     """Show PATCH (default: the newest): its facts with what was measured when it was committed,
-    its rank and norm by layer, and the recipe that made it.
+    its rank and norm by layer, and the recipe that made it. Where nothing was measured on this machine,
+    as in a clone, the sums stand there that its commit's message tells.
 
     \b
     Example:
@@ -53,6 +54,8 @@ def command(patch: str | None, revision: str, directory: str, as_json: bool) -> 
         ("recipe", shown.recipe_line),
     ):
         say(out, value, label=f"{name:<8}")
+    if shown.claimed is not None and not shown.results:
+        say(out, f"{shown.claimed} (as its commit says; not measured on this machine)", label="results ")
     rows = []
     for line, fact in enumerate(shown.facts, 1):
         result = shown.results.get(line)
