@@ -177,7 +177,7 @@ class GitStore:
         name = self.git.ask("symbolic_ref", "--quiet", "--short", "HEAD")
         return "no branch (detached HEAD)" if name is None else os.fsdecode(name).strip()
 
-    def checkout(self) -> str:
+    def standing(self) -> str:
         """What is checked out: a branch's name, or the commit of a detached HEAD."""
         name = self.git.ask("symbolic_ref", "--quiet", "--short", "HEAD")
         return f"the detached commit {self.head()}" if name is None else os.fsdecode(name).strip()

@@ -82,7 +82,7 @@ def record(
     """Commit `changes`, and nothing else; the commit's id.
 
     Raises Busy where another writer holds the repository, HEAD is not `expected_head` any more, something
-    else is checked out than when long work began (`began_on`, of `GitStore.checkout`), or a merge is under
+    else is checked out than when long work began (`began_on`, of `GitStore.standing`), or a merge is under
     way, WouldOverwrite where the files have changes that are not committed, and Refused where a hook refused
     or altered it. After an error the work tree, the index and HEAD are as they were; where that could not be
     done, the line says so and `leftovers` names it.
@@ -120,7 +120,7 @@ def record(
 
 def refuse_elsewhere(store: GitStore, began_on: str | None) -> None:
     """Busy where HEAD went to another branch since; the commit would go there."""
-    if began_on is not None and (now := store.checkout()) != began_on:
+    if began_on is not None and (now := store.standing()) != began_on:
         raise Busy(f"this began on {began_on}, and HEAD is on {now} now: git switch back before you go on")
 
 

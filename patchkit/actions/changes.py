@@ -114,7 +114,7 @@ def record(
     """Commit ``changes`` that were made on ``stack``; the commit's id.
 
     Where HEAD's stack moved meanwhile, ``still_right`` is asked of the new one first and raises
-    what speaks against it. ``began_on``: what was checked out (`GitStore.checkout`) when long work began.
+    what speaks against it. ``began_on``: what was checked out (`GitStore.standing`) when long work began.
     """
     store = repository.store
     for attempt in range(ATTEMPTS):

@@ -140,7 +140,7 @@ def commit(
         batch = with_reverses(batch)
     if not dry_run:
         repository.store.ensure_ready()
-    began_on, stack = repository.store.checkout(), repository.stack()
+    began_on, stack = repository.store.standing(), repository.stack()
     recipe = repository.recipe(overrides)
     editor = find_editor(recipe.method)
     if isinstance(editor, Trained):

@@ -127,7 +127,7 @@ def refit(
         repository.store.ensure_ready()
     if base is not None and words:
         raise BadInput("a new base is for every patch: leave the patches' names out")
-    began_on, stack = repository.store.checkout(), repository.stack()
+    began_on, stack = repository.store.standing(), repository.stack()
     chosen = _chosen(repository, stack, words)
     patches = repository.patches(stack)
     solved = {stored.name: _parts(stored.name, patches[stored.id]) for stored in chosen}

@@ -51,7 +51,7 @@ def take_in(
     if not dry_run:
         repository.store.ensure_ready()
     batch = _facts(folder, facts)
-    began_on, stack = repository.store.checkout(), repository.stack()
+    began_on, stack = repository.store.standing(), repository.stack()
     if not replace:
         refuse_clashes(batch, stack)
     clock = Clock()

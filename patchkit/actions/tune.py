@@ -122,7 +122,7 @@ def tune(
     if not dry_run:
         repository.store.ensure_ready()
         refuse_uncommitted(repository.store, (FILE,))  # now, not when all is measured
-    began_on, settings, was = repository.store.checkout(), repository.settings, repository.recipe()
+    began_on, settings, was = repository.store.standing(), repository.settings, repository.recipe()
     editor = find_editor(was.method)
     if not isinstance(editor, MassEditor):
         raise BadInput(
