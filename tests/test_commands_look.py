@@ -331,6 +331,12 @@ def test_editors(cli: Cli, home: Path) -> None:
     assert "memit" in cli.ok("editors").out
 
 
+def test_prompts_on_standard_input_are_text(cli: Cli, knowledge: Path) -> None:
+    done = cli("ask", "-", stdin=b"caf\xe9\n")
+    assert (done.code, done.out) == (65, "")
+    assert "is not UTF-8" in done.err
+
+
 def test_ask_sets_base_and_stack_side_by_side(cli: Cli, knowledge: Path) -> None:
     prompt = "LeBron James plays the sport of"
     (answer,) = cli.ok("ask", prompt, "--json", "--top", "3", "--tokens", "8").json

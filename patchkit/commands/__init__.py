@@ -161,9 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return READER_GONE if error.code == 1 else int(error.code or 0)
     except UnicodeError as error:
         told = "a text or a name is not UTF-8, which prompts, messages and names of facts must be"
-        return _fail(
-            f"{told} ({error.reason if hasattr(error, 'reason') else error})", BadInput.exit_code, error
-        )
+        return _fail(f"{told} ({getattr(error, 'reason', error)})", BadInput.exit_code, error)
     except OSError as error:
         return _fail(_os_line(error), NotWritten.exit_code, error)
     except Exception as error:

@@ -47,7 +47,9 @@ def command(
       patchkit ask "LeBron James plays the sport of" "Microsoft was founded by"
     """
     asked = [
-        prompt for item in prompts for prompt in (sys.stdin.read().splitlines() if item == "-" else [item])
+        prompt
+        for item in prompts
+        for prompt in (sys.stdin.buffer.read().decode("utf-8").splitlines() if item == "-" else [item])
     ]
     asked = [prompt for prompt in asked if prompt.strip()]
     if not asked:
