@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from benchmarks.machine import disk_rate, scratch
 from benchmarks.references import git_helpers
 from benchmarks.report import Bar, Effort, Measured
+from patchkit.algebra.factors import Delta, Patch
 from patchkit.checkpoint import Checkpoint
-from patchkit.factors import Delta, Patch
 
 __all__ = ["measure"]
 

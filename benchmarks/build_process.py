@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from benchmarks.machine import peak_memory
-from patchkit.build import build
+from patchkit.algebra.factors import Patch
+from patchkit.builds.build import build
 from patchkit.checkpoint import Checkpoint
-from patchkit.factors import Patch
 
 
 def _work(what: str, place: Path) -> None:

@@ -15,13 +15,13 @@ from benchmarks.report import Bar, Cell, Effort, Measured
 from patchkit.actions.edit import as_patch
 from patchkit.actions.harm import TEXT
 from patchkit.actions.workbench import stacked_weights
+from patchkit.algebra.factors import Patch
 from patchkit.editing.editor import find_editor
 from patchkit.editing.statistics import text_for
 from patchkit.errors import NotFound
 from patchkit.evaluation.harm import GROWTH, PERPLEXITY, Harm, growths, perplexity
 from patchkit.evaluation.likelihood import score_targets
 from patchkit.evaluation.voice import Loaded
-from patchkit.factors import Patch
 from patchkit.models.loading import put_weights
 
 __all__ = ["measure"]

@@ -19,6 +19,8 @@ import patchkit
 from benchmarks.counterfact import Half, counterfact
 from benchmarks.references import command_helpers, tiny_models
 from benchmarks.report import Effort
+from patchkit.algebra.factors import Patch, Solution
+from patchkit.algebra.rounding import materialise
 from patchkit.canonical import hash_file
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.kept import key_of
@@ -31,13 +33,11 @@ from patchkit.editing.targets import find_targets
 from patchkit.editing.templates import Passage, drift_passages, write_templates
 from patchkit.evaluation.measure import FactChange, FactState, compare, observe
 from patchkit.fact import Fact
-from patchkit.factors import Patch, Solution
 from patchkit.files import write_durably
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.cache import cache_folder
 from patchkit.models.loading import load_model, put_weights
 from patchkit.models.sources import resolve_base
-from patchkit.rounding import materialise
 
 __all__ = ["Found", "Laboratory", "laboratory"]
 
@@ -80,7 +80,7 @@ def _code() -> str:
     """A digest of the code and the libraries that an edit and its scores come from, but recipes."""
     package = Path(patchkit.__file__).parent
     names = [f"evaluation/{name}.py" for name in ("generation", "harm", "likelihood", "measure")]
-    names += ["closed_forms.py", "factors.py", "rounding.py"]
+    names += [f"algebra/{name}.py" for name in ("closed_forms", "factors", "rounding")]
     edited = [*package.glob("editing/*.py"), *package.glob("models/*.py")]
     files = [path for path in edited if path.name != "published.py"] + [package / name for name in names]
     return key_of([torch.__version__, transformers.__version__, *(hash_file(path) for path in sorted(files))])

@@ -13,11 +13,11 @@ import torch
 from benchmarks.laboratory import Laboratory, laboratory
 from benchmarks.quality import Tally, difference, interval, tally
 from benchmarks.report import Bar, Cell, Effort, Measured
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.interference import interference
+from patchkit.algebra.joint import solve_jointly
 from patchkit.evaluation.measure import FactState, compare
 from patchkit.fact import Fact
-from patchkit.factors import Patch
-from patchkit.interference import interference
-from patchkit.joint import solve_jointly
 
 __all__ = ["measure"]
 

@@ -21,6 +21,7 @@ from benchmarks.report import Bar, Cell, Effort, Measured
 from patchkit.actions.edit import as_patch, below
 from patchkit.actions.harm import TEXT
 from patchkit.actions.workbench import Workbench, stacked_weights
+from patchkit.algebra.factors import Patch
 from patchkit.editing.anchor import reference_norm
 from patchkit.editing.editor import find_editor
 from patchkit.editing.recipe import Recipe
@@ -29,7 +30,6 @@ from patchkit.evaluation.harm import growths, perplexity
 from patchkit.evaluation.measure import FactState, compare, observe
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
-from patchkit.factors import Patch
 
 __all__ = ["measure"]
 

@@ -12,13 +12,13 @@ import time
 from benchmarks.laboratory import laboratory
 from benchmarks.quality import interval, tally
 from benchmarks.report import Bar, Effort, Measured
+from patchkit.algebra.factors import Delta
+from patchkit.algebra.rounding import materialise
 from patchkit.editing.editor import Edited
 from patchkit.editing.memit import Memit
 from patchkit.editing.statistics import Statistics
 from patchkit.evaluation.measure import compare
-from patchkit.factors import Delta
 from patchkit.models.loading import put_weights
-from patchkit.rounding import materialise
 
 __all__ = ["measure"]
 

@@ -13,9 +13,9 @@ from benchmarks.commands import run
 from benchmarks.machine import scratch, seconds_of
 from benchmarks.references import git_helpers
 from benchmarks.report import Bar, Effort, Measured
+from patchkit.algebra.factors import Delta, Patch
 from patchkit.checkpoint import Checkpoint
-from patchkit.factors import Delta, Patch
-from patchkit.gitstore import Changes, GitStore
+from patchkit.git.store import Changes, GitStore
 from patchkit.repository import Repository
 from patchkit.settings import BASE_KEY, Settings, dump_settings
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from patchkit.actions.edit import edit
+    from patchkit.algebra.factors import Patch
     from patchkit.errors import PatchkitError
-    from patchkit.factors import Patch
     from patchkit.facts import Fact
     from patchkit.repository import Repository
 
@@ -26,7 +26,7 @@ __all__ = ["Fact", "Patch", "PatchkitError", "Repository", "edit"]
 
 _HOMES = {
     "Fact": "patchkit.facts",
-    "Patch": "patchkit.factors",
+    "Patch": "patchkit.algebra.factors",
     "PatchkitError": "patchkit.errors",
     "Repository": "patchkit.repository",
     "edit": "patchkit.actions.edit",

@@ -18,13 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchkit.beliefs import Beliefs
 from patchkit.canonical import hash_bytes
-from patchkit.database import json_text
+from patchkit.database.beliefs import Beliefs
+from patchkit.database.opening import json_text
 from patchkit.errors import PatchkitError
 
 if TYPE_CHECKING:
-    from patchkit.gitstore import GitStore
+    from patchkit.git.store import GitStore
 
 __all__ = ["Catalogue"]
 
@@ -207,7 +207,7 @@ class Catalogue(Beliefs):
 
     def reindex(self, store: GitStore, *, norms: bool = True, anew: bool = False) -> dict[str, int]:
         """Derive everything derivable from Git's history again; counts by name. See `indexing`."""
-        from patchkit.indexing import reindex
+        from patchkit.database.indexing import reindex
 
         return reindex(self, store, norms=norms, anew=anew)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 
-from patchkit import lfs
 from patchkit.canonical import hash_bytes
 from patchkit.errors import PatchkitError
 from patchkit.facts import Fact, FactsError, load_canonical
-from patchkit.gitstore import ATTRIBUTES, PATCHES, Entry, GitStore, Tree
-from patchkit.lfs import begins_pointer
+from patchkit.git import lfs
+from patchkit.git.lfs import begins_pointer
+from patchkit.git.store import ATTRIBUTES, PATCHES, Entry, GitStore, Tree
 from patchkit.patch import DELTA, FACTS, KEYS, Header, read_patch_header, valid_patch_name
 from patchkit.problem import Problem, one_line
 from patchkit.tensors import header_of

@@ -4,7 +4,7 @@ A patch is a folder of ``facts.jsonl``, ``delta.safetensors`` and ``keys.safeten
 be left out). The delta's single metadata key holds canonical JSON, the `Header`, which names the
 base and the hashes of the other two files; so the SHA-256 of the delta is the whole version's id.
 Promises: nothing is believed that does not agree with everything else; torch is not imported.
-The numbers are in `patchkit.factors`.
+The numbers are in `patchkit.algebra.factors`.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.catalogue import Catalogue
-from patchkit.gitstore import Commit, GitStore
+from patchkit.git.store import Commit, GitStore
 from patchkit.settings import FILE as SETTINGS
 from patchkit.settings import Settings
 from patchkit.stack import Problem, Stack, StoredPatch, find_patch, problems, read_patch, read_stack
@@ -45,12 +45,12 @@ if TYPE_CHECKING:
     from patchkit.actions.undo import Undone
     from patchkit.actions.verify import Verified
     from patchkit.actions.workbench import Workbench
+    from patchkit.algebra.factors import Patch
     from patchkit.checkpoint import Checkpoint
+    from patchkit.database.questions import Answer as Rows
     from patchkit.editing.recipe import Recipe
     from patchkit.evaluation.cases import Cases
-    from patchkit.factors import Patch
-    from patchkit.moving import Step
-    from patchkit.questions import Answer as Rows
+    from patchkit.git.moving import Step
 
 __all__ = ["Repository"]
 

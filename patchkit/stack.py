@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Protocol
 
 from patchkit.errors import BadInput, NotFound, PatchkitError
 from patchkit.facts import Fact, Key
-from patchkit.gitstore import PATCHES, Entry, GitStore, Tree
-from patchkit.history import Commit, added_in
+from patchkit.git.history import Commit, added_in
+from patchkit.git.locks import waiting_merge
+from patchkit.git.store import PATCHES, Entry, GitStore, Tree
 from patchkit.inspection import inspect_folders, inspect_layout
-from patchkit.locks import waiting_merge
-from patchkit.merges import MergeMemory, merge_problems, taking_out
+from patchkit.merging.merges import MergeMemory, merge_problems, taking_out
 from patchkit.patch import KEYS, Header
 from patchkit.problem import Problem, one_line
 from patchkit.settings import FILE as SETTINGS
 from patchkit.settings import Settings, parse_settings
 
 if TYPE_CHECKING:
-    from patchkit.factors import Patch
+    from patchkit.algebra.factors import Patch
 
 __all__ = [
     "Memory",
@@ -207,7 +207,7 @@ class Updates(Mapping[str, "Patch"]):
 
 def read_patch(store: GitStore, stored: StoredPatch, *, without: Sequence[str] = ()) -> Patch:
     """The whole patch with its numbers, every check made (imports torch), but for files left out."""
-    from patchkit.factors import Patch
+    from patchkit.algebra.factors import Patch
 
     files = {name: store.read(entry.oid) for name, entry in stored.files.items() if name not in without}
     return Patch.from_files(files, stored.name)

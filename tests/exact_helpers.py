@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from patchkit.factors import Delta, Patch, Solution
+from patchkit.algebra.factors import Delta, Patch, Solution
 from patchkit.facts import Fact
 
 LARGEST = {d: Fraction(torch.finfo(d).max) for d in (torch.float32, torch.bfloat16, torch.float16)}

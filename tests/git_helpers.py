@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from patchkit.factors import Delta, Patch, Solution
+from patchkit.algebra.factors import Delta, Patch, Solution
 from patchkit.facts import Fact
-from patchkit.gitstore import Changes, GitStore
+from patchkit.git.store import Changes, GitStore
+from patchkit.git.writers import writers_lock
 from patchkit.settings import Settings, dump_settings
-from patchkit.writers import writers_lock
 
 BASE = "sha256:" + "a" * 64
 OTHER_BASE = "sha256:" + "b" * 64

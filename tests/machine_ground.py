@@ -19,7 +19,7 @@ from git_helpers import git
 from machine_model import Base, Part, Rows, Said, Version, read_version, single
 from proof_helpers import as_person
 
-from patchkit.factors import Delta, Patch, Solution
+from patchkit.algebra.factors import Delta, Patch, Solution
 from patchkit.facts import Fact
 from patchkit.repository import Repository
 

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model, tiny_tokenizer
 from torch import Tensor
 
-from patchkit.build_record import BUILD_RECORD
+from patchkit.algebra.factors import Delta, Patch, Solution
+from patchkit.builds.record import BUILD_RECORD
 from patchkit.canonical import hash_bytes, hash_file
 from patchkit.checkpoint import Checkpoint
 from patchkit.commands import main
-from patchkit.factors import Delta, Patch, Solution
 from patchkit.facts import Fact
 from patchkit.repository import Repository
 from patchkit.settings import BASE_KEY, Settings, dump_settings
@@ -184,7 +184,7 @@ def saved(patch: Patch, folder: Path) -> Path:
 
 def small_repository(folder: Path, base: Path) -> Repository:
     """What `patchkit init` makes, on a checkpoint that is no model (init asks for a recipe)."""
-    from patchkit.gitstore import Changes, GitStore
+    from patchkit.git.store import Changes, GitStore
 
     folder.mkdir(parents=True, exist_ok=True)
     git(folder, "init", "-q", "-b", "main", "--template=")

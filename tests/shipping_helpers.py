@@ -14,8 +14,8 @@ from proof_helpers import fine, here, saved, small_repository, tiny_base
 from torch import Tensor
 from transformers import AutoConfig
 
+from patchkit.algebra.factors import Delta, Patch
 from patchkit.checkpoint import Checkpoint
-from patchkit.factors import Delta, Patch
 from patchkit.facts import Fact
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import loader_of

@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
-from patchkit import build as module
-from patchkit import rewriting
-from patchkit.build import BUILD_RECORD, BuildRecord, build, stacked, verify_build
-from patchkit.build_record import FINISHED, UNFINISHED
+from patchkit.algebra.factors import Delta, Patch
+from patchkit.algebra.rounding import materialise
+from patchkit.builds import build as module
+from patchkit.builds import rewriting
+from patchkit.builds.build import BUILD_RECORD, BuildRecord, build, stacked, verify_build
+from patchkit.builds.record import FINISHED, UNFINISHED
 from patchkit.canonical import hash_bytes, hash_file
 from patchkit.checkpoint import INDEX, SINGLE, Checkpoint
 from patchkit.errors import BadInput, Busy, NotWritten, PatchkitError, WouldOverwrite
-from patchkit.factors import Delta, Patch
-from patchkit.rounding import materialise
 
 SHAPES = {"model.layers.0.w": (6, 9), "model.layers.1.w": (6, 9)}
 WIDE = {"model.layers.2.w": (256, 160)}  # beyond 32,768 entries torch divides the work over its threads
@@ -503,9 +503,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 os.fsync = lambda _: None  # a kill loses nothing that was written; only a power cut would
-from patchkit.build import build, verify_build
+from patchkit.builds.build import build, verify_build
 from patchkit.checkpoint import Checkpoint
-from patchkit.factors import Patch
+from patchkit.algebra.factors import Patch
 from safetensors.torch import load_file
 
 root, start, goal = Path(sys.argv[1]), sys.argv[2], sys.argv[3]

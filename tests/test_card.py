@@ -25,7 +25,7 @@ from markdown_it import MarkdownIt
 from tiny_models import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from patchkit.build import verify_build
+from patchkit.builds.build import verify_build
 from patchkit.errors import BadInput
 from patchkit.repository import Repository
 from patchkit.shipping.card import Card, FactRow, PatchRow, WeightRow, escaped, markdown

@@ -28,11 +28,11 @@ from git_helpers import (  # noqa: F401
     write,
 )
 
-from patchkit import database
 from patchkit.catalogue import Catalogue
+from patchkit.database import opening as database
 from patchkit.errors import Busy, Misconfigured, NotWritten
 from patchkit.facts import Fact, Reverse
-from patchkit.gitstore import Changes, GitStore
+from patchkit.git.store import Changes, GitStore
 from patchkit.stack import read_stack
 
 pytestmark = pytest.mark.usefixtures("git_environment")
@@ -282,7 +282,7 @@ def test_a_writer_that_waits_too_long_is_told(store: GitStore, catalogue: Catalo
 def test_first_writers_at_once_make_one_catalogue(tmp_path: Path) -> None:
     """Each waits at a barrier of files, then writes to a catalogue that is not there yet."""
     code = (
-        "import sys, time; from pathlib import Path; import sqlite_utils, patchkit.schema; "
+        "import sys, time; from pathlib import Path; import sqlite_utils, patchkit.database.schema; "
         "from patchkit.catalogue import Catalogue; at, me = Path(sys.argv[1]), sys.argv[2]; "
         "(at / me).touch(); end = time.monotonic() + 30\n"
         "while len(list(at.glob('w*'))) < 3 and time.monotonic() < end: pass\n"

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from command_helpers import Cli, cli, git_environment, home, knowledge
 
-from patchkit.datasette_metadata import metadata
+from patchkit.database.datasette import metadata
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
 

@@ -15,7 +15,8 @@ import tiny_models
 import torch
 from command_helpers import save_checkpoint
 
-from patchkit.build import build
+from patchkit.algebra.factors import Patch
+from patchkit.builds.build import build
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.memit import Memit
 from patchkit.editing.published import recipe_for
@@ -23,7 +24,6 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import statistics_for
 from patchkit.evaluation.likelihood import score_targets
 from patchkit.fact import Fact
-from patchkit.factors import Patch
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import load_model
 from patchkit.models.names import StoredNames

@@ -356,7 +356,7 @@ def test_the_reader_of_the_format_page_reads_patches(tmp_path: Path) -> None:
     """With safetensors, json and hashlib alone: what it finds is what patchkit wrote, dense and not."""
     import torch
 
-    from patchkit.factors import Delta, Patch, Solution
+    from patchkit.algebra.factors import Delta, Patch, Solution
     from patchkit.facts import Fact
 
     reader = next(b for b in BLOCKS["docs/patch-format.md"] if "reader" in b.info)
@@ -483,7 +483,7 @@ def test_every_header_field_is_documented() -> None:
 def test_every_table_and_view_is_documented(tmp_path: Path) -> None:
     import sqlite_utils
 
-    from patchkit.schema import migrate
+    from patchkit.database.schema import migrate
 
     db = sqlite_utils.Database(tmp_path / "catalogue.db")
     migrate(db)
@@ -611,14 +611,16 @@ def _graph(*, late: bool) -> dict[str, set[str]]:
 
 
 FLOORS = (
-    "errors problem canonical files records jsonlines threads",
-    "fact facts tensors checkpoint settings database schema",
+    "errors problem canonical files records jsonlines",
+    "fact facts tensors checkpoint settings",
     "models",
-    "overlap spectrum closed_forms "
-    "patch factors parts rounding rewriting build build_record mending gitcommand objects history lfs "
-    "recording moving remotes locks "
-    "gitstore gitcheck signatures merges returns inspection stack beliefs catalogue salvage indexing "
-    "questions datasette_metadata choices writers interference joint mergeplan mergefile merging",
+    "patch",
+    "algebra",
+    "builds git",
+    "inspection",
+    "merging",
+    "stack",
+    "catalogue database",
     "editing evaluation",
     "shipping",
     "actions repository",
@@ -661,8 +663,8 @@ def test_torch_stays_out_of_what_only_looks() -> None:
         for name, path in _sources()
         if any(item.split(".")[0] in ("torch", "transformers") for item in _imports(path, late=False))
     }
-    assert "patchkit.factors" in heavy
-    light = ["repository", "stack", "catalogue", "gitstore", "patch", "facts", "settings", "build_record"]
+    assert "patchkit.algebra.factors" in heavy
+    light = ["repository", "stack", "catalogue", "git.store", "patch", "facts", "settings", "builds.record"]
     light += [
         "commands",
         *(f"commands.{command}" for command in COMMANDS),

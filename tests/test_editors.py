@@ -8,13 +8,13 @@ import reference_memit as reference
 import tiny_models
 import torch
 
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.joint import solve_jointly
 from patchkit.editing import finetune, rome
 from patchkit.editing.editor import Below, find_editor
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.errors import BadInput
-from patchkit.factors import Patch
-from patchkit.joint import solve_jointly
 from patchkit.models.anatomy import anatomy_of
 
 FACTS = tiny_models.FACTS

@@ -40,11 +40,11 @@ from proof_helpers import (  # noqa: F401
     tensor_hashes,
 )
 
-from patchkit.build import verify_build
+from patchkit.algebra.rounding import materialise
+from patchkit.builds.build import verify_build
 from patchkit.canonical import hash_bytes
 from patchkit.checkpoint import Checkpoint
 from patchkit.repository import Repository
-from patchkit.rounding import materialise
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 THREADS = (1, 2, 4)

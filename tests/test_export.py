@@ -24,10 +24,10 @@ from proof_helpers import (  # noqa: F401
 from safetensors.torch import load_file
 from shipping_helpers import Knowledge, edited, loaded, logits, with_adapter
 
+from patchkit.algebra.factors import Delta, Patch
 from patchkit.canonical import hash_file
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput
-from patchkit.factors import Delta, Patch
 from patchkit.facts import Fact, read_facts
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.names import StoredNames

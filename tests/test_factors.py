@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
 
+from patchkit.algebra.factors import Delta, Patch, Solution
 from patchkit.errors import BadInput, NotFound, WouldOverwrite
-from patchkit.factors import Delta, Patch, Solution
 from patchkit.patch import DELTA, FACTS, KEYS, break_even
 
 BASE = "sha256:" + "cd" * 32

@@ -30,7 +30,7 @@ from proof_helpers import (  # noqa: F401
     tiny_base,
 )
 
-from patchkit.build import verify_build
+from patchkit.builds.build import verify_build
 from patchkit.checkpoint import Checkpoint
 from patchkit.repository import Repository
 

@@ -20,10 +20,10 @@ from proof_helpers import expected_hashes, fine, here, one_line, person, tensor_
 
 from patchkit.catalogue import Catalogue
 from patchkit.checkpoint import Checkpoint
+from patchkit.database.schema import MIGRATIONS, migrate, steps
 from patchkit.errors import BadInput, Misconfigured
 from patchkit.patch import FORMAT, Header
 from patchkit.repository import Repository
-from patchkit.schema import MIGRATIONS, migrate, steps
 from patchkit.settings import BASE_KEY, parse_settings
 
 sys.path.insert(0, str(Path(__file__).parent / "frozen"))

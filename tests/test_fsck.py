@@ -29,9 +29,9 @@ from proof_helpers import (  # noqa: F401
 )
 
 from patchkit.checkpoint import Checkpoint
-from patchkit.gitcheck import fsck_worktree
-from patchkit.gitstore import GitStore
-from patchkit.locks import being_written
+from patchkit.git.check import fsck_worktree
+from patchkit.git.locks import being_written
+from patchkit.git.store import GitStore
 from patchkit.problem import Problem
 
 pytestmark = pytest.mark.usefixtures("person")

@@ -24,13 +24,13 @@ from safetensors.torch import save
 from shipping_helpers import loaded
 from test_signing import key_pair
 
-from patchkit.build_record import SIGNATURE, BuildRecord
+from patchkit.algebra.factors import Patch
+from patchkit.builds.record import SIGNATURE, BuildRecord
 from patchkit.canonical import canonical_json, hash_bytes, strict_json
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import PatchkitError
-from patchkit.factors import Patch
 from patchkit.facts import parse_facts
-from patchkit.lfs import Pointer
+from patchkit.git.lfs import Pointer
 from patchkit.patch import DELTA, FACTS, KEYS
 from patchkit.settings import Settings, dump_settings, parse_settings
 from patchkit.shipping.modules import Modules

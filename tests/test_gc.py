@@ -28,13 +28,13 @@ from proof_helpers import (  # noqa: F401
 from safetensors.torch import save_file
 
 from patchkit.actions import gc as action
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.parts import joined
 from patchkit.checkpoint import Checkpoint
 from patchkit.commands import gc as command
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.written import contexts_name, text_name
-from patchkit.factors import Patch
 from patchkit.files import is_temporary
-from patchkit.parts import joined
 from patchkit.patch import JOINT, SCALE
 from patchkit.repository import Repository
 
@@ -230,8 +230,8 @@ def test_trees_that_nothing_reaches_leave_the_catalogue(root: Path) -> None:
 def test_it_waits_for_a_running_writer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = _leave(root, 20)
     repository = Repository.open(root / "kb")
-    monkeypatch.setattr("patchkit.writers.PATIENCE", 0.05)
-    from patchkit.writers import writers_lock
+    monkeypatch.setattr("patchkit.git.writers.PATIENCE", 0.05)
+    from patchkit.git.writers import writers_lock
 
     with writers_lock(repository.store):
         line = one_line(here("-C", root / "kb", "gc"), 75)

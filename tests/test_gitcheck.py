@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from git_helpers import add, git, git_environment, make_store, numbers  # noqa: F401
 
-from patchkit import gitcheck
-from patchkit.gitcheck import _hashed_files, _is_object, _loose_objects, fsck_git, fsck_worktree
-from patchkit.gitstore import GitStore
+from patchkit.git import check as gitcheck
+from patchkit.git.check import _hashed_files, _is_object, _loose_objects, fsck_git, fsck_worktree
+from patchkit.git.store import GitStore
 
 pytestmark = pytest.mark.usefixtures("git_environment")
 

@@ -33,7 +33,6 @@ from git_helpers import (  # noqa: F401
 )
 
 import patchkit
-from patchkit import recording, writers
 from patchkit.errors import (
     BadInput,
     Busy,
@@ -45,9 +44,10 @@ from patchkit.errors import (
     Unavailable,
     WouldOverwrite,
 )
-from patchkit.gitstore import ATTRIBUTES, Changes, GitStore
-from patchkit.moving import reflog
-from patchkit.recording import compose_message
+from patchkit.git import recording, writers
+from patchkit.git.moving import reflog
+from patchkit.git.recording import compose_message
+from patchkit.git.store import ATTRIBUTES, Changes, GitStore
 from patchkit.stack import problems, read_stack
 
 pytestmark = pytest.mark.usefixtures("git_environment")
@@ -108,7 +108,7 @@ def test_no_git_on_the_path(store: GitStore, tmp_path: Path) -> None:
     code = (
         "from pathlib import Path\n"
         "from patchkit.errors import Unavailable\n"
-        "from patchkit.gitstore import GitStore\n"
+        "from patchkit.git.store import GitStore\n"
         "try: GitStore.find(Path('.'))\n"
         "except Unavailable as error: print(error)\n"
     )
@@ -789,7 +789,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from git_helpers import numbers
-from patchkit.gitstore import Changes, GitStore
+from patchkit.git.store import Changes, GitStore
 store = GitStore.find(Path(sys.argv[2]))
 for number in map(int, sys.argv[3:]):
     patch = numbers(number)
@@ -927,25 +927,26 @@ def test_the_package_never_writes_through_gitpythons_index_or_references() -> No
 WRITING = {"commit", "add", "rm", "merge", "update_ref"}
 
 
-def test_only_gitcommand_starts_git_and_only_recording_and_merging_commit() -> None:
-    for path in Path(patchkit.__file__).parent.rglob("*.py"):
-        text = path.read_text("utf-8")
-        if path.name != "gitcommand.py":
+def test_only_one_module_starts_git_and_only_the_two_of_recording_commit() -> None:
+    package = Path(patchkit.__file__).parent
+    for path in package.rglob("*.py"):
+        text, name = path.read_text("utf-8"), path.relative_to(package).as_posix()
+        if name != "git/command.py":
             assert "import git\n" not in text, path
             assert not ('"git"' in text and "subprocess" in text), path
         allowed = {
-            "recording.py": WRITING,
-            "merging.py": WRITING,
-            "moving.py": {"update_ref"},
-            "pull.py": {"merge"},  # a fast-forward, which makes no commit
+            "git/recording.py": WRITING,
+            "merging/recording.py": WRITING,
+            "git/moving.py": {"update_ref"},
+            "actions/pull.py": {"merge"},  # a fast-forward, which makes no commit
         }
-        for word in WRITING - allowed.get(path.name, set()):
+        for word in WRITING - allowed.get(name, set()):
             assert f'write("{word}"' not in text, path
 
 
 def test_opening_and_reading_import_no_torch_and_no_sqlite_utils(store: GitStore) -> None:
     code = (
-        "import sys; from pathlib import Path; from patchkit.gitstore import GitStore; "
+        "import sys; from pathlib import Path; from patchkit.git.store import GitStore; "
         "from patchkit.stack import problems; from patchkit.catalogue import Catalogue; "
         "s = GitStore.find(Path('.')); problems(s, memory=Catalogue(s.private)); s.history(); s.leftovers(); "
         "print([m for m in ('torch', 'numpy', 'sqlite_utils', 'tomlkit') if m in sys.modules])"

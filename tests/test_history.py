@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from git_helpers import add, git, git_environment, make_store, numbers  # noqa: F401
 
-from patchkit import history
-from patchkit.gitstore import GitStore
+from patchkit.git import history
+from patchkit.git.store import GitStore
 
 pytestmark = pytest.mark.usefixtures("git_environment")
 

@@ -10,10 +10,10 @@ import tiny_models
 import torch
 from test_replay import SHAPES, replayed_logits, rows_of
 
+from patchkit.algebra.threads import side_by_side
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.hooks import listening, reading_inputs, stand_in, stop_after
 from patchkit.models.replay import capture
-from patchkit.threads import side_by_side
 
 ROUNDS = 20
 

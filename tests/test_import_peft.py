@@ -28,9 +28,9 @@ from proof_helpers import (  # noqa: F401
 from safetensors.torch import load_file, save_file
 from shipping_helpers import Knowledge, edited, loaded, logits
 
+from patchkit.algebra.factors import Delta
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, NotFound, PatchkitError
-from patchkit.factors import Delta
 from patchkit.repository import Repository
 from patchkit.shipping.modules import Modules
 from patchkit.shipping.peft_reader import read_adapter

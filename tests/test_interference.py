@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchkit.algebra.factors import Delta, Patch, Solution
+from patchkit.algebra.interference import interference
 from patchkit.errors import BadInput
-from patchkit.factors import Delta, Patch, Solution
 from patchkit.facts import Fact
-from patchkit.interference import interference
 
 BASE = "sha256:" + "a" * 64
 SHAPES = {"low": (7, 11), "high": (5, 9)}

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from patchkit.algebra.factors import Delta, Patch, Solution
+from patchkit.algebra.joint import solve_jointly
+from patchkit.algebra.parts import joined
 from patchkit.errors import BadInput
-from patchkit.factors import Delta, Patch, Solution
 from patchkit.facts import Fact
-from patchkit.joint import solve_jointly
-from patchkit.parts import joined
 from patchkit.patch import JOINT
 
 BASE = "sha256:" + "a" * 64

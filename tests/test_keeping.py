@@ -28,7 +28,7 @@ from proof_helpers import (  # noqa: F401
 from safetensors import safe_open
 
 from patchkit.actions.repair import repair
-from patchkit.build_record import BUILD_RECORD
+from patchkit.builds.record import BUILD_RECORD
 from patchkit.canonical import canonical_json, hash_bytes, hash_file
 from patchkit.checkpoint import Checkpoint
 from patchkit.repository import Repository

@@ -40,7 +40,7 @@ from proof_helpers import (
     tiny_base,
 )
 
-from patchkit.build_record import BuildRecord, verify_build
+from patchkit.builds.record import BuildRecord, verify_build
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import NotFound
 from patchkit.files import is_temporary

@@ -28,8 +28,8 @@ from git_helpers import (  # noqa: F401
 )
 
 import patchkit
-from patchkit.gitcheck import fsck_git, fsck_worktree
-from patchkit.gitstore import Changes, GitStore
+from patchkit.git.check import fsck_git, fsck_worktree
+from patchkit.git.store import Changes, GitStore
 from patchkit.stack import problems
 
 pytestmark = pytest.mark.usefixtures("git_environment")
@@ -161,7 +161,7 @@ def test_killed_before_the_first_commit_of_all(tmp_path: Path) -> None:
 _SCRIPT = """
 import pickle, sys
 from pathlib import Path
-from patchkit.gitstore import GitStore
+from patchkit.git.store import GitStore
 GitStore.find(Path(sys.argv[1])).record(pickle.loads(Path(sys.argv[2]).read_bytes()), "Record")
 """
 _CALLS = ("rename", "link", "unlink", "mkdir", "rmdir", "fsync", "write", "flock")

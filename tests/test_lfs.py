@@ -11,8 +11,8 @@ from git_helpers import SETTINGS, add, git, git_environment, make_store, numbers
 from proof_helpers import tensor_hashes
 
 from patchkit.errors import BadInput
-from patchkit.gitstore import Changes, GitStore
-from patchkit.lfs import ATTRIBUTES, Pointer
+from patchkit.git.lfs import ATTRIBUTES, Pointer
+from patchkit.git.store import Changes, GitStore
 from patchkit.repository import Repository
 from patchkit.stack import problems, read_patch, read_stack
 

@@ -11,12 +11,12 @@ import tiny_models
 import torch
 from test_editors import FACTS, RECIPES, assert_close, below, edit, moments, patch_of, product
 
+from patchkit.algebra.joint import solve_jointly
 from patchkit.editing.anchor import reference_norm
 from patchkit.editing.editor import Below, find_editor
 from patchkit.editing.solve import solve_keys
 from patchkit.errors import BadInput
 from patchkit.fact import Fact
-from patchkit.joint import solve_jointly
 from patchkit.models.anatomy import anatomy_of
 
 KINDS = ["llama", "gpt2", "granite", "opt"]

@@ -15,7 +15,7 @@ from patchkit.actions.bisect import BASE, Bisected, first_change
 from patchkit.errors import BadInput, NotFound
 from patchkit.evaluation.generation import continue_greedily
 from patchkit.evaluation.likelihood import score_targets
-from patchkit.gitstore import GitStore
+from patchkit.git.store import GitStore
 from patchkit.repository import Repository
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]

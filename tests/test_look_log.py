@@ -13,7 +13,7 @@ from git_helpers import add, fact, git, git_environment, make_store, numbers, pa
 
 from patchkit.actions.log import history_of
 from patchkit.facts import Fact
-from patchkit.gitstore import Changes, GitStore
+from patchkit.git.store import Changes, GitStore
 from patchkit.repository import Repository
 
 __all__ = ["cli", "git_environment"]

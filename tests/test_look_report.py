@@ -22,7 +22,7 @@ from patchkit.actions.status import Row
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import WouldOverwrite
 from patchkit.facts import Fact
-from patchkit.history import Commit, GraphRow
+from patchkit.git.history import Commit, GraphRow
 from patchkit.problem import Problem
 from patchkit.repository import Repository
 from patchkit.settings import Settings

@@ -13,6 +13,7 @@ import reference_memit as reference
 import tiny_models
 import torch
 
+from patchkit.algebra.factors import Patch
 from patchkit.editing import memit
 from patchkit.editing.editor import Edited, editor_names, find_editor
 from patchkit.editing.memit import Memit
@@ -20,7 +21,6 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import statistics_for
 from patchkit.editing.templates import rewriting_passages, write_templates
 from patchkit.errors import BadInput, Unavailable
-from patchkit.factors import Patch
 from patchkit.facts import Fact
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import float32_compute, frozen, load_model, pick_device, put_weights

@@ -9,6 +9,7 @@ import reference_mend as literal
 import tiny_models
 import torch
 
+from patchkit.algebra.factors import Patch
 from patchkit.canonical import hash_bytes
 from patchkit.editing import training
 from patchkit.editing.course import EDIT_SHARE, Course, Settings
@@ -20,7 +21,6 @@ from patchkit.editing.mend import Mend, edited_modules, shapes_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.training import train
 from patchkit.errors import BadInput, NotFound
-from patchkit.factors import Patch
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import frozen
 

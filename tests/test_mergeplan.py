@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patchkit.choices import choice_trailer, read_choices
 from patchkit.facts import Fact, Key
-from patchkit.mergeplan import Answers, Held, Plan, Side, Sides, plan_merge
+from patchkit.merging.choices import choice_trailer, read_choices
+from patchkit.merging.plan import Answers, Held, Plan, Side, Sides, plan_merge
 
 Tree = dict[int, tuple[str, str]]  # fact -> its patch and its target
 

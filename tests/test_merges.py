@@ -27,8 +27,8 @@ from git_helpers import (  # noqa: F401
 
 from patchkit.catalogue import Catalogue
 from patchkit.facts import Fact
-from patchkit.gitstore import Changes, GitStore
-from patchkit.merges import three_way
+from patchkit.git.store import Changes, GitStore
+from patchkit.merging.merges import three_way
 from patchkit.problem import Problem
 from patchkit.stack import problems, read_stack
 

@@ -34,11 +34,11 @@ from git_helpers import (  # noqa: F401
 )
 
 from patchkit.actions.mergereport import Merged, MergeStopped
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.interference import interference
 from patchkit.errors import BadInput, Busy, NotFound, PatchkitError, Refused, WouldOverwrite
-from patchkit.factors import Patch
-from patchkit.gitstore import Changes, GitStore
-from patchkit.interference import interference
-from patchkit.mergefile import merge_file
+from patchkit.git.store import Changes, GitStore
+from patchkit.merging.file import merge_file
 from patchkit.repository import Repository
 from patchkit.stack import problems, read_stack
 

@@ -8,10 +8,10 @@ import torch
 from command_helpers import save_checkpoint
 from safetensors.torch import load_file, save_file
 
-from patchkit.build import build
+from patchkit.algebra.factors import Delta, Patch
+from patchkit.builds.build import build
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import NotFound
-from patchkit.factors import Delta, Patch
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import load_model, put_weights
 from patchkit.models.names import StoredNames

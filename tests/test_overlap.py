@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from patchkit.algebra.factors import Delta, Patch, Solution
+from patchkit.algebra.interference import interference
+from patchkit.algebra.overlap import pairwise
 from patchkit.catalogue import Catalogue
-from patchkit.factors import Delta, Patch, Solution
-from patchkit.interference import interference
-from patchkit.overlap import pairwise
 from patchkit.repository import Repository
 
 __all__ = ["cli", "git_environment"]

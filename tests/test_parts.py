@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from patchkit.build import stacked
+from patchkit.algebra.factors import Delta, Patch, Solution
+from patchkit.algebra.parts import joined, parts_of, scale_of, scaled
+from patchkit.algebra.rounding import materialise
+from patchkit.builds.build import stacked
 from patchkit.errors import BadInput
-from patchkit.factors import Delta, Patch, Solution
-from patchkit.parts import joined, parts_of, scale_of, scaled
 from patchkit.patch import DELTA, FACTS, KEYS
-from patchkit.rounding import materialise
 
 BASE = "sha256:" + "ab" * 32
 SHAPES = {"a.w": (40, 60), "b.w": (30, 50)}

@@ -13,9 +13,9 @@ from exact_helpers import facts, solved_patch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchkit.algebra.factors import Delta, Patch
 from patchkit.canonical import canonical_json, hash_bytes, strict_json
 from patchkit.errors import BadInput, PatchkitError
-from patchkit.factors import Delta, Patch
 from patchkit.facts import Fact, dump_facts
 from patchkit.patch import (
     DELTA,
@@ -78,7 +78,7 @@ def test_the_header_says_what_the_patch_is() -> None:
 
 
 def test_reading_headers_and_verifying_builds_need_no_torch() -> None:
-    code = "import sys, patchkit.patch, patchkit.build_record; sys.exit('torch' in sys.modules)"
+    code = "import sys, patchkit.patch, patchkit.builds.record; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

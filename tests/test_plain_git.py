@@ -21,7 +21,7 @@ from proof_helpers import (
     tensor_hashes,
 )
 
-from patchkit.gitstore import Changes
+from patchkit.git.store import Changes
 from patchkit.repository import Repository
 
 __all__ = ["git_environment"]

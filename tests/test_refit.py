@@ -23,11 +23,11 @@ from tiny_models import tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from patchkit.actions import refit as refitting
+from patchkit.algebra.factors import Delta, Patch
+from patchkit.algebra.parts import parts_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import statistics_for
-from patchkit.factors import Delta, Patch
 from patchkit.models.anatomy import anatomy_of
-from patchkit.parts import parts_of
 from patchkit.repository import Repository
 from patchkit.stack import find_patch
 

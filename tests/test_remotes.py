@@ -26,10 +26,10 @@ from proof_helpers import (
     tensor_hashes,
 )
 
-from patchkit.gitstore import Changes
+from patchkit.git.store import Changes
+from patchkit.git.writers import writers_lock
 from patchkit.repository import Repository
 from patchkit.settings import Settings, dump_settings
-from patchkit.writers import writers_lock
 
 __all__ = ["git_environment"]
 pytestmark = pytest.mark.usefixtures("git_environment")

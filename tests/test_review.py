@@ -24,7 +24,7 @@ from git_helpers import (
 from proof_helpers import Outcome, fine, here, one_line
 
 from patchkit.canonical import hash_bytes
-from patchkit.gitstore import Changes, GitStore
+from patchkit.git.store import Changes, GitStore
 
 __all__ = ["git_environment"]
 pytestmark = pytest.mark.usefixtures("git_environment")

@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from patchkit import rounding
+from patchkit.algebra import rounding
+from patchkit.algebra.factors import Delta
+from patchkit.algebra.rounding import materialise, round_sum
 from patchkit.errors import BadInput
-from patchkit.factors import Delta
-from patchkit.rounding import materialise, round_sum
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
@@ -268,8 +268,8 @@ def test_a_wrong_shape_or_dtype_is_refused_by_name() -> None:
 
 MEMORY = """
 import resource, sys, torch
-from patchkit.factors import Delta
-from patchkit.rounding import materialise
+from patchkit.algebra.factors import Delta
+from patchkit.algebra.rounding import materialise
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 base = torch.zeros(6000, 6000, dtype=torch.bfloat16).normal_()
 delta = Delta(torch.randn(6000, 64), torch.randn(64, 6000))

@@ -25,10 +25,10 @@ from proof_helpers import (  # noqa: F401
 )
 
 from patchkit.checkpoint import Checkpoint
-from patchkit.gitstore import Changes
+from patchkit.git.signatures import Signature, Signers
+from patchkit.git.store import Changes
 from patchkit.repository import Repository
 from patchkit.settings import dump_settings
-from patchkit.signatures import Signature, Signers
 
 pytestmark = [
     pytest.mark.usefixtures("person"),

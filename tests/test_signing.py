@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from proof_helpers import as_person, fine, here, one_line, person  # noqa: F401
 from shipping_helpers import edited
 
-from patchkit.build_record import SIGNATURE
+from patchkit.builds.record import SIGNATURE
 
 pytestmark = pytest.mark.usefixtures("person")
 

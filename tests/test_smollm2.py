@@ -12,7 +12,7 @@ import pytest
 from git_helpers import ENVIRONMENT, git
 from proof_helpers import SOURCE, file_hashes, fine, here
 
-from patchkit.build import verify_build
+from patchkit.builds.build import verify_build
 from patchkit.canonical import hash_file
 from patchkit.checkpoint import Checkpoint
 from patchkit.evaluation.generation import says

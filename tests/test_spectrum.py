@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchkit.factors import Delta
-from patchkit.spectrum import cosine, principal_angles, sum_of
+from patchkit.algebra.factors import Delta
+from patchkit.algebra.spectrum import cosine, principal_angles, sum_of
 
 SHAPE = (9, 13)
 

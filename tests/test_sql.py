@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from command_helpers import Cli, cli, git_environment, home, knowledge
 
-from patchkit.schema import _VIEWS
+from patchkit.database.schema import _VIEWS
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
 
@@ -147,7 +147,7 @@ def test_what_is_no_question_is_one_line_and_changes_nothing(query: str, cli: Cl
 
 _TELLING = """
 import sys
-from patchkit import questions
+from patchkit.database import questions
 answer = questions.answer
 def told(*words):
     print("asked", flush=True)

@@ -11,9 +11,9 @@ import torch
 from command_helpers import Cli, cli, git, git_environment, home, knowledge, snapshot
 from safetensors.torch import load_file
 
+from patchkit.algebra.parts import joined, parts_of
 from patchkit.canonical import hash_bytes
 from patchkit.facts import dump_facts
-from patchkit.parts import joined, parts_of
 from patchkit.repository import Repository
 from patchkit.stack import find_patch
 

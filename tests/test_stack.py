@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from patchkit import inspection
 from patchkit.errors import BadInput, NotFound, PatchkitError
 from patchkit.facts import Fact, dump_facts
-from patchkit.gitstore import ATTRIBUTES, Changes, GitStore
+from patchkit.git.store import ATTRIBUTES, Changes, GitStore
 from patchkit.problem import Problem
 from patchkit.settings import Settings
 from patchkit.stack import TreeProblems, conflicts, find_patch, problems, read_patch, read_stack

@@ -28,11 +28,12 @@ from proof_helpers import (
     tensor_hashes,
 )
 
-from patchkit import rewriting, stack
-from patchkit.build_record import BuildRecord, verify_build
+from patchkit import stack
+from patchkit.algebra.factors import Patch
+from patchkit.builds import rewriting
+from patchkit.builds.record import BuildRecord, verify_build
 from patchkit.checkpoint import Checkpoint
-from patchkit.factors import Patch
-from patchkit.gitstore import Changes, GitStore
+from patchkit.git.store import Changes, GitStore
 from patchkit.repository import Repository
 
 __all__ = ["git_environment"]

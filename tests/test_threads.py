@@ -8,7 +8,7 @@ from threading import Barrier, get_ident
 import pytest
 import torch
 
-from patchkit.threads import side_by_side
+from patchkit.algebra.threads import side_by_side
 
 
 @pytest.fixture(autouse=True)

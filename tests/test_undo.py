@@ -25,10 +25,10 @@ from git_helpers import (
 )
 from proof_helpers import Outcome, here
 
-import patchkit.moving as moving
-from patchkit.gitcheck import fsck_git, fsck_worktree
-from patchkit.gitstore import Changes, GitStore
-from patchkit.moving import current_branch, move_branch
+import patchkit.git.moving as moving
+from patchkit.git.check import fsck_git, fsck_worktree
+from patchkit.git.moving import current_branch, move_branch
+from patchkit.git.store import Changes, GitStore
 from patchkit.repository import Repository
 from patchkit.stack import problems
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.changes import Taken, large_files, record, solved_on_top, superseded
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.parts import scaled
 from patchkit.canonical import hash_bytes
 from patchkit.errors import BadInput, Busy, NotFound
-from patchkit.factors import Patch
 from patchkit.facts import Fact, FactsError, Fault, normal
-from patchkit.gitstore import PATCHES, Changes
-from patchkit.parts import scaled
+from patchkit.git.store import PATCHES, Changes
 from patchkit.patch import DELTA, FACTS, valid_patch_name
 from patchkit.stack import Stack, StoredPatch, find_patch
 

@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from patchkit.algebra.factors import Patch
 from patchkit.errors import BadInput
 from patchkit.evaluation.generation import continue_greedily
 from patchkit.evaluation.measure import FactState, observe
 from patchkit.evaluation.texts import WINDOW, Divergence, compare_on, read_bytes, text_of, windows
-from patchkit.factors import Patch
 from patchkit.facts import Fact, parse_facts
 from patchkit.problem import one_line
 

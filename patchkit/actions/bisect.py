@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from patchkit.errors import BadInput, NotFound, PatchkitError
-from patchkit.history import PATCHES, Commit, read_history
+from patchkit.git.history import PATCHES, Commit, read_history
 from patchkit.problem import one_line
 
 if TYPE_CHECKING:
-    from patchkit.factors import Patch
-    from patchkit.gitstore import GitStore
+    from patchkit.algebra.factors import Patch
+    from patchkit.git.store import GitStore
     from patchkit.repository import Repository
     from patchkit.stack import Stack
 

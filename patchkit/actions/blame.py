@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.log import history_of
 from patchkit.errors import BadInput, NotFound
 from patchkit.facts import Fact, normal
-from patchkit.history import Commit, writers_of
+from patchkit.git.history import Commit, writers_of
 from patchkit.problem import one_line
 from patchkit.stack import Stack
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.card import card_of, check_licence
 from patchkit.actions.changes import remembered
-from patchkit.build import BuildRecord
-from patchkit.build import build as write_build
+from patchkit.algebra.factors import Patch
+from patchkit.builds.build import BuildRecord
+from patchkit.builds.build import build as write_build
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput
-from patchkit.factors import Patch
 from patchkit.shipping.card import CARD, markdown
 from patchkit.stack import Stack, StoredPatch, Updates
 

@@ -14,15 +14,15 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.versions import Reached, Versions, tree_files
-from patchkit.beliefs import patch_rows
-from patchkit.database import open_to_read
+from patchkit.database.beliefs import patch_rows
+from patchkit.database.indexing import change_rows, commit_row
+from patchkit.database.opening import open_to_read
+from patchkit.database.schema import newer
 from patchkit.errors import PatchkitError
-from patchkit.history import Commit, read_history
-from patchkit.indexing import change_rows, commit_row
-from patchkit.merges import Violation, merge_problems
+from patchkit.git.history import Commit, read_history
+from patchkit.merging.merges import Violation, merge_problems
 from patchkit.patch import DELTA, KEYS
 from patchkit.problem import Problem, one_line
-from patchkit.schema import newer
 from patchkit.stack import StoredPatch, read_patch
 
 if TYPE_CHECKING:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from patchkit.canonical import hash_bytes
 from patchkit.errors import Busy, PatchkitError, Refused
 from patchkit.facts import Batch, Fact, FactsError, Key, clashes
-from patchkit.gitstore import Changes
-from patchkit.recording import refuse_elsewhere
+from patchkit.git.recording import refuse_elsewhere
+from patchkit.git.store import Changes
 from patchkit.stack import Stack, StoredPatch
 
 if TYPE_CHECKING:
     from patchkit.actions.commit import Committed
-    from patchkit.factors import Patch
+    from patchkit.algebra.factors import Patch
     from patchkit.repository import Repository
 
 __all__ = [

@@ -12,10 +12,10 @@ from typing import Any
 
 from patchkit.errors import BadInput, NotFound, PatchkitError, WouldOverwrite
 from patchkit.files import move_durably, writing
-from patchkit.gitcommand import Git
-from patchkit.gitstore import PATCHES, GitStore
+from patchkit.git.command import Git
+from patchkit.git.remotes import bring_large, checked_place, name_for, over_network, shown_place
+from patchkit.git.store import PATCHES, GitStore
 from patchkit.problem import Problem
-from patchkit.remotes import bring_large, checked_place, name_for, over_network, shown_place
 from patchkit.repository import Repository
 from patchkit.settings import FILE as SETTINGS
 from patchkit.stack import TreeProblems, read_stack

@@ -32,6 +32,7 @@ from patchkit.actions.gates import failed
 from patchkit.actions.given import as_batch
 from patchkit.actions.harm import asking_of, moved
 from patchkit.actions.workbench import Workbench
+from patchkit.algebra.factors import Patch
 from patchkit.editing.editor import Trained, find_editor
 from patchkit.editing.kept import key_of
 from patchkit.editing.recipe import Recipe
@@ -42,9 +43,8 @@ from patchkit.editing.written import contexts_for
 from patchkit.errors import BadInput, Busy, PatchkitError
 from patchkit.evaluation.harm import Harm
 from patchkit.evaluation.measure import FactChange, FactState, Summary, compare, observe, summarise
-from patchkit.factors import Patch
 from patchkit.facts import Batch, Fact, with_reverses
-from patchkit.gitstore import Changes
+from patchkit.git.store import Changes
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.names import edited_weights
 from patchkit.models.tokens import last_subject_token

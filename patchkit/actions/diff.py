@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from patchkit.algebra.factors import Delta, Patch
+from patchkit.algebra.spectrum import Sum, cosine, principal_angles, sum_of
 from patchkit.errors import NotFound, PatchkitError
-from patchkit.factors import Delta, Patch
 from patchkit.facts import Fact, Key
-from patchkit.spectrum import Sum, cosine, principal_angles, sum_of
 
 if TYPE_CHECKING:
     from patchkit.actions.behaviour import Behaviour

@@ -17,10 +17,10 @@ from typing import Any
 
 from patchkit.actions.asking import Asking
 from patchkit.actions.harm import Stacked
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.interference import Interference, interference
 from patchkit.errors import PatchkitError
-from patchkit.factors import Patch
 from patchkit.facts import Fact
-from patchkit.interference import Interference, interference
 from patchkit.stack import Stack
 
 __all__ = ["ASKED", "Earlier", "earlier_facts", "most_disturbed"]

@@ -11,18 +11,18 @@ import torch
 from transformers import PreTrainedModel
 
 from patchkit.actions.given import Facts, as_batch
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.rounding import materialise
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.editor import Below, Edited, Trained, find_editor
 from patchkit.editing.published import recipe_for
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.errors import BadInput
-from patchkit.factors import Patch
 from patchkit.facts import Fact
 from patchkit.models.loading import stored_parameters
 from patchkit.models.names import StoredNames
 from patchkit.models.sources import cache_folder, resolve_base
-from patchkit.rounding import materialise
 
 __all__ = ["as_patch", "below", "edit"]
 

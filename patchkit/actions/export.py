@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.card import card_of, check_licence, chosen_from
-from patchkit.build import stacked
+from patchkit.algebra.factors import Patch
+from patchkit.builds.build import stacked
 from patchkit.canonical import hash_bytes
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput
-from patchkit.factors import Patch
 from patchkit.facts import Fact, dump_facts
 from patchkit.files import write_durably
 from patchkit.patch import FACTS

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING
 
 from patchkit.actions.catalogue_check import check_catalogue, compare_catalogue
 from patchkit.actions.versions import reached, versions
-from patchkit.build_record import BUILD_RECORD, verify_build
+from patchkit.builds.record import BUILD_RECORD, verify_build
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.evaluation.answers import FOLDER, kept_answers, read_answers
-from patchkit.gitcheck import fsck_git, fsck_worktree
-from patchkit.gitstore import GitStore
-from patchkit.locks import being_written
+from patchkit.git.check import fsck_git, fsck_worktree
+from patchkit.git.locks import being_written
+from patchkit.git.store import GitStore
+from patchkit.git.writers import PATIENCE
 from patchkit.problem import Problem, one_line
 from patchkit.stack import problems
-from patchkit.writers import PATIENCE
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository

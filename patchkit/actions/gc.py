@@ -25,12 +25,12 @@ from patchkit.editing.recipe import Recipe
 from patchkit.errors import PatchkitError
 from patchkit.evaluation.answers import FOLDER, kept_answers, read_answers
 from patchkit.files import is_temporary, writing
-from patchkit.gitstore import GitStore
+from patchkit.git.store import GitStore
+from patchkit.git.writers import writers_lock
 from patchkit.patch import solved_by
 from patchkit.settings import parse_settings
 from patchkit.stack import StoredPatch
 from patchkit.tensors import header_of_file
-from patchkit.writers import writers_lock
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository

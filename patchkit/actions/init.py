@@ -15,9 +15,9 @@ from patchkit.editing.editor import foreign_editors
 from patchkit.editing.published import read_recipe, recipe_for
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput, Misconfigured, NotFound, WouldOverwrite
-from patchkit.gitcommand import Git
-from patchkit.gitstore import Changes, GitStore
-from patchkit.lfs import ensure_installed
+from patchkit.git.command import Git
+from patchkit.git.lfs import ensure_installed
+from patchkit.git.store import Changes, GitStore
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import read_config, without_weights
 from patchkit.models.names import edited_weights

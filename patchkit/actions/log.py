@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from patchkit.errors import PatchkitError
 from patchkit.facts import Fact, Key, load_canonical, normal
-from patchkit.history import Commit, FileChange, GraphRow, read_graph, read_history
+from patchkit.git.history import Commit, FileChange, GraphRow, read_graph, read_history
 from patchkit.patch import FACTS
 
 if TYPE_CHECKING:
-    from patchkit.gitstore import GitStore
+    from patchkit.git.store import GitStore
     from patchkit.repository import Repository
 
 __all__ = ["Entry", "FactMove", "History", "drawn", "history_of", "log"]

@@ -1,8 +1,8 @@
 """Merging another branch's facts into this one: Git's merge, checked and put right by fact.
 
-What is to be in force is decided before anything is touched (`mergeplan`, `mergesolve`); Git then merges
-(`merging`), the patches are put as decided, the tree is believed or refused, and Git commits. Where a
-person has to choose, the merge stops there, with a file to choose in.
+What is to be in force is decided before anything is touched (`merging.plan`, `mergesolve`); Git then
+merges (`merging.recording`), the patches are put as decided, the tree is believed or refused, and Git
+commits. Where a person has to choose, the merge stops there, with a file to choose in.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ from patchkit.actions.mergereport import (
     summary,
 )
 from patchkit.actions.mergesolve import Solved, solve_merge
-from patchkit.choices import choice_trailer
 from patchkit.errors import BadInput, Busy, NotFound, PatchkitError
-from patchkit.gitstore import GitStore
-from patchkit.locks import operation_in_progress
-from patchkit.mergefile import Stopped, merge_file, read_merge_file, write_merge_file
-from patchkit.mergeplan import Answers, read_sides
-from patchkit.merges import is_shallow, merge_bases
-from patchkit.merging import (
+from patchkit.git.locks import operation_in_progress
+from patchkit.git.recording import compose_message
+from patchkit.git.store import GitStore
+from patchkit.git.writers import writers_lock
+from patchkit.merging.choices import choice_trailer
+from patchkit.merging.file import Stopped, merge_file, read_merge_file, write_merge_file
+from patchkit.merging.merges import is_shallow, merge_bases
+from patchkit.merging.plan import Answers, read_sides
+from patchkit.merging.recording import (
     abort_merge,
     commit_merge,
     default_message,
@@ -44,9 +46,7 @@ from patchkit.merging import (
     refuse_dirty,
 )
 from patchkit.problem import one_line
-from patchkit.recording import compose_message
 from patchkit.stack import TreeProblems, problems, read_stack
-from patchkit.writers import writers_lock
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository

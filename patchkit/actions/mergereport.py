@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from patchkit.choices import OURS, THEIRS
 from patchkit.errors import Refused
-from patchkit.gitstore import Commit, GitStore
-from patchkit.mergeplan import Conflict, Held, Sides
+from patchkit.git.store import Commit, GitStore
+from patchkit.merging.choices import OURS, THEIRS
+from patchkit.merging.plan import Conflict, Held, Sides
 
 if TYPE_CHECKING:
     from patchkit.actions.mergesolve import Solved
+    from patchkit.algebra.interference import Interference
     from patchkit.facts import Fact
-    from patchkit.interference import Interference
 
 __all__ = [
     "FORWARD",

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from patchkit.choices import OURS, THEIRS
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.interference import Interference, interference
+from patchkit.algebra.joint import solve_jointly
 from patchkit.errors import BadInput
-from patchkit.factors import Patch
 from patchkit.facts import Key
-from patchkit.gitstore import GitStore
-from patchkit.interference import Interference, interference
-from patchkit.joint import solve_jointly
-from patchkit.mergeplan import Answers, Conflict, Plan, Sides, plan_merge
+from patchkit.git.store import GitStore
+from patchkit.merging.choices import OURS, THEIRS
+from patchkit.merging.plan import Answers, Conflict, Plan, Sides, plan_merge
 
 __all__ = ["Solved", "solve_merge"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.init import source_of
+from patchkit.algebra.factors import Patch
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, Busy, PatchkitError
-from patchkit.factors import Patch
-from patchkit.gitstore import Changes
+from patchkit.git.store import Changes
 from patchkit.models.anatomy import Anatomy, anatomy_of
 from patchkit.models.loading import read_config, without_weights
 from patchkit.models.names import StoredNames

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.switch import bring_in_line, stored_before
 from patchkit.actions.undo import patch_changes
 from patchkit.errors import NotFound, PatchkitError, Refused
-from patchkit.gitcommand import ACTION
-from patchkit.gitstore import GitStore
-from patchkit.locks import operation_in_progress
-from patchkit.moving import check_there, current_branch, move_branch
+from patchkit.git.command import ACTION
+from patchkit.git.locks import operation_in_progress
+from patchkit.git.moving import check_there, current_branch, move_branch
+from patchkit.git.remotes import bring_large, over_network
+from patchkit.git.store import GitStore
+from patchkit.git.writers import writers_lock
 from patchkit.problem import Problem, one_line
-from patchkit.remotes import bring_large, over_network
 from patchkit.stack import TreeProblems
-from patchkit.writers import writers_lock
 
 if TYPE_CHECKING:
     from patchkit.actions.build import Built

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from patchkit.questions import Answer, answer
+from patchkit.database.questions import Answer, answer
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository

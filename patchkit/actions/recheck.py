@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 
 from patchkit.actions.versions import Versions
-from patchkit.build import stacked
-from patchkit.build_record import BuildRecord
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.rounding import materialise
+from patchkit.builds.build import stacked
+from patchkit.builds.record import BuildRecord
 from patchkit.canonical import hash_bytes
 from patchkit.checkpoint import Checkpoint, hash_range
 from patchkit.errors import PatchkitError
-from patchkit.factors import Patch
-from patchkit.gitstore import GitStore
+from patchkit.git.store import GitStore
 from patchkit.problem import Problem
-from patchkit.rounding import materialise
 from patchkit.stack import read_patch
 
 __all__ = ["patches_of", "recheck_build", "recheck_patches", "wrong_tensors"]

@@ -17,6 +17,8 @@ from patchkit.actions.edit import as_patch, below
 from patchkit.actions.environment import environment, measured_trailers
 from patchkit.actions.new_base import NewBase, commit_move, new_base
 from patchkit.actions.workbench import Workbench
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.parts import joined, parts_of, scale_of, scaled
 from patchkit.editing.corpus import corpus_name
 from patchkit.editing.editor import Refitter, find_editor
 from patchkit.editing.kept import key_of
@@ -24,10 +26,8 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.errors import BadInput, Busy, NotFound
 from patchkit.evaluation.measure import FactChange, FactState, Summary, compare, observe, summarise
-from patchkit.factors import Patch
 from patchkit.facts import Fact
-from patchkit.gitstore import Changes
-from patchkit.parts import joined, parts_of, scale_of, scaled
+from patchkit.git.store import Changes
 from patchkit.patch import SCALE, solving_recipe
 from patchkit.stack import Stack, StoredPatch, find_patch
 

@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.catalogue_check import check_catalogue, compare_catalogue
 from patchkit.actions.fsck import base_at_hand, build_folders, fsck
 from patchkit.actions.versions import Reached, Versions, reached, versions
-from patchkit.beliefs import put_patches
-from patchkit.build_record import BuildRecord, verify_build
+from patchkit.builds.record import BuildRecord, verify_build
 from patchkit.canonical import canonical_json, hash_bytes
+from patchkit.database.beliefs import put_patches
 from patchkit.errors import PatchkitError
 from patchkit.evaluation.answers import FOLDER
 from patchkit.files import is_temporary, writing
+from patchkit.git.writers import INCOMING, LOCK, writers_lock
 from patchkit.problem import Problem
 from patchkit.stack import read_patch
-from patchkit.writers import INCOMING, LOCK, writers_lock
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository
@@ -142,7 +142,7 @@ class _Mender:
 
     def _build(self, path: str) -> tuple[bool, str]:
         from patchkit.actions.recheck import patches_of, wrong_tensors
-        from patchkit.mending import mend_build
+        from patchkit.builds.mending import mend_build
 
         folder = self.builds[path]
         record = self._record(folder)

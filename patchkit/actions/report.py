@@ -15,15 +15,15 @@ from patchkit.actions.diff import WeightDifference, difference_of
 from patchkit.actions.log import History, log
 from patchkit.actions.show import latest_results
 from patchkit.actions.status import Row, listing
+from patchkit.algebra.overlap import pairwise
 from patchkit.errors import PatchkitError
 from patchkit.facts import Fact
-from patchkit.overlap import pairwise
 from patchkit.problem import Problem
 from patchkit.settings import Settings
 from patchkit.stack import Stack, TreeProblems
 
 if TYPE_CHECKING:
-    from patchkit.factors import Patch
+    from patchkit.algebra.factors import Patch
     from patchkit.repository import Repository
 
 __all__ = ["DRAWN", "Measured", "Overlap", "Report", "WeightNorm", "most_interfering", "report"]

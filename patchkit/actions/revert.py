@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.changes import Taken, record, solved_on_top, take_out
 from patchkit.errors import BadInput, Busy, NotFound
 from patchkit.facts import load_canonical, normal
-from patchkit.gitstore import Changes, Commit
+from patchkit.git.store import Changes, Commit
 from patchkit.patch import FACTS
 from patchkit.stack import Stack, StoredPatch, find_patch
 
@@ -117,8 +117,8 @@ def _checked(
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[FactChange, ...]:
     """What the facts of ``above`` say on the stack as it is, and as the plan leaves it."""
+    from patchkit.algebra.factors import Patch
     from patchkit.evaluation.measure import compare, observe
-    from patchkit.factors import Patch
 
     tell = progress or (lambda phase, done, total: None)
     facts = [fact for name in above for fact in stack.named(name).facts]

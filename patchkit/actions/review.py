@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.facts import Fact
-from patchkit.gitstore import GitStore
+from patchkit.git.store import GitStore
 from patchkit.inspection import inspect_layout, inspect_numbers
-from patchkit.merges import Violation
+from patchkit.merging.merges import Violation
 from patchkit.problem import Problem, one_line
 from patchkit.stack import StoredPatch, problems, read_stack
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchkit.errors import NotFound, PatchkitError
 from patchkit.facts import Fact
-from patchkit.history import Commit
+from patchkit.git.history import Commit
 from patchkit.patch import SCALE
 from patchkit.stack import StoredPatch, find_patch
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.changes import large_files, record
-from patchkit.build import stacked
+from patchkit.algebra.factors import Patch
+from patchkit.algebra.parts import joined
+from patchkit.algebra.rounding import FORMATS, materialise
+from patchkit.builds.build import stacked
 from patchkit.errors import BadInput, Busy, Refused
-from patchkit.factors import Patch
-from patchkit.gitstore import Changes
-from patchkit.parts import joined
-from patchkit.rounding import FORMATS, materialise
+from patchkit.git.store import Changes
 from patchkit.stack import Stack, find_patch
 
 if TYPE_CHECKING:

@@ -139,7 +139,7 @@ def listing(repository: Repository, revision: str = "HEAD", *, interference: boo
 
 
 def _interference(repository: Repository, stack: Stack) -> dict[str, dict[str, float] | None]:
-    from patchkit.overlap import pairwise
+    from patchkit.algebra.overlap import pairwise
 
     return pairwise({stored.name: repository.patch(stored) for stored in stack.patches})
 
@@ -161,7 +161,7 @@ def _builds(repository: Repository, stack: Stack | None) -> list[Build]:
     rows = repository.catalogue.builds()
     if not rows:
         return []
-    from patchkit.build_record import BuildRecord, looks_whole
+    from patchkit.builds.record import BuildRecord, looks_whole
 
     wanted = None if stack is None else sorted(patch.id for patch in stack.patches)
     found = []

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.undo import patch_changes
-from patchkit.build_record import BuildRecord
+from patchkit.builds.record import BuildRecord
 from patchkit.errors import BadInput, NotFound, PatchkitError
-from patchkit.gitstore import GitStore
-from patchkit.moving import move_branch
+from patchkit.git.moving import move_branch
+from patchkit.git.store import GitStore
+from patchkit.git.writers import writers_lock
 from patchkit.problem import one_line
 from patchkit.stack import StoredPatch, TreeProblems
-from patchkit.writers import writers_lock
 
 if TYPE_CHECKING:
     from patchkit.actions.build import Built

@@ -13,9 +13,9 @@ from patchkit.actions.commit import Committed, record_committed
 from patchkit.actions.earlier import earlier_facts
 from patchkit.actions.given import Facts, as_batch
 from patchkit.actions.harm import asking_of, moved
+from patchkit.algebra.factors import Patch
 from patchkit.errors import BadInput
 from patchkit.evaluation.measure import compare, observe, summarise
-from patchkit.factors import Patch
 from patchkit.facts import Batch
 from patchkit.patch import FACTS
 from patchkit.shipping.modules import Modules

@@ -27,8 +27,8 @@ from patchkit.evaluation.cases import Case, Cases
 from patchkit.evaluation.studies import pool
 from patchkit.evaluation.tracing import Tracer, deviation
 from patchkit.evaluation.tuning import better, peak, shown
-from patchkit.gitstore import Changes
-from patchkit.recording import refuse_uncommitted
+from patchkit.git.recording import refuse_uncommitted
+from patchkit.git.store import Changes
 from patchkit.settings import FILE, Settings, dump_settings
 
 if TYPE_CHECKING:

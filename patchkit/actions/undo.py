@@ -8,9 +8,9 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from patchkit.errors import NotFound, Refused
-from patchkit.gitstore import GitStore
-from patchkit.locks import operation_in_progress
-from patchkit.moving import Step, current_branch, move_branch, pushed, reflog
+from patchkit.git.locks import operation_in_progress
+from patchkit.git.moving import Step, current_branch, move_branch, pushed, reflog
+from patchkit.git.store import GitStore
 from patchkit.stack import conflicts
 
 if TYPE_CHECKING:

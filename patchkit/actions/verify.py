@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.fsck import base_problems, undisturbed
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, CheckFailed
-from patchkit.history import read_mainline, writers_of
-from patchkit.merges import is_shallow
+from patchkit.git.history import read_mainline, writers_of
+from patchkit.git.signatures import Signature, Signers, read_signatures
+from patchkit.merging.merges import is_shallow
 from patchkit.problem import Problem, one_line
 from patchkit.shipping.origin import ORIGIN, Origin
-from patchkit.signatures import Signature, Signers, read_signatures
 from patchkit.stack import problems
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from patchkit.gitstore import PATCHES, Entry, GitStore, sized_entries
+from patchkit.git.store import PATCHES, Entry, GitStore, sized_entries
 from patchkit.inspection import inspect_folders
 from patchkit.patch import DELTA, FACTS, KEYS
 from patchkit.problem import Problem

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchkit.build import stacked
+from patchkit.algebra.factors import Delta, Patch
+from patchkit.algebra.rounding import materialise
+from patchkit.builds.build import stacked
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput
-from patchkit.factors import Delta, Patch
 from patchkit.models.loading import load_model, put_weights, stored_parameters
-from patchkit.rounding import materialise
 
 __all__ = ["Workbench", "stacked_weights"]
 

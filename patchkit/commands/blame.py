@@ -12,7 +12,7 @@ from patchkit.commands.display import NAME, QUIET, Column, console, progress_bar
 
 if TYPE_CHECKING:
     from patchkit.actions.blame import Blamed, Responsible
-    from patchkit.history import Commit
+    from patchkit.git.history import Commit
 
 __all__ = ["command"]
 

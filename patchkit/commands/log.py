@@ -14,7 +14,7 @@ from patchkit.commands.display import BAD, CHANGED, GOOD, NAME, QUIET, console, 
 
 if TYPE_CHECKING:
     from patchkit.actions.log import Entry, FactMove, History
-    from patchkit.history import GraphRow
+    from patchkit.git.history import GraphRow
 
 __all__ = ["command"]
 

@@ -41,7 +41,7 @@ def command(what: str, directory: str) -> None:
 
         click.echo(str(cache_folder()))
         return
-    from patchkit.datasette_metadata import write_metadata
+    from patchkit.database.datasette import write_metadata
 
     repository = open_repository(directory)
     private, own = repository.store.private, repository.store.own

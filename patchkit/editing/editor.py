@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from patchkit.algebra.factors import Delta, Solution
     from patchkit.editing.batching import BatchSize
     from patchkit.editing.recipe import Recipe
     from patchkit.editing.statistics import Statistics
-    from patchkit.factors import Delta, Solution
     from patchkit.facts import Fact
 
 __all__ = [

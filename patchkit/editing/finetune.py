@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from patchkit.algebra.factors import Delta
 from patchkit.editing.batching import Budget
 from patchkit.editing.descent import Adam
 from patchkit.editing.editor import Edited
@@ -24,7 +25,6 @@ from patchkit.editing.recipe import Recipe, positions
 from patchkit.editing.task import EditorBase, Progress, Task, tell
 from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
-from patchkit.factors import Delta
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.hooks import reading_inputs
 from patchkit.models.outlet import Outlet

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from patchkit.algebra.threads import side_by_side
 from patchkit.editing.templates import Passage
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.climb import Climb, OpeningsClimb
 from patchkit.models.hooks import reading_inputs, reading_outputs
 from patchkit.models.packing import pack
 from patchkit.models.past import Row
-from patchkit.threads import side_by_side
 
 __all__ = ["Reader", "collect_inputs", "collect_keys", "collect_outputs", "collect_states"]
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from patchkit.algebra.factors import Delta, Solution
 from patchkit.editing.anchor import anchored
 from patchkit.editing.corpus import corpus_name
 from patchkit.editing.editor import Below, Edited
@@ -28,7 +29,6 @@ from patchkit.editing.targets import Targets, find_targets
 from patchkit.editing.task import Progress, RefitterBase, Task, Timer, tell
 from patchkit.editing.templates import Passage, drift_passages, rewriting_passages, write_templates
 from patchkit.errors import BadInput
-from patchkit.factors import Delta, Solution
 from patchkit.facts import Fact
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.outlet import Outlet

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from patchkit.algebra.factors import Delta
 from patchkit.editing.batching import Budget, in_batches
 from patchkit.editing.editor import Edited
 from patchkit.editing.gradients import read_pairs
@@ -30,7 +31,6 @@ from patchkit.editing.recipe import Recipe, positions
 from patchkit.editing.task import EditorBase, Task, tell
 from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
-from patchkit.factors import Delta
 from patchkit.facts import Fact
 from patchkit.models.anatomy import Anatomy, feed_forward, shape_of
 from patchkit.models.packing import pack

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from patchkit.algebra.factors import Delta, Solution
 from patchkit.editing.batching import BatchSize
 from patchkit.editing.editor import Edited
 from patchkit.editing.keys import collect_inputs, collect_states
@@ -29,7 +30,6 @@ from patchkit.editing.statistics import Statistics
 from patchkit.editing.targets import find_targets
 from patchkit.editing.task import RefitterBase, Task, tell
 from patchkit.editing.templates import Passage, drift_passages
-from patchkit.factors import Delta, Solution
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.outlet import Outlet
 from patchkit.models.trial import try_out

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from patchkit.algebra.threads import Each, side_by_side
 from patchkit.editing.batching import BatchSize, Budget, in_batches
 from patchkit.editing.descent import descent_of
 from patchkit.editing.kept import key_of, read_kept, write_kept
@@ -30,7 +31,6 @@ from patchkit.models.anatomy import Anatomy
 from patchkit.models.packing import pack
 from patchkit.models.past import Openings, Row, openings_of
 from patchkit.models.replay import capture
-from patchkit.threads import Each, side_by_side
 
 __all__ = ["Targets", "find_targets"]
 

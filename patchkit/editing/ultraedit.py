@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from patchkit.algebra.factors import Delta, Solution
 from patchkit.editing.batching import Budget, in_batches
 from patchkit.editing.editor import Edited
 from patchkit.editing.recipe import positions
@@ -38,7 +39,6 @@ from patchkit.editing.solve import exact_device
 from patchkit.editing.task import RefitterBase, Task, tell
 from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
-from patchkit.factors import Delta, Solution
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.packing import pack
 from patchkit.models.trial import try_out

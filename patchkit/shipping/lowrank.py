@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patchkit.algebra.factors import Delta
+from patchkit.algebra.spectrum import Sum, sum_of
 from patchkit.errors import BadInput
-from patchkit.factors import Delta
-from patchkit.spectrum import Sum, sum_of
 
 __all__ = ["Factors", "factorise", "one_rank"]
 

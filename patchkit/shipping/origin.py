@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from patchkit.build_record import BuildRecord
+from patchkit.builds.record import BuildRecord
 from patchkit.canonical import canonical_json, strict_json
 from patchkit.errors import BadInput
 from patchkit.files import reading

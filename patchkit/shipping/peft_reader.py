@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchkit.algebra.factors import Delta
 from patchkit.canonical import hash_bytes, hash_file, strict_json
 from patchkit.checkpoint import as_tensor, read_range
 from patchkit.errors import BadInput, NotFound
-from patchkit.factors import Delta
 from patchkit.files import reading
 from patchkit.shipping.modules import Modules
 from patchkit.shipping.peft_adapter import CONFIG, PREFIX, WEIGHTS

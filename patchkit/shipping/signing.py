@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchkit.build_record import SIGNATURE
+from patchkit.builds.record import SIGNATURE
 from patchkit.errors import BadInput, CheckFailed, Misconfigured, NotFound, Unavailable
 from patchkit.files import reading, write_durably
 from patchkit.problem import one_line

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sqlite_utils
 
-from patchkit.schema import MIGRATIONS, steps
+from patchkit.database.schema import MIGRATIONS, steps
 
 FOLDER = Path(__file__).resolve().parent
 _APPLIED = "2026-01-01 00:00:00+00:00"

@@ -21,10 +21,10 @@ from git_helpers import ENVIRONMENT
 from proof_helpers import tensor_hashes
 from torch import Tensor
 
+from patchkit.algebra.factors import Delta, Patch, Solution
 from patchkit.checkpoint import Checkpoint
-from patchkit.factors import Delta, Patch, Solution
 from patchkit.facts import Fact
-from patchkit.gitstore import Changes, GitStore
+from patchkit.git.store import Changes, GitStore
 from patchkit.repository import Repository
 from patchkit.settings import BASE_KEY, Settings, dump_settings
 

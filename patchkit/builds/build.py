@@ -1,0 +1,379 @@
+"""Builds: a base with patches on it, as an ordinary checkpoint folder that any program loads.
+
+Promises: no model is loaded; only the byte ranges of edited tensors differ from the base; the bytes
+depend on nothing but the base and the set of patches. A folder that has ``config.json`` holds
+exactly what its record says: config.json goes first and comes last, so that a build that was
+killed, or ran out of disk, cannot be loaded, and building again mends it. The base is never written.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from patchkit.algebra.factors import Delta, Patch
+from patchkit.algebra.rounding import FORMATS
+from patchkit.builds.record import (
+    BUILD_RECORD,
+    FINISHED,
+    UNFINISHED,
+    BuildRecord,
+    Edited,
+    FileRecord,
+    verify_build,
+)
+from patchkit.builds.rewriting import rewrite
+from patchkit.checkpoint import (
+    CONFIG,
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    Progress,
+    fingerprint_of,
+    hash_range,
+    is_weights,
+)
+from patchkit.errors import BadInput, Busy, WouldOverwrite
+from patchkit.files import clone_file, fsync_folder, is_temporary, reading, sync, write_durably, writing
+
+__all__ = ["BUILD_RECORD", "BuildRecord", "FileRecord", "build", "locked", "stacked", "verify_build"]
+
+_SKIPPED_FOLDERS = {".git", ".cache"}
+_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def build(
+    checkpoint: Checkpoint,
+    patches: Mapping[str, Patch],
+    out: Path,
+    *,
+    edited: Edited | None = None,
+    instead: Mapping[str, Path] | None = None,
+    progress: Progress = None,
+) -> BuildRecord:
+    """Write the base with ``patches`` (by id) on it to the folder ``out``, and say what is there.
+
+    ``out`` may be missing, empty, or a build of the same base, which is brought in line by rewriting only
+    the tensors that differ. ``edited`` tells which tensors each patch edits, and their shapes in the base's
+    files; where it tells of every patch in that build too, those that the same patches edit as before are
+    not computed again, and ``patches`` is only asked for those whose numbers are needed.
+    ``instead``: files that stand in it by these names, in place of the base's or beside them.
+    `WouldOverwrite` for any other folder; `BadInput` for a patch that is not of
+    this base; `NotWritten` when the disk is full or read-only (building again goes on from there).
+    """
+    out = Path(os.path.realpath(out))
+    _check_place(checkpoint, out)
+    edited = edited or {number: _shapes(patch) for number, patch in patches.items()}
+    _check_fit(checkpoint, patches, edited)
+    with writing(out):
+        _check_claim(out)
+        out.mkdir(parents=True, exist_ok=True)
+        with locked(out):
+            plan = _plan(checkpoint, patches, out, edited, instead or {}, progress)
+            return plan.old if plan.old is not None and plan.nothing_to_do else _carry_out(plan, progress)
+
+
+def stacked(patches: Iterable[Patch]) -> dict[str, list[Delta]]:
+    """For each edited tensor (stored name), the updates of all patches."""
+    deltas: dict[str, list[Delta]] = {}
+    for patch in patches:
+        for weight, delta in patch.deltas.items():
+            deltas.setdefault(weight, []).append(delta)
+    return deltas
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a build will write.
+
+    ``edited``: the tensors that any patch edits; ``deltas``: the updates of those that are to be computed.
+    ``sources``: the base's files to be in it. ``kept``: those that are there and whole (a weights file:
+    but for its tensors). ``held``: tensors of kept files that do not hold the base's bytes, with the hash
+    of what they hold, or None if that is not known. ``new``: the record to be; its ``touched`` are the
+    tensors that are as they should be already.
+    """
+
+    checkpoint: Checkpoint
+    out: Path
+    sources: dict[str, Path]
+    edited: set[str]
+    deltas: dict[str, list[Delta]]
+    old: BuildRecord | None
+    new: BuildRecord
+    kept: set[str]
+    held: dict[str, str | None]
+
+    @property
+    def nothing_to_do(self) -> bool:
+        return (
+            self.old is not None
+            and self.old == replace(self.new, touched=self.old.touched)
+            and self.old.touched.keys() == self.edited
+            and self.kept == self.sources.keys()
+        )
+
+    @property
+    def pending(self) -> list[str]:
+        """The tensors that may have to be rewritten."""
+        return _pending(self.edited, self.held, self.new.touched)
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    patches: Mapping[str, Patch],
+    out: Path,
+    edited: Edited,
+    instead: Mapping[str, Path],
+    progress: Progress,
+) -> _Plan:
+    old = BuildRecord.read(out)
+    base, hashes = _base_hashes(checkpoint, old, progress)
+    if old is not None and old.base != base:
+        raise WouldOverwrite(f"{out}: holds a build of another base; remove it or name another folder")
+    sources, left_out = _sources(checkpoint)
+    sources |= instead
+    weights = {
+        name: FileRecord(file.size, hash_range(checkpoint.folder / name, 0, file.data_start))
+        for name, file in checkpoint.files.items()
+    }
+    files = {name: _file_record(path) for name, path in sources.items() if name not in weights}
+    kept = {name for name, file in files.items() if _is_whole(out / name, file, file.size)}
+    for name, file in weights.items():
+        start = checkpoint.files[name].data_start
+        if old is not None and old.weights.get(name) == file and _is_whole(out / name, file, start):
+            kept.add(name)
+    held = _held(old, checkpoint, kept)
+    wanted = {number: edited[number] for number in patches}
+    touched = old.still_right(edited, wanted) if old else {}
+    touched = {name: digest for name, digest in touched.items() if name in held}
+    names = {name for shapes in wanted.values() for name in shapes}
+    pending = _pending(names, held, touched)
+    needed = {number: patches[number] for number in wanted if not wanted[number].keys().isdisjoint(pending)}
+    _check_base(needed, base)
+    new = BuildRecord(FINISHED, base, tuple(sorted(patches)), files, weights, hashes, touched, (), left_out)
+    return _Plan(checkpoint, out, sources, names, stacked(needed.values()), old, new, kept, held)
+
+
+def _pending(edited: Iterable[str], held: Iterable[str], right: Iterable[str]) -> list[str]:
+    """What is edited, or does not hold the base's bytes, and is not as it should be already."""
+    return sorted({*edited, *held}.difference(right))
+
+
+def _carry_out(plan: _Plan, progress: Progress) -> BuildRecord:
+    """The order is the safety: config.json away, record "unfinished", files, tensors, record, config.json."""
+    with suppress(FileNotFoundError):
+        os.unlink(plan.out / CONFIG)
+    fsync_folder(plan.out)  # from here on nothing loads the folder, even after a power cut
+    _remove_old(plan)
+    unfinished = replace(plan.new, state=UNFINISHED, pending=tuple(plan.pending))
+    whole = {name: file for name, file in plan.new.weights.items() if name in plan.kept}
+    _write_record(plan.out, replace(unfinished, weights=whole))
+    if _copy_files(plan, progress):
+        _write_record(plan.out, unfinished)  # a second run need not copy them again
+    finished = replace(plan.new, touched=_write_tensors(plan, progress))
+    _write_record(plan.out, finished)
+    with reading(plan.sources[CONFIG]) as file:
+        write_durably(plan.out / CONFIG, file.read())
+    return finished
+
+
+def _copy_files(plan: _Plan, progress: Progress) -> bool:
+    missing = sorted(plan.sources.keys() - plan.kept - {CONFIG})
+    total = sum(plan.sources[name].stat().st_size for name in missing)
+    report = _Counter(progress, total, "copying")
+    folders = {plan.out}
+    for name in missing:
+        target = plan.out / name
+        folders |= _make_folders(plan.out, target.parent)
+        with suppress(FileNotFoundError):
+            os.unlink(target)
+        clone_file(plan.sources[name], target, report)
+        _sync_file(target)
+    for folder in folders:
+        fsync_folder(folder)
+    return bool(missing)
+
+
+def _write_tensors(plan: _Plan, progress: Progress) -> dict[str, str]:
+    """Rewrite the tensors that may not be what they should be; returns the hashes of the edited ones."""
+    wanted = {name: plan.new.tensors[name] for name in plan.pending}
+    report = _Counter(progress, sum(plan.checkpoint.tensors[name][1].size for name in wanted), "writing")
+    return {**plan.new.touched, **rewrite(plan.checkpoint, plan.out, wanted, plan.deltas, report)}
+
+
+def _base_hashes(
+    checkpoint: Checkpoint, old: BuildRecord | None, progress: Progress
+) -> tuple[str, dict[str, str]]:
+    """The base's fingerprint and its tensors' hashes: an old record spares hashing, if it agrees with it."""
+    if old is not None and old.tensors.keys() == checkpoint.tensors.keys():
+        base = checkpoint.fingerprint(progress)
+        if fingerprint_of((info for _, info in checkpoint.tensors.values()), old.tensors) == base:
+            return base, old.tensors
+    hashes = checkpoint.hashes(progress)
+    return checkpoint.fingerprint(), hashes
+
+
+def _held(old: BuildRecord | None, checkpoint: Checkpoint, kept: set[str]) -> dict[str, str | None]:
+    if old is None:
+        return {}
+    edited = {**old.touched, **dict.fromkeys(old.pending)}
+    files = {name: checkpoint.tensors[name][0] for name in edited if name in checkpoint.tensors}
+    return {name: edited[name] for name, file in files.items() if file in kept}
+
+
+def _sources(checkpoint: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
+    """The base's files that a build holds, by relative name, and those it leaves out.
+
+    Weights in another form (a .bin or GGUF twin, an unused index) stay behind: a program that picked
+    them up would run the unedited model from an edited folder.
+    """
+    found: dict[str, Path] = {}
+    left_out = []
+    weights = {*checkpoint.files, *([] if SINGLE in checkpoint.files else [INDEX])}
+    for place, folders, names in os.walk(checkpoint.folder):
+        folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        for path in (Path(place, name) for name in names):
+            name = path.relative_to(checkpoint.folder).as_posix()
+            if not name.isprintable():
+                raise BadInput(f"{checkpoint.folder}: a file's name cannot be printed ({name!r}); rename it")
+            if name == BUILD_RECORD or is_temporary(path.name):
+                continue
+            if name not in weights and is_weights(name.removesuffix(".index.json")):
+                left_out.append(name)
+            else:
+                found[name] = path
+    return found, tuple(sorted(left_out))
+
+
+def _check_place(checkpoint: Checkpoint, out: Path) -> None:
+    base = Path(os.path.realpath(checkpoint.folder))
+    if out == base or base in out.parents or out in base.parents:
+        raise BadInput(f"{out}: is the base, or inside it, or around it; name a folder elsewhere")
+
+
+def _check_claim(out: Path) -> None:
+    """`WouldOverwrite` unless the folder is missing, empty, or a build."""
+    if not os.path.lexists(out):
+        return
+    if not out.is_dir():
+        raise WouldOverwrite(f"{out}: is a file; name a folder")
+    names = {path.name for path in out.iterdir() if not is_temporary(path.name)}
+    if names and BUILD_RECORD not in names:
+        raise WouldOverwrite(f"{out}: holds files that are no build of patchkit's; name another folder")
+
+
+def _shapes(patch: Patch) -> dict[str, tuple[int, int]]:
+    return {
+        name: delta.shape[::-1] if delta.transposed else delta.shape for name, delta in patch.deltas.items()
+    }
+
+
+def _check_fit(checkpoint: Checkpoint, patches: Mapping[str, Patch], edited: Edited) -> None:
+    for number in patches:
+        for weight, shape in edited[number].items():
+            if weight not in checkpoint.tensors:
+                what = f"{checkpoint.folder} has no {weight!r}"
+                raise BadInput(f"{patches[number].name}: {what}; it is another model's patch")
+            _, info = checkpoint.tensors[weight]
+            if info.shape != shape or _STORED.get(info.dtype) not in FORMATS:
+                what = f"{weight!r} is {info.dtype} {list(info.shape)}, not a float {list(shape)}"
+                raise BadInput(f"{patches[number].name}: {what}; it is another model's patch")
+
+
+def _check_base(patches: Mapping[str, Patch], base: str) -> None:
+    for patch_id, patch in patches.items():
+        if patch.base != base:
+            raise BadInput(
+                f"{patch.name}: was made for another base ({patch.base[:19]}…, this is {base[:19]}…)"
+            )
+        if patch.id != patch_id:
+            raise BadInput(f"{patch.name}: its id is {patch.id[:12]}…, not {patch_id[:12]}…")
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """One writer at a time; the lock ends with the process."""
+    handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy(f"{out}: another patchkit is building there; try again when it has ended") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _remove_old(plan: _Plan) -> None:
+    """What a killed run left behind, and what the old build had and the new one has not.
+
+    Before the old record is replaced: after a kill in between, it still names them.
+    """
+    for path in plan.out.iterdir():
+        if is_temporary(path.name):
+            path.unlink()
+    gone = () if plan.old is None else {*plan.old.files, *plan.old.weights} - plan.sources.keys()
+    for name in gone:
+        if _is_plain(plan.out / name):
+            os.unlink(plan.out / name)
+    fsync_folder(plan.out)
+
+
+def _write_record(out: Path, record: BuildRecord) -> None:
+    write_durably(out / BUILD_RECORD, record.to_bytes())
+
+
+def _file_record(path: Path) -> FileRecord:
+    with reading(path) as file:
+        size = os.fstat(file.fileno()).st_size
+    return FileRecord(size, hash_range(path, 0, size))
+
+
+def _is_whole(path: Path, file: FileRecord, end: int) -> bool:
+    """Whether the build's own file is there, with its size, and the hash of its first ``end`` bytes."""
+    return _is_plain(path) and path.stat().st_size == file.size and hash_range(path, 0, end) == file.sha256
+
+
+def _is_plain(path: Path) -> bool:
+    """A regular file reached by no link and sharing its storage with no other name: safe to write into."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return False
+    at_home = os.path.realpath(path.parent) == str(path.parent)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and at_home
+
+
+def _make_folders(out: Path, folder: Path) -> set[Path]:
+    """Make ``folder`` below ``out``; returns every folder on the way, whose names are to be made durable."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.path.realpath(folder) != str(folder):
+        raise WouldOverwrite(f"{folder}: leads out of the build through a symbolic link; remove it")
+    return {folder, *(parent for parent in folder.parents if parent.is_relative_to(out))}
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        sync(handle)
+    finally:
+        os.close(handle)
+
+
+class _Counter:
+    """Adds up pieces for a progress report."""
+
+    def __init__(self, progress: Progress, total: int, what: str) -> None:
+        self.progress, self.total, self.what, self.done = progress, total, what, 0
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        if self.progress is not None:
+            self.progress(self.done, self.total, self.what)

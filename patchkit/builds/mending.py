@@ -1,0 +1,44 @@
+"""A build whose bytes were altered, put right in place: what it should hold is known, so no more is written.
+
+`build` believes the record of a finished build. Here the record is first marked as unfinished, with the
+altered tensors among those that may be half written, and config.json goes: from there `build` goes on as
+after a kill. Promises: files that are not the build's are not touched; killed, no half-mended build loads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from patchkit.algebra.factors import Patch
+from patchkit.builds.build import build, locked
+from patchkit.builds.record import BUILD_RECORD, UNFINISHED, BuildRecord
+from patchkit.checkpoint import CONFIG, Checkpoint, Progress
+from patchkit.files import fsync_folder, write_durably, writing
+
+__all__ = ["mend_build"]
+
+
+def mend_build(
+    checkpoint: Checkpoint,
+    patches: Mapping[str, Patch],
+    folder: Path,
+    record: BuildRecord,
+    wrong: Iterable[str],
+    progress: Progress = None,
+) -> BuildRecord:
+    """Write the ``wrong`` tensors, and all files that are not as ``record`` says, again; the new record.
+
+    ``patches`` by id, those of the record. Errors as of `build`.
+    """
+    with writing(folder), locked(folder):
+        with suppress(FileNotFoundError):
+            os.unlink(folder / CONFIG)
+        fsync_folder(folder)
+        pending = tuple(sorted({*record.pending, *record.touched, *wrong}))
+        unfinished = replace(record, state=UNFINISHED, pending=pending)
+        write_durably(folder / BUILD_RECORD, unfinished.to_bytes())
+    return build(checkpoint, patches, folder, progress=progress)
