@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import reference_editors as literal
 import torch
 from command_helpers import Cli, cli, facts_file, git, git_environment, home, knowledge, snapshot
 
+from patchkit.editing.editor import editor_names, find_editor
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import statistics_for
 from patchkit.repository import Repository
@@ -254,3 +257,14 @@ def test_a_method_takes_over_what_means_the_same(knowledge: Path) -> None:
             ],
         ).to_dict()
     )
+
+
+def test_what_editors_say_of_themselves_is_read_without_loading_one() -> None:
+    code = (
+        "import sys; from patchkit.editing.editor import about, editor_names; "
+        "print('\\n'.join(map(about, editor_names()))); assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = [type(find_editor(name)).__doc__.split("\n")[0] for name in editor_names()]
+    assert done.stdout.splitlines() == loaded
+    assert len(set(loaded)) == len(loaded) >= 8

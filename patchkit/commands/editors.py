@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import click
 
 from patchkit.commands.common import json_option, print_json
@@ -24,12 +22,9 @@ def command(as_json: bool) -> None:
     Example:
       patchkit editors
     """
-    from patchkit.editing.editor import editor_names, find_editor
+    from patchkit.editing.editor import about, editor_names
 
-    found = [
-        {"name": name, "about": (inspect.getdoc(type(find_editor(name))) or "").split("\n", 1)[0]}
-        for name in editor_names()
-    ]
+    found = [{"name": name, "about": about(name)} for name in editor_names()]
     if as_json:
         print_json(found)
     else:
