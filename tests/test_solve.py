@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patchkit.editing import solve
 from patchkit.editing.solve import exact_device, solve_keys
 from patchkit.errors import BadInput
 
@@ -35,6 +36,17 @@ def test_factors_multiply_to_the_papers_dense_update(count, lambda_, seed):
     solved = solve_keys(keys, torch.linalg.cholesky(lambda_ * C))
     assert solved.shape == (count, D_IN)
     wanted = dense(C, keys, residuals, lambda_)
+    assert (residuals.T @ solved - wanted).norm() <= 1e-9 * wanted.norm()
+
+
+@pytest.mark.parametrize(("count", "system"), [(1, 1), (D_IN, D_IN), (D_IN + 1, D_IN), (5 * D_IN, D_IN)])
+def test_no_system_is_larger_than_the_facts_or_the_keys(count, system, monkeypatch):
+    sizes, lower = [], solve._lower
+    monkeypatch.setattr(solve, "_lower", lambda system: sizes.append(system.shape) or lower(system))
+    C, keys, residuals = problem(count, 4)
+    solved = solve_keys(keys, torch.linalg.cholesky(3.0 * C))
+    assert sizes == [(system, system)]
+    wanted = dense(C, keys, residuals, 3.0)
     assert (residuals.T @ solved - wanted).norm() <= 1e-9 * wanted.norm()
 
 

@@ -1,7 +1,8 @@
 """Keys and residuals to factors: Δ = R Kᵀ (λC + K Kᵀ)⁻¹ (MEMIT eq. 14), in float64, never dense.
 
 With P = (λC)⁻¹ the Woodbury identity leaves N x N systems for N facts:
-(λC + K Kᵀ)⁻¹ K = P K (I + Kᵀ P K)⁻¹. λC is factored once for a model and layer.
+(λC + K Kᵀ)⁻¹ K = P K (I + Kᵀ P K)⁻¹. λC is factored once for a model and layer. Of more facts than d_in the
+system is the d_in x d_in one itself, so memory is bounded whatever their number.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def solve_keys(keys: Tensor, factor: Tensor, beside: Tensor | None = None) -> Te
             served = factor @ factor.T + beside.T @ beside
             return solve_keys(keys, _lower(served))
         return solve_keys(torch.cat([beside.to(K), K.T]), factor)[len(beside) :]
+    if len(keys) > len(factor):
+        return torch.cholesky_solve(K, _lower(factor @ factor.T + K @ K.T)).T
     PK = torch.cholesky_solve(K, factor)
     identity = torch.eye(K.shape[1], dtype=K.dtype, device=K.device)
     return torch.cholesky_solve(PK.T, _lower(identity + K.T @ PK))
