@@ -9,6 +9,7 @@ import pytest
 import reference_memit as reference
 import tiny_models
 import torch
+from safetensors.torch import save
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -235,6 +236,30 @@ def test_a_killed_search_goes_on_behind_its_finished_batches_to_the_same_bits(tm
     assert (again.steps, again.losses) == (whole.steps, whole.losses)
 
 
+def test_each_batch_is_written_once_whatever_their_number(tmp_path, monkeypatch):
+    """Files do not grow with the batches before them, and a search in other batches goes on behind them."""
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    whole, really, done = find(model, tokenizer, tiny_models.FACTS), targets._optimise, []
+
+    def optimise(*args):
+        if len(done) == 3:
+            raise Killed
+        done.append(really(*args))
+        return done[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(targets, "_optimise", optimise)
+        with pytest.raises(Killed):
+            find(model, tokenizer, tiny_models.FACTS, batch_size=1, unfinished=tmp_path)
+    first = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(first) == 3
+    assert len({len(data) for data in first.values()}) == 1
+    again = find(model, tokenizer, tiny_models.FACTS, batch_size=2, unfinished=tmp_path)
+    assert all(path.read_bytes() == data for path, data in first.items())
+    assert len(list(tmp_path.iterdir())) == len(tiny_models.FACTS)
+    assert distance(again.z, whole.z) < 1e-4
+
+
 def test_kept_targets_serve_the_same_search_only(tmp_path):
     model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
     other = RECIPE.override(clamp=0.2)
@@ -245,7 +270,18 @@ def test_kept_targets_serve_the_same_search_only(tmp_path):
     assert distance(fewer.z, wanted.z[:3]) < 1e-4
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"\xff" * 100])
+def kept_batch(facts):
+    """A whole file of targets that nobody found, all of them 7."""
+    count, width = len(facts), tiny_models.WIDTH
+    numbers = {"z": torch.full((count, width), 7.0), "losses": torch.zeros(count, dtype=torch.float64)}
+    return save({"facts": torch.tensor(facts), "steps": torch.ones(count, dtype=torch.long), **numbers})
+
+
+WRONG = {"empty": b"", "no header": b"{}", "noise": b"\xff" * 100}
+WRONG |= {"a fact twice": kept_batch([0, 0]), "a fact too many": kept_batch([0, len(tiny_models.FACTS)])}
+
+
+@pytest.mark.parametrize("damage", WRONG.values(), ids=WRONG)
 def test_a_damaged_file_of_kept_targets_is_made_again(tmp_path, damage):
     model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
     wanted = find(model, tokenizer, tiny_models.FACTS, unfinished=tmp_path)

@@ -24,15 +24,23 @@ def key_of(value: Any) -> str:
     return hash_bytes(canonical_json(value))[:16]
 
 
-def read_kept(path: Path | None, shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor] | None:
-    """The tensors of these names and shapes; None where there are none, or not just those."""
+def read_kept(path: Path | None, shapes: Mapping[str, Sequence[int | None]]) -> dict[str, Tensor] | None:
+    """The tensors of these names and shapes, None being any length; None where there are not just those."""
     if path is None or not path.is_file():
         return None
     try:
         found = load(path.read_bytes())
     except SafetensorError:
         return None
-    return found if {name: list(t.shape) for name, t in found.items()} == shapes else None
+    if found.keys() != shapes.keys() or not all(_fits(found[name], shape) for name, shape in shapes.items()):
+        return None
+    return found
+
+
+def _fits(tensor: Tensor, shape: Sequence[int | None]) -> bool:
+    return tensor.ndim == len(shape) and all(
+        wanted in (None, length) for wanted, length in zip(shape, tensor.shape, strict=True)
+    )
 
 
 def write_kept(path: Path, tensors: Mapping[str, Tensor]) -> None:

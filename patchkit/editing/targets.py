@@ -10,7 +10,7 @@ facts have stopped; those leave the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -71,8 +71,7 @@ def find_targets(
     """
     count = len(rewriting)
     order = sorted(range(count), key=lambda i: (_width(rewriting[i]), rewriting[i][0].subject))
-    path = unfinished and unfinished / f"targets-{_key(rewriting, drift, recipe)}.safetensors"
-    found = _Found.resume(path, count, anatomy.d_model, model.dtype)
+    found = _Found.resume(unfinished, _key(rewriting, drift, recipe), count, anatomy.d_model, model.dtype)
     openings = _openings(model, anatomy, rewriting) if found.count < count else None
 
     def work(batch: list[int], budget: Budget) -> None:
@@ -94,27 +93,45 @@ def find_targets(
 
 @dataclass(frozen=True)
 class _Found:
-    """z [N, d_model], steps and losses of each fact so far; one that took no step is still to do."""
+    """z [N, d_model], steps and losses of each fact so far; one that took no step is still to do.
+
+    Each batch has a file of its own in ``folder``, so that what is written grows with the facts alone.
+    """
 
     z: Tensor
     steps: list[int]
     losses: list[float]
-    path: Path | None
+    folder: Path | None
+    key: str
 
     @classmethod
-    def resume(cls, path: Path | None, count: int, width: int, dtype: torch.dtype) -> _Found:
-        kept = read_kept(path, {"z": [count, width], "steps": [count], "losses": [count]})
-        if kept is not None and kept["z"].dtype == dtype:
-            return cls(kept["z"], kept["steps"].tolist(), kept["losses"].tolist(), path)
-        return cls(torch.zeros(count, width, dtype=dtype), [0] * count, [0.0] * count, path)
+    def resume(cls, folder: Path | None, key: str, count: int, width: int, dtype: torch.dtype) -> _Found:
+        found = cls(torch.zeros(count, width, dtype=dtype), [0] * count, [0.0] * count, folder, key)
+        for path in sorted(folder.glob(f"targets-{key}-*.safetensors")) if folder else ():
+            kept = read_kept(path, {"facts": [None], "z": [None, width], "steps": [None], "losses": [None]})
+            if kept is not None and kept["z"].dtype == dtype:
+                found._take(kept)
+        return found
 
-    def add(self, batch: Sequence[int], found: Targets) -> None:
+    def _take(self, kept: Mapping[str, Tensor]) -> None:
+        """What one file holds, unless it cannot be of these facts."""
+        batch, steps, losses = (kept[name].tolist() for name in ("facts", "steps", "losses"))
+        missing = {fact for fact, taken in enumerate(self.steps) if not taken}
+        if len(set(batch)) == len(kept["z"]) == len(steps) == len(losses) and missing.issuperset(batch):
+            self._put(batch, Targets(kept["z"], steps, losses))
+
+    def _put(self, batch: Sequence[int], found: Targets) -> None:
         self.z[list(batch)] = found.z
         for place, fact in enumerate(batch):
             self.steps[fact], self.losses[fact] = found.steps[place], found.losses[place]
-        if self.path is not None:
-            steps, losses = torch.tensor(self.steps), torch.tensor(self.losses, dtype=torch.float64)
-            write_kept(self.path, {"z": self.z, "steps": steps, "losses": losses})
+
+    def add(self, batch: Sequence[int], found: Targets) -> None:
+        self._put(batch, found)
+        if self.folder is not None:
+            facts, steps = torch.tensor(batch), torch.tensor(found.steps)
+            losses = torch.tensor(found.losses, dtype=torch.float64)
+            path = self.folder / f"targets-{self.key}-{batch[0]}.safetensors"
+            write_kept(path, {"facts": facts, "z": found.z, "steps": steps, "losses": losses})
 
     @property
     def count(self) -> int:
