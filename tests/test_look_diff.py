@@ -61,6 +61,9 @@ def test_a_fact_taken_out_of_a_batch_is_removed_and_the_rest_is_not_named(cli: C
     found = cli.ok("diff", "--json").json
     assert [fact["subject"] for fact in found["removed"]] == ["Ann"]
     assert found["added"] == found["changed"] == found["superseded"] == []
+    head, parent = git(knowledge, "rev-parse", "HEAD", "HEAD~1").split()
+    assert (found["old_commit"], found["new_commit"]) == (parent, head)
+    assert cli.ok("diff", "base", "HEAD", "--json").json["old_commit"] is None
 
 
 # weights

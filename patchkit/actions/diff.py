@@ -82,11 +82,15 @@ class Difference:
     superseded: list[Superseded]
     weights: list[WeightDifference]
     behaviour: Behaviour | None = None
+    commits: tuple[str | None, str | None] = (None, None)
+    """What ``old`` and ``new`` name; None of the base."""
 
     def to_dict(self) -> dict[str, Any]:
         found = {
             "old": self.old,
             "new": self.new,
+            "old_commit": self.commits[0],
+            "new_commit": self.commits[1],
             "added": [_plain(*pair) for pair in self.added],
             "removed": [_plain(*pair) for pair in self.removed],
             "changed": [
@@ -127,7 +131,9 @@ def diff(
     before, before_facts = _read(repository, old)
     after, after_facts = _read(repository, new)
     found = replace(
-        _facts(before_facts, after_facts, old, new), weights=difference_of(before, after, measure=measure)
+        _facts(before_facts, after_facts, old, new),
+        weights=difference_of(before, after, measure=measure),
+        commits=(_commit(repository, old), _commit(repository, new)),
     )
     bases = {patch.base for patch in (*before.values(), *after.values())}
     if measure and bases <= {repository.settings.base_fingerprint}:
@@ -242,6 +248,10 @@ def _read(repository: Repository, revision: str) -> tuple[dict[str, Patch], dict
         return {}, {}
     stack = repository.stack(revision)
     return repository.patches(stack), dict(stack.facts_in_force())
+
+
+def _commit(repository: Repository, revision: str) -> str | None:
+    return None if revision == BASE else repository.store.resolve(revision)
 
 
 def _parent(repository: Repository, revision: str) -> str:
