@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import pytest
+import tiny_models
 from command_helpers import (
     LEBRON,
     MICROSOFT,
@@ -355,6 +356,19 @@ def test_ask_sets_base_and_stack_side_by_side(cli: Cli, knowledge: Path) -> None
     assert before["stack"] == before["base"]
     assert cli("ask", "-", stdin=b"\n").code == 65
     assert cli("ask", "a\0b").code in (0, 65)
+
+
+def test_a_prompt_that_leaves_the_model_no_room_is_named(cli: Cli, knowledge: Path) -> None:
+    """The tiny base reads 128 tokens; the last one that is said is not read."""
+    words = "Rome " * 20
+    count = len(tiny_models.tiny_tokenizer()(words)["input_ids"])
+    refused = cli("ask", "Rome lies in", words, "--tokens", str(130 - count))
+    assert (refused.code, refused.out) == (65, "")
+    assert refused.err == (
+        f"patchkit: prompt 2: {count} tokens and {130 - count} to come, but the model reads 128; "
+        "shorten it, or let it say less with --tokens\n"
+    )
+    assert len(cli.ok("ask", words, "--tokens", str(129 - count), "--json").json) == 1
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=" ".join)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from patchkit.actions.workbench import Workbench
+from patchkit.editing.recipe import positions
+from patchkit.errors import BadInput
 from patchkit.evaluation.generation import continue_greedily
 
 if TYPE_CHECKING:
@@ -47,13 +49,28 @@ def ask(
     top: int = 5,
     device: str = "auto",
 ) -> list[Answer]:
-    """Ask every prompt of the base and of base and stack at ``revision``, computed in float32."""
+    """Ask every prompt of the base and of base and stack at ``revision``, computed in float32.
+
+    BadInput names the place of a prompt that leaves the model no room for ``new_tokens``.
+    """
     stack = repository.stack(revision)
     bench = repository.workbench(device)
+    _check_room(bench, prompts, new_tokens)
     base = _answers(bench, prompts, new_tokens, top)
     bench.put(repository.patches(stack).values())
     edited = _answers(bench, prompts, new_tokens, top)
     return [Answer(*triple) for triple in zip(prompts, base, edited, strict=True)]
+
+
+def _check_room(bench: Workbench, prompts: Sequence[str], new_tokens: int) -> None:
+    longest = positions(bench.model.config)
+    for place, prompt in enumerate(prompts, 1):
+        count = len(bench.tokenizer(prompt)["input_ids"])
+        if longest is not None and count + new_tokens - 1 > longest:  # the last one is said, not read
+            raise BadInput(
+                f"prompt {place}: {count} tokens and {new_tokens} to come, but the model reads {longest}; "
+                "shorten it, or let it say less with --tokens"
+            )
 
 
 def _answers(bench: Workbench, prompts: Sequence[str], new_tokens: int, top: int) -> list[Said]:
