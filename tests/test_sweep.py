@@ -353,7 +353,11 @@ def test_a_sweep_that_was_killed_goes_on_to_the_same_bytes(
         return real(bench, trial, trials)
 
     monkeypatch.setattr(action._Bench, "row", row)
-    assert cli("eval", "sweep", "-C", "kb", *ask, "--out", "parts").code == 130
+    stopped = cli("eval", "sweep", "-C", "kb", *ask, "--out", "parts", "-q")
+    assert (stopped.code, stopped.out) == (130, "")
+    assert stopped.err.splitlines()[-1] == (
+        "patchkit: interrupted; the same command goes on with the rows that parts lacks"
+    )
     assert not (home / "parts" / "table.md").exists()
     with open(home / "parts" / "rows.jsonl", "ab") as file:
         file.write(b'{"method": "memit", "cou')

@@ -149,8 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except click.ClickException as error:
         return _fail(_usage_line(error), error.exit_code, error)
-    except (KeyboardInterrupt, click.Abort):
-        _say("interrupted; see patchkit status")
+    except (KeyboardInterrupt, click.Abort) as error:
+        told = str(error.__cause__ or "") if isinstance(error, click.Abort) else str(error)
+        _say(f"interrupted; {told or 'see patchkit status'}")
         return 130
     except PatchkitError as error:
         return _fail(error.message, error.exit_code, error)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,12 +246,13 @@ def sweep(
         None if lambdas is None else tuple(_listed(lambdas, "--lambdas", _positive)),
     )
     repository = open_repository(directory)
-    with progress_bars(quiet or as_json) as progress:
+    folder = Path(out or f"sweep-{study}")
+    with progress_bars(quiet or as_json) as progress, _going_on(folder):
         found = action.sweep(
             repository,
             asked,
             read_cases(records, in_bytes(progress)),
-            Path(out or f"sweep-{study}"),
+            folder,
             sample=sample,
             seed=seed,
             texts=texts,
@@ -275,6 +277,15 @@ def _references(texts: bool, path: str | None) -> References | None:
     if not texts:
         raise click.UsageError("--references are for what --texts lets the models write; name both")
     return read_references(path)
+
+
+@contextmanager
+def _going_on(folder: Path) -> Iterator[None]:
+    """An interruption that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the same command goes on with the rows that {folder} lacks") from None
 
 
 def _listed(text: str, option: str, read: Callable[[str], Any]) -> list[Any]:
