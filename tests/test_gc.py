@@ -96,6 +96,8 @@ def test_what_nothing_refers_to_goes_when_it_is_old(root: Path) -> None:
     assert _gc(root, "--dry-run") == names
     assert sorted((root / "kb" / ".git" / "patchkit").rglob("*")) == files
     assert _gc(root, "--grace", "21") == set()
+    said = fine(here("-C", root / "kb", "gc", "--grace", "21"))
+    assert "left as they are: 7 leftovers of less than 21 days (--grace)" in said.out
     assert all(path.exists() for path in made.values())
     said = fine(here("-C", root / "kb", "gc"))
     assert "removed 7 leftovers, 28 B" in said.out
@@ -108,6 +110,8 @@ def test_what_nothing_refers_to_goes_when_it_is_old(root: Path) -> None:
 def test_what_was_used_within_the_hour_stays_whatever_is_asked(root: Path) -> None:
     made = _leave(root, 0.01)
     assert _gc(root, "--grace", "0") == set()
+    said = fine(here("-C", root / "kb", "gc", "--grace", "0"))
+    assert "left as they are: 7 leftovers of less than an hour, which may be in use" in said.out
     _old(made["kept"], 0.05)
     assert _gc(root, "--grace", "0") == {made["kept"].name}
 

@@ -86,5 +86,6 @@ def command(grace: float, directory: str, dry_run: bool, quiet: bool, as_json: b
     if done.trees:
         say(out, f"{would} {counted(done.trees, 'tree')} of the catalogue that nothing reaches", GOOD)
     if done.young:
-        say(out, f"{counted(len(done.young), 'leftover')} of less than {grace:g} days stays: --grace", QUIET)
+        age = f"{grace:g} days (--grace)" if grace * 24 > 1 else "an hour, which may be in use"
+        say(out, f"left as they are: {counted(len(done.young), 'leftover')} of less than {age}", QUIET)
     say(out, "Git's own objects: git gc", QUIET)
