@@ -50,6 +50,21 @@ def test_no_system_is_larger_than_the_facts_or_the_keys(count, system, monkeypat
     assert (residuals.T @ solved - wanted).norm() <= 1e-9 * wanted.norm()
 
 
+@pytest.mark.parametrize(
+    ("count", "spared"), [(3, 5), (D_IN - 5, 5), (3, D_IN - 2), (2 * D_IN, 1), (1, 3 * D_IN)]
+)
+def test_keys_to_be_spared_stand_beside_the_new_ones(count, spared, monkeypatch):
+    sizes, lower = [], solve._lower
+    monkeypatch.setattr(solve, "_lower", lambda system: sizes.append(len(system)) or lower(system))
+    C, keys, _ = problem(count, 5)
+    _, beside, _ = problem(spared, 6)
+    solved = solve_keys(keys, torch.linalg.cholesky(3.0 * C), beside=beside)
+    assert sizes == [min(count + spared, D_IN)]
+    K, P = keys.T, beside.T
+    wanted = torch.linalg.solve(3.0 * C + P @ P.T + K @ K.T, K).T
+    assert (solved - wanted).norm() <= 1e-9 * wanted.norm()
+
+
 def test_float32_keys_are_solved_in_float64():
     C, keys, _ = problem(6, 0, torch.float32)
     factor = torch.linalg.cholesky(300.0 * C)

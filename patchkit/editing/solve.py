@@ -1,7 +1,7 @@
 """Keys and residuals to factors: Δ = R Kᵀ (λC + K Kᵀ)⁻¹ (MEMIT eq. 14), in float64, never dense.
 
 With P = (λC)⁻¹ the Woodbury identity leaves N x N systems for N facts:
-(λC + K Kᵀ)⁻¹ K = P K (I + Kᵀ P K)⁻¹. λC is factored once for a model and layer. Of more facts than d_in the
+(λC + K Kᵀ)⁻¹ K = P K (I + Kᵀ P K)⁻¹. λC is factored once for a model and layer. Of more keys than d_in the
 system is the d_in x d_in one itself, so memory is bounded whatever their number.
 """
 
@@ -27,17 +27,14 @@ def solve_keys(keys: Tensor, factor: Tensor, beside: Tensor | None = None) -> Te
     ``beside`` [N_p, d_in] are keys K_p for which ΔW should give nothing: (λC + K_p K_pᵀ + K Kᵀ)⁻¹ K. BadInput
     where the system cannot be solved.
     """
-    K = keys.to(factor.device, torch.float64).T
-    if beside is not None and len(beside):
-        if len(beside) > len(factor):  # the larger of the two systems is not made
-            served = factor @ factor.T + beside.T @ beside
-            return solve_keys(keys, _lower(served))
-        return solve_keys(torch.cat([beside.to(K), K.T]), factor)[len(beside) :]
-    if len(keys) > len(factor):
-        return torch.cholesky_solve(K, _lower(factor @ factor.T + K @ K.T)).T
+    own = keys.to(factor.device, torch.float64)
+    spared = own.new_zeros(0, len(factor)) if beside is None else beside.to(own)
+    K = torch.cat([spared, own]).T
+    if K.shape[1] > len(factor):  # the larger of the two systems is not made
+        return torch.cholesky_solve(own.T, _lower(factor @ factor.T + K @ K.T)).T
     PK = torch.cholesky_solve(K, factor)
     identity = torch.eye(K.shape[1], dtype=K.dtype, device=K.device)
-    return torch.cholesky_solve(PK.T, _lower(identity + K.T @ PK))
+    return torch.cholesky_solve(PK.T, _lower(identity + K.T @ PK))[len(spared) :]
 
 
 def _lower(system: Tensor) -> Tensor:

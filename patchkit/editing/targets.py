@@ -116,8 +116,8 @@ class _Found:
     def _take(self, kept: Mapping[str, Tensor]) -> None:
         """What one file holds, unless it cannot be of these facts."""
         batch, steps, losses = (kept[name].tolist() for name in ("facts", "steps", "losses"))
-        missing = {fact for fact, taken in enumerate(self.steps) if not taken}
-        if len(set(batch)) == len(kept["z"]) == len(steps) == len(losses) and missing.issuperset(batch):
+        missing = all(fact in range(len(self.steps)) and not self.steps[fact] for fact in batch)
+        if missing and len(set(batch)) == len(kept["z"]) == len(steps) == len(losses):
             self._put(batch, Targets(kept["z"], steps, losses))
 
     def _put(self, batch: Sequence[int], found: Targets) -> None:
