@@ -44,7 +44,7 @@ LOOKS = (
     *(("editors",), ("model", "list"), ("reindex",), ("fsck",), ("build", "-n"), ("revert", "-n")),
     *(("log", "--graph", "--facts"), ("diff", "--weights"), ("diff", "--behavior"), ("blame", LONG)),
     *(("stack", "--interference"), ("blame", "--measure", "東京都" * 20)),
-    *(("revert", "-n", NAME, "--fact", "1"), ("ask", "--tokens", "8", LONG, "東京都" * 20)),
+    *(("revert", "-n", NAME, "--fact", "1"), ("ask", "--tokens", "8", LONG, "東京都" * 13)),
 )
 ERRORS = (
     *(("show", "nothing" * 20), ("comit",), ("commit",), ("log", "--no-such-option"), ("diff", "nowhere")),
