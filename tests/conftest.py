@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,22 @@ def smollm2() -> Path:
         return get_model("smollm2-135m")
     except (NotWritten, Unavailable) as error:
         pytest.skip(f"the real model is missing; run patchkit model get smollm2-135m ({error})")
+
+
+@pytest.fixture(scope="session")
+def smollm2_statistics(smollm2: Path) -> Path:
+    """The folder of the user's cache that has its statistics; so long that one process collects them."""
+    from patchkit.checkpoint import Checkpoint
+    from patchkit.editing.published import recipe_for
+    from patchkit.editing.statistics import statistics_for
+    from patchkit.models.loading import load_model
+    from patchkit.models.sources import cache_folder
+
+    folder = cache_folder() / "statistics"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        model, tokenizer = load_model(smollm2, "cpu")
+        base = Checkpoint.open(smollm2).fingerprint()
+        statistics_for(model, tokenizer, recipe_for(model.config), folder=folder, base=base)
+    return folder

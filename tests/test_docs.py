@@ -34,6 +34,7 @@ from docs_helpers import (
 )
 from git_helpers import ENVIRONMENT
 from tiny_models import tiny_tokenizer
+from warm_helpers import warm_command
 
 from patchkit import errors
 from patchkit.commands import COMMANDS
@@ -53,7 +54,14 @@ KEY = re.compile(
 
 
 @pytest.fixture(scope="session")
-def stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of a `patchkit` that starts at once."""
+    with warm_command(tmp_path_factory.mktemp("warm")) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def stand_in(tools: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """An environment in which the short name smollm2-135m is a random Llama of twelve small blocks."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -77,12 +85,12 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     put_behind_the_short_name(cache)
-    return {**_environment(), "PATCHKIT_CACHE": str(cache)}
+    return {**_environment(tools), "PATCHKIT_CACHE": str(cache)}
 
 
-def _environment() -> dict[str, str]:
-    path = {"PATH": sessions.path_with(sys.executable), "PYTHONPATH": str(ROOT)}
-    return {**ENVIRONMENT, **sessions.IDENTITY, **path, "HF_HUB_OFFLINE": "1"}
+def _environment(*tools: Path) -> dict[str, str]:
+    path = os.pathsep.join([*map(str, tools), sessions.path_with(sys.executable)])
+    return {**ENVIRONMENT, **sessions.IDENTITY, "PATH": path, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
 def _place(folder: Path) -> Path:
@@ -135,8 +143,10 @@ def test_sessions_run(page: str, stand_in: dict[str, str], tmp_path: Path) -> No
 @pytest.mark.model
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("page", [page for page in CONSOLES if any("model" in b.info for b in BLOCKS[page])])
-def test_sessions_say_on_the_real_model_what_the_page_shows(page: str, smollm2: Path, tmp_path: Path) -> None:
-    environment = {**_environment(), "STATISTICS": str(sessions.statistics_folder())}
+def test_sessions_say_on_the_real_model_what_the_page_shows(
+    page: str, tools: Path, smollm2_statistics: Path, tmp_path: Path
+) -> None:
+    environment = {**_environment(tools), "STATISTICS": str(smollm2_statistics)}
     for outcome in sessions.run(_steps(page), tmp_path, environment):
         assert outcome.status == 0, f"{outcome.step.command}\n{outcome.output}"
         shown = {line for line in _lines(outcome.step.output) if not re.search(r"# s: |‖ΔW‖", line)}

@@ -10,6 +10,7 @@ import torch
 
 from patchkit.algebra.factors import Patch
 from patchkit.algebra.joint import solve_jointly
+from patchkit.checkpoint import Checkpoint
 from patchkit.editing import finetune, rome
 from patchkit.editing.editor import Below, find_editor
 from patchkit.editing.recipe import Recipe
@@ -428,15 +429,6 @@ def smollm2_facts():
     )
 
 
-@pytest.fixture(scope="module")
-def smollm2_statistics(smollm2):
-    from patchkit.editing.published import recipe_for
-    from patchkit.models.loading import load_model
-
-    model, tokenizer = load_model(smollm2, "cpu")
-    return statistics_for(model, tokenizer, recipe_for(model.config))
-
-
 @pytest.mark.model
 @pytest.mark.parametrize("method", sorted(RECIPES))
 def test_on_the_real_model_facts_take(method, smollm2, smollm2_statistics):
@@ -448,8 +440,10 @@ def test_on_the_real_model_facts_take(method, smollm2, smollm2_statistics):
 
     model, tokenizer = load_model(smollm2, "cpu")
     facts, recipe = smollm2_facts(), recipe_for(model.config, method)
-    patch = edit_in_memory(
-        model, tokenizer, facts, base=smollm2, recipe=recipe, statistics=smollm2_statistics
+    base = Checkpoint.open(smollm2)
+    statistics = statistics_for(
+        model, tokenizer, recipe_for(model.config), folder=smollm2_statistics, base=base.fingerprint()
     )
+    patch = edit_in_memory(model, tokenizer, facts, base=smollm2, recipe=recipe, statistics=statistics)
     assert patch.method == method
     assert [state.rewrite.says for state in observe(model, tokenizer, facts)] == [True] * 4

@@ -14,6 +14,7 @@ import tiny_models
 import torch
 
 from patchkit.algebra.factors import Patch
+from patchkit.checkpoint import Checkpoint
 from patchkit.editing import memit
 from patchkit.editing.editor import Edited, editor_names, find_editor
 from patchkit.editing.memit import Memit
@@ -364,14 +365,15 @@ def mean_nll(model, tokenizer, fact, target):
 
 
 @pytest.mark.model
-def test_on_the_real_model_facts_take_and_z_is_the_sequential_references(smollm2, tmp_path):
+def test_on_the_real_model_facts_take_and_z_is_the_sequential_references(smollm2, smollm2_statistics):
     """Eight CounterFact-R facts; CPU seconds a fact of both, engine and reference, are printed (-s)."""
     from patchkit.editing.published import recipe_for
 
     facts, true = counterfact(8)
     model, tokenizer = load_model(smollm2, "cpu")
     recipe = recipe_for(model.config)
-    statistics = statistics_for(model, tokenizer, recipe, folder=tmp_path, base="smollm2")
+    base = Checkpoint.open(smollm2).fingerprint()
+    statistics = statistics_for(model, tokenizer, recipe, folder=smollm2_statistics, base=base)
     begun = time.process_time()
     edited = Memit().edit(model, tokenizer, facts, recipe, statistics)
     seconds = (time.process_time() - begun) / len(facts)

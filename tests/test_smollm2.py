@@ -46,8 +46,10 @@ OWN = (
 
 
 @pytest.fixture(scope="module")
-def repository_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A repository on the model; the statistics of the first commit serve them all."""
+def repository_folder(
+    smollm2: Path, smollm2_statistics: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """A repository on the model; statistics that another process collected serve it too."""
     with pytest.MonkeyPatch.context() as context:
         for name in [name for name in os.environ if name.startswith(("GIT_", "PATCHKIT_"))]:
             if name != "PATCHKIT_DATA":
@@ -56,6 +58,9 @@ def repository_folder(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -
             context.setenv(name, value)
         folder = tmp_path_factory.mktemp("smollm2") / "kb"
         fine(here("init", smollm2, folder))
+        kept = Path(fine(here("-C", folder, "path", "statistics")).out.strip())
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.symlink_to(smollm2_statistics)
         yield folder
 
 

@@ -5,19 +5,22 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import importlib
 import io
 import os
 import sys
 from collections.abc import Sequence
-from gc import set_threshold
+from gc import freeze, set_threshold
 
 import click
 
 from patchkit.errors import BadInput, NotWritten, PatchkitError
 
 __all__ = ["main"]
+
+atexit.register(freeze)  # or the interpreter, ending, looks through all of torch for garbage: two seconds
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Start": {
