@@ -204,7 +204,8 @@ FOR = {
     "--sample 200": "--sample 5",
     "--sample 300": "--sample 5",
     "--counts 1,10,100": "--counts 1,3",
-    "--counts 1,3,10,30,100 ": "--counts 1,2 ",
+    "--counts 1,3,10,30,100,300 ": "--counts 1,2 ",
+    "--counts 1000 ": "--counts 1,3 ",
     "memit,memit-published,alphaedit,ultraedit,ft": "memit,memit-published",
     "counterfact-r.jsonl": "knowledge/counterfact.json",
 }
