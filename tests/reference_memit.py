@@ -74,8 +74,10 @@ def rule(delta, init, recipe):
     return descent, torch.optim.lr_scheduler.ExponentialLR(descent, recipe.rate_decay)
 
 
-def find_target(model, tokenizer, blocks, fact, recipe, templates):
-    """z of one fact at the last edited layer, the steps taken and the last loss (sec. 4.3 and eq. 16)."""
+def find_target(model, tokenizer, blocks, fact, recipe, templates, T=None):
+    """z of one fact at the last edited layer, the steps taken and the last loss (sec. 4.3 and eq. 16).
+
+    With T the leaf is θ, δ = T θ."""
     block = blocks[recipe.layers[-1]]
     rewriting = []
     for text, character in texts_of(fact, templates):
@@ -92,17 +94,20 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
     with torch.no_grad(), hooked(block, output=see):
         logits_of(model, rewriting[0][0])
     init = seen[0][rewriting[0][1]].clone()
-    delta = torch.zeros_like(init, requires_grad=True)
-    descent, schedule = rule(delta, init, recipe)
+    leaf = torch.zeros_like(init, requires_grad=True)
+    descent, schedule = rule(leaf, init, recipe)
     together, beside = (rewriting[:1], rewriting[1:]), recipe.templates_per_step - 1
     bare, others = ([], rewriting) if recipe.templates_per_step == 1 else together
     turns = -(-len(others) // max(beside, 1)) if beside >= 0 else 1
     initial, times_said = None, 0
 
+    def moved():
+        return leaf if T is None else T @ leaf
+
     def with_delta(rows, subjects):
         def add(hidden):
             hidden = hidden.clone()
-            hidden[range(len(rows)), subjects] += delta
+            hidden[range(len(rows)), subjects] += moved()
             return hidden
 
         with hooked(block, output=add):
@@ -122,7 +127,7 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
         if initial is None:
             initial = current.detach().clone()
         drift = recipe.kl_factor * kl_div(initial, current, log_target=True, reduction="sum")
-        decay = recipe.weight_decay * delta.norm() / init.norm() ** 2
+        decay = recipe.weight_decay * moved().norm() / init.norm() ** 2
         loss = nll + drift + decay
         times_said += said
         if recipe.stop_argmax and times_said == recipe.stop_argmax:  # MPES of ENCORE, arXiv 2502.01636
@@ -131,14 +136,14 @@ def find_target(model, tokenizer, blocks, fact, recipe, templates):
             break
         loss.backward()
         if recipe.optimiser == "momentum":
-            delta.grad /= delta.grad.norm()
+            leaf.grad /= leaf.grad.norm()
         descent.step()
         schedule.step()
         longest = recipe.clamp * init.norm()
-        if delta.norm() > longest:
+        if leaf.norm() > longest:
             with torch.no_grad():
-                delta.mul_(longest / delta.norm())
-    return (init + delta).detach(), step + 1, float(loss.detach())
+                leaf.mul_(longest / leaf.norm())
+    return (init + moved()).detach(), step + 1, float(loss.detach())
 
 
 def read(model, tokenizer, module, fact, templates, *, inputs):

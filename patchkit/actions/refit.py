@@ -311,7 +311,7 @@ class _Solver:
 
 
 def _is_of_text(name: str) -> bool:
-    return name == "layers" or (name.startswith("statistics_") and name != "statistics_digest")
+    return name in ("layers", "curvature") or (name.startswith("statistics_") and name != "statistics_digest")
 
 
 def _record(repository: Repository, began_on: str, stack: Stack, done: Refitted, device: str) -> Refitted:

@@ -26,7 +26,7 @@ _TEXTS = (
 )
 _TARGETS = (
     *("clamp", "optimiser", "learning_rate", "rate_decay", "momentum", "steps", "weight_decay"),
-    *("kl_factor", "kl_prompt", "stop_loss", "stop_argmax", "templates_per_step"),
+    *("kl_factor", "kl_prompt", "stop_loss", "stop_argmax", "templates_per_step", "curvature"),
 )
 _ALWAYS = ("method", "layers", "guess")
 _READ: dict[str, tuple[str, ...]] = {
@@ -58,7 +58,9 @@ class Recipe:
 
     A fact's search ends with a loss below ``stop_loss``, or the ``stop_argmax``-th time that every token of
     its target is the most probable one in all contexts that a step reads (0: never). ``norm_anchor`` is the
-    norm to which values are scaled, that of the unedited model's; 0 leaves them as they are.
+    norm to which values are scaled, that of the unedited model's; 0 leaves them as they are. ``curvature``,
+    from 0 to 1: how far the search shuns directions in which text is easily harmed (`editing.curvature`);
+    0: not at all, as published.
 
     Of one method each: ``mean_key`` (rome) puts the mean key of all contexts everywhere, as R-ROME does;
     ``norm_bound`` (ft) is the most that an entry of the weight may change, 0 for no bound;
@@ -82,6 +84,7 @@ class Recipe:
     stop_loss: float = 0.05
     stop_argmax: int = 0
     templates_per_step: int = 0
+    curvature: float = 0.0
     contexts: int = 5
     context_tokens: int = 10
     context_top_k: int = 5
@@ -263,6 +266,7 @@ def _check_values(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         require(math.isfinite(value) and value >= 0, name, "a number from 0 up")
     require(recipe.optimiser in ("adam", "momentum"), "optimiser", '"adam" or "momentum"')
+    require(0 <= recipe.curvature <= 1, "curvature", "from 0 to 1")
     require(0 < recipe.rate_decay <= 1, "rate_decay", "above 0 and at most 1")
     require(0 <= recipe.momentum < 1, "momentum", "from 0 up and below 1")
     require(0 <= recipe.templates_per_step <= 1001, "templates_per_step", "from 0 to 1001")

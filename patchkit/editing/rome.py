@@ -110,6 +110,7 @@ class _Writer:
     A: Tensor
     W: Tensor
     bias: Tensor
+    T: Tensor | None = None  # what the search walks in
     B: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -137,7 +138,8 @@ class _Writer:
         bias = getattr(anatomy.downs[layer], "bias", None)
         zero = W.new_zeros(len(W))
         b = zero if bias is None else bias.detach().to(W)
-        return cls(model, anatomy, rewriting, drift, recipe, outlet, keys, bare.to(A), A, W, b)
+        T = statistics.whitening(layer, recipe.curvature)
+        return cls(model, anatomy, rewriting, drift, recipe, outlet, keys, bare.to(A), A, W, b, T)
 
     def written(self, key: Tensor) -> Tensor:
         """W k + b with the facts so far, [d_out] float64."""
@@ -154,7 +156,7 @@ class _Writer:
         before = collect_states(self.model, self.anatomy, texts, layer)
         drift = [self.drift[fact]]
         found = find_targets(
-            self.model, self.anatomy, texts, drift, self.recipe, sizes=size, batch_size=batch_size
+            self.model, self.anatomy, texts, drift, self.recipe, sizes=size, T=self.T, batch_size=batch_size
         )
         self.steps[fact:] = found.steps
         self.losses[fact:] = found.losses

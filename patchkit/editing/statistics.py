@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,7 +24,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchkit.canonical import canonical_json
 from patchkit.editing.corpus import Progress
+from patchkit.editing.curvature import TOKENS_PER_WIDTH, second_moment, whitening
 from patchkit.editing.kept import key_of, read_kept, write_kept
+from patchkit.editing.pieces import Piece, padded_pieces, pieces_of
 from patchkit.editing.recipe import Recipe, positions
 from patchkit.editing.solve import exact_device
 from patchkit.editing.written import text_for
@@ -36,8 +38,6 @@ from patchkit.models.loading import float32_compute
 
 __all__ = ["Statistics", "collect", "statistics_for"]
 
-Piece = tuple[tuple[int, ...], tuple[bool, ...]]
-
 _AT_ONCE = 8  # sequences a forward pass
 _KEEP_EVERY = 20.0  # seconds between two saved sums
 _HELD = 1 << 31  # bytes of factors and spaces, which are float64 and twice as large as C
@@ -45,10 +45,14 @@ _HELD = 1 << 31  # bytes of factors and spaces, which are float64 and twice as l
 
 @dataclass
 class Statistics:
-    """C of some layers, float32 [d_ff, d_ff], and its factors. ``tokens`` were counted for each."""
+    """C of some layers, float32 [d_ff, d_ff], and its factors. ``tokens`` were counted for each.
+
+    ``curvature``: G of a layer, float32 [d_model, d_model], where it was asked for (`editing.curvature`).
+    """
 
     layers: dict[int, Tensor]
     tokens: int
+    curvature: dict[int, Tensor] = field(default_factory=dict)
     _factors: dict[tuple[int, float, float], Tensor] = field(default_factory=dict, repr=False)
     _spaces: dict[tuple[int, float], Tensor] = field(default_factory=dict, repr=False)
 
@@ -89,6 +93,17 @@ class Statistics:
                 )
             return self._held(self._spaces, (layer, threshold), vectors[:, :free].contiguous())
         return self._spaces[layer, threshold]
+
+    def whitening(self, layer: int, power: float) -> Tensor | None:
+        """What the search of targets at ``layer`` walks in (`curvature.whitening`); None for ``power`` 0.
+
+        BadInput where these statistics were collected for a recipe without it.
+        """
+        if not power:
+            return None
+        if layer not in self.curvature:
+            raise BadInput(f"layer {layer}: no curvature was collected; collect this recipe's statistics")
+        return whitening(self.curvature[layer], power)
 
     def _held(self, among: dict[Any, Tensor], name: Any, found: Tensor) -> Tensor:
         """``found``, held where there is room; layers are asked for in turn, so that letting the oldest go
@@ -133,6 +148,8 @@ def statistics_for(
         text,
         tokens=recipe.statistics_tokens,
         length=recipe.statistics_length,
+        curvature=recipe.layers[-1:] if recipe.curvature else (),
+        seed=recipe.statistics_seed,
         folder=folder,
         base=base,
         progress=progress,
@@ -147,19 +164,22 @@ def collect(
     *,
     tokens: int,
     length: int = 128,
+    curvature: Sequence[int] = (),
+    seed: int = 0,
     folder: Path | None = None,
     base: str = "",
     progress: Progress | None = None,
     keep_every: float = _KEEP_EVERY,
 ) -> Statistics:
-    """C of ``layers`` over the first ``tokens`` tokens of ``text``, in one pass for all layers.
+    """C of ``layers`` over the first ``tokens`` tokens of ``text``, in one pass for all layers; and G of the
+    layers in ``curvature``, with answers drawn from ``seed``.
 
     Layers already in ``folder`` are read, the others are collected together; a run that was killed
     goes on from the last sums kept there (at most ``keep_every`` seconds old).
     """
     anatomy = anatomy_of(model)
     anatomy.check_layers(layers)
-    pieces = list(_pieces(tokenizer, text, tokens, length))
+    pieces = list(pieces_of(tokenizer, text, tokens, length))
     counted = sum(sum(mask) for _, mask in pieces)
     if not counted:
         raise BadInput("the corpus has no text to collect statistics from; name another with statistics_text")
@@ -180,7 +200,34 @@ def collect(
             found[layer] = (sums.of[layer] / counted).float().cpu()
             _save(home, layer, found[layer])
         sums.forget()
-    return Statistics({layer: found[layer].to(model.device) for layer in layers}, counted)
+    bends = {layer: _curvature(model, anatomy, layer, pieces, seed, home, progress) for layer in curvature}
+    device = model.device
+    return Statistics(
+        {layer: found[layer].to(device) for layer in layers},
+        counted,
+        {layer: G.to(device) for layer, G in bends.items()},
+    )
+
+
+def _curvature(
+    model: PreTrainedModel,
+    anatomy: Anatomy,
+    layer: int,
+    pieces: Sequence[Piece],
+    seed: int,
+    home: Path | None,
+    progress: Progress | None,
+) -> Tensor:
+    """G of one layer, from ``home`` where it lies there already."""
+    path = home and home / f"curvature-{layer}-{TOKENS_PER_WIDTH}-{seed}.safetensors"
+    kept = read_kept(path, {"G": [anatomy.d_model, anatomy.d_model]})
+    if kept is not None and kept["G"].isfinite().all():
+        return kept["G"]
+    with float32_compute(model):
+        G = second_moment(model, anatomy, layer, pieces, seed, progress)
+    if path is not None:
+        write_kept(path, {"G": G})
+    return G
 
 
 @dataclass
@@ -238,38 +285,12 @@ def _keys(
     model: PreTrainedModel, anatomy: Anatomy, layers: Sequence[int], batch: Sequence[Piece]
 ) -> dict[int, Tensor]:
     """The inputs [tokens, d_ff] of the edited weights for the counted tokens of some sequences."""
-    width = max(len(ids) for ids, _ in batch)
-    ids = torch.tensor([ids + (0,) * (width - len(ids)) for ids, _ in batch], device=model.device)
-    real = torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i, _ in batch], device=model.device)
-    counted = torch.tensor([mask + (False,) * (width - len(mask)) for _, mask in batch], device=model.device)
+    ids, real, counted = padded_pieces(batch, model.device)
     with torch.no_grad(), ExitStack() as stack:
         inputs = {layer: stack.enter_context(reading_inputs(anatomy.downs[layer])) for layer in layers}
         with stop_after(anatomy.blocks[max(layers)]):
             model(input_ids=ids, attention_mask=real, use_cache=False)
     return {layer: inputs[layer][-1].view(*counted.shape, -1)[counted] for layer in layers}
-
-
-def _pieces(
-    tokenizer: PreTrainedTokenizerBase, text: Iterable[str], tokens: int, length: int
-) -> Iterator[Piece]:
-    """Sequences of at most ``length`` tokens and which of them count, up to ``tokens`` that do."""
-    left = tokens
-    documents = iter(text)
-    while left > 0 and (batch := list(islice(documents, 64))):
-        found = tokenizer(
-            batch,
-            truncation=True,
-            max_length=length,
-            return_overflowing_tokens=True,
-            return_special_tokens_mask=True,
-        )
-        for ids, special in zip(found["input_ids"], found["special_tokens_mask"], strict=True):
-            count = [not mark for mark in special]
-            while sum(count) > left:
-                ids, count = ids[:-1], count[:-1]
-            if sum(count):
-                left -= sum(count)
-                yield tuple(ids), tuple(count)
 
 
 def _load(home: Path | None, layer: int, d_ff: int) -> Tensor | None:

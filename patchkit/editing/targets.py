@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchkit.algebra.threads import Each, side_by_side
+from patchkit.canonical import hash_bytes
 from patchkit.editing.batching import BatchSize, Budget, in_batches
 from patchkit.editing.descent import descent_of
 from patchkit.editing.kept import key_of, read_kept, write_kept
@@ -57,6 +58,7 @@ def find_targets(
     recipe: Recipe,
     *,
     sizes: Tensor | None = None,
+    T: Tensor | None = None,
     batch_size: BatchSize = "auto",
     unfinished: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -65,14 +67,16 @@ def find_targets(
 
     ``rewriting`` is [fact][template], the bare prompt first; ``drift`` is [fact]. Facts of like length
     are batched; neither their order nor their number changes a fact's z. ``sizes`` [N] are the norms that
-    clamp, decay and steps are shares of: by default those of the states. In ``unfinished``, a folder
-    that belongs to these weights, each batch's targets are kept, and a run that was killed goes on
+    clamp, decay and steps are shares of: by default those of the states. With ``T`` [d_model, d_model] the
+    search walks in θ, δ = T θ, and it is θ that is clamped (`curvature.whitening`). In ``unfinished``, a
+    folder that belongs to these weights, each batch's targets are kept, and a run that was killed goes on
     behind them to the same bits. BadInput names the place of a fact whose loss is not finite.
     """
     count = len(rewriting)
     order = sorted(range(count), key=lambda i: (_width(rewriting[i]), rewriting[i][0].subject))
-    found = _Found.resume(unfinished, _key(rewriting, drift, recipe), count, anatomy.d_model, model.dtype)
+    found = _Found.resume(unfinished, _key(rewriting, drift, recipe, T), count, anatomy.d_model, model.dtype)
     openings = _openings(model, anatomy, rewriting) if found.count < count else None
+    T = None if T is None else T.to(model.device, model.dtype)
 
     def work(batch: list[int], budget: Budget) -> None:
         batch = [fact for fact in batch if not found.steps[fact]]
@@ -80,7 +84,7 @@ def find_targets(
             texts = [rewriting[i] for i in batch], [drift[i] for i in batch]
             tell = _Estimate(found, len(batch), recipe.steps, progress)
             own = None if sizes is None else sizes[batch].to(model.device, model.dtype)
-            found.add(batch, _optimise(model, anatomy, *texts, recipe, openings, budget, tell, own))
+            found.add(batch, _optimise(model, anatomy, *texts, recipe, openings, budget, tell, own, T))
         if progress is not None:
             progress("targets", found.count, count)
 
@@ -154,7 +158,9 @@ class _Estimate:
             self.progress("targets", self.before + done, self.total)
 
 
-def _key(rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage], recipe: Recipe) -> str:
+def _key(
+    rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage], recipe: Recipe, T: Tensor | None
+) -> str:
     """What targets depend on beside the weights."""
     settings = {
         name: value
@@ -165,7 +171,8 @@ def _key(rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage], recip
         [[list(p.tokens), p.subject, p.target] for p in (*of, d)]
         for of, d in zip(rewriting, drift, strict=True)
     ]
-    return key_of({"recipe": settings, "texts": texts})
+    walk = {} if T is None else {"walk": hash_bytes(T.cpu().contiguous().numpy().tobytes())}
+    return key_of({"recipe": settings, "texts": texts, **walk})
 
 
 @dataclass(frozen=True)
@@ -207,8 +214,11 @@ def _optimise(
     budget: Budget,
     tell: Callable[[int, int], None],
     size: Tensor | None = None,
+    T: Tensor | None = None,
 ) -> Targets:
     """One batch in the published order: loss, stop tests, a step down, clamp; ``steps`` - 1 moves at most.
+
+    With ``T`` the steps are those of θ, δ = T θ: down T ∂loss/∂δ, and clamped there.
 
     ENCORE's test (arXiv 2502.01636) stands beside MEMIT's: the ``stop_argmax``-th time that a fact is said.
     """
@@ -218,7 +228,7 @@ def _optimise(
     with side_by_side(min(_AT_ONCE, len(chunks[0])), model.device) as each:
         parts, init = _prepare(model, anatomy, rewriting, drift, recipe, openings, turns, chunks, each)
         size = init.norm(dim=1) if size is None else size
-        delta, descent = torch.zeros_like(init), descent_of(init, size, recipe)
+        theta, delta, descent = torch.zeros_like(init), torch.zeros_like(init), descent_of(init, size, recipe)
         alive = torch.ones(len(init), dtype=torch.bool, device=init.device)
         last, said = init.new_zeros(len(init)), torch.zeros_like(alive, dtype=torch.long)
         steps = [0] * len(init)
@@ -232,8 +242,9 @@ def _optimise(
             alive &= ~(loss < recipe.stop_loss)
             if recipe.stop_argmax:
                 alive &= said < recipe.stop_argmax
-            moved = delta + descent.move(gradient, step)
-            delta = torch.where(alive[:, None], _clamped(moved, recipe.clamp * size), delta)
+            moved = theta + descent.move(_walked(gradient, T), step)
+            theta = torch.where(alive[:, None], _clamped(moved, recipe.clamp * size), theta)
+            delta = _walked(theta, T)
             living = alive.tolist()  # the step's one synchronisation
             parts = parts.keep(living)
             tell(step, sum(living))
@@ -277,8 +288,13 @@ def _evaluate(
     return loss, gradient
 
 
+def _walked(rows: Tensor, T: Tensor | None) -> Tensor:
+    """Rows [N, d_model] through the symmetric T; as they are where there is none."""
+    return rows if T is None else rows @ T
+
+
 def _clamped(delta: Tensor, longest: Tensor) -> Tensor:
-    """δ scaled back to at most ``longest`` [N]."""
+    """δ, or θ, scaled back to at most ``longest`` [N]."""
     norm = delta.norm(dim=1)
     return delta * torch.where(norm > longest, longest / norm, 1)[:, None]
 

@@ -12,7 +12,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Stop", "ending", "listening", "reading_inputs", "reading_outputs", "stand_in", "stop_after"]
+__all__ = [
+    "Stop",
+    "ending",
+    "leaves_at",
+    "listening",
+    "reading_inputs",
+    "reading_outputs",
+    "stand_in",
+    "stop_after",
+]
 
 Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
 
@@ -67,6 +76,28 @@ def reading_outputs(module: nn.Module) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     with listening(module, lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out)):
         yield seen
+
+
+@contextmanager
+def leaves_at(block: nn.Module) -> Iterator[list[Tensor]]:
+    """The hidden states that every call of ``block`` inside gives, in order, as leaves: what comes after is
+    computed from them, so that a gradient ends there."""
+    thread = get_ident()
+    leaves: list[Tensor] = []
+
+    def cut(_: nn.Module, __: Any, output: Any) -> Any:
+        if get_ident() != thread:
+            return output
+        states = output[0] if isinstance(output, tuple) else output
+        leaves.append(states.detach().requires_grad_())
+        after = leaves[-1].clone()  # which the model may write into
+        return (after, *output[1:]) if isinstance(output, tuple) else after
+
+    handle = block.register_forward_hook(cut)
+    try:
+        yield leaves
+    finally:
+        handle.remove()
 
 
 @contextmanager
