@@ -88,7 +88,7 @@ def test_a_direction_that_the_text_does_not_know_is_bounded():
 
 def test_what_is_no_curvature_is_refused():
     for G in (torch.zeros(3, 3), torch.full((3, 3), torch.nan)):
-        with pytest.raises((BadInput, RuntimeError), match=r"set curvature to 0|eigh"):
+        with pytest.raises(BadInput, match="is not a number; set curvature to 0"):
             whitening(G, 1.0)
 
 

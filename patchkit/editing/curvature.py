@@ -66,9 +66,9 @@ def whitening(G: Tensor, power: float) -> Tensor:
     With ``power`` 1 a step of length 1 in θ, δ = T θ, costs the same KL in every direction. BadInput where G
     is no second moment.
     """
-    values, vectors = torch.linalg.eigh(G.to(exact_device(G.device)).double())
-    if not bool(values.isfinite().all()) or float(values.mean()) <= 0:
+    if not bool(G.isfinite().all()) or float(G.diagonal().mean()) <= 0:
         raise BadInput("the curvature of this model is not a number; set curvature to 0")
+    values, vectors = torch.linalg.eigh(G.to(exact_device(G.device)).double())
     scale = (values / values.mean()).clamp(min=_FLOOR) ** (-power / 2)
     return (vectors * (scale / scale.square().mean().sqrt())) @ vectors.T
 
