@@ -30,7 +30,7 @@ __all__ = ["TOKENS_PER_WIDTH", "second_moment", "whitening"]
 TOKENS_PER_WIDTH = 8
 """Tokens that G [d, d] is found from, for each of its d directions."""
 _AT_ONCE = 4  # sequences: each holds its logits, and their gradients
-_FLOOR = 0.01  # of the mean eigenvalue: in fewer directions than this the text says nothing
+_FLOOR = 0.01  # of the mean eigenvalue: below it so short a text says too little of a direction
 
 
 def second_moment(
@@ -50,13 +50,14 @@ def second_moment(
     device = exact_device(model.device)
     total = torch.zeros(anatomy.d_model, anatomy.d_model, dtype=torch.float64, device=device)
     draws, counted = torch.Generator().manual_seed(seed), 0
+    expected = sum(sum(mask) for _, mask in chosen)
     with frozen(model):
         for batch in _batches(chosen):
             slopes = _slopes(model, anatomy, layer, batch, draws).to(device, torch.float64)
             total += slopes.T @ slopes
             counted += len(slopes)
             if progress is not None:
-                progress("curvature", counted, sum(sum(mask) for _, mask in chosen))
+                progress("curvature", counted, expected)
     return (total / counted).float().cpu()
 
 
