@@ -465,3 +465,21 @@ def test_smollm2(smollm2: Path) -> None:
     [listing] = list_models()
     assert listing.name in MODELS
     assert smollm2 in {copy.folder for copy in listing.copies}
+
+
+def test_what_pip_removes_while_it_is_counted_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def gone_by_then(folder: Path) -> object:
+        if Path(folder).name == "pip-download":
+            (tmp_path / "pip-download" / "part").unlink()
+            (tmp_path / "pip-download").rmdir()
+        return scandir(folder)
+
+    (tmp_path / "pip-download").mkdir()
+    for name in ("kept", "pip-download/part"):
+        (tmp_path / name).write_bytes(b"12345")
+    monkeypatch.setattr(os, "scandir", gone_by_then)
+    assert wheels._size(tmp_path) == 5

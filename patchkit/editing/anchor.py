@@ -52,7 +52,7 @@ def anchored(
 def reference_norm(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], recipe: Recipe
 ) -> float:
-    """s for a model as it stands, from facts that are sought on it with the recipe's search.
+    """s for a model as it stands, from facts that are sought on it with the recipe's search, walked plainly.
 
     The paper took a thousand CounterFact facts. BadInput without facts, or where one cannot be used.
     """
@@ -60,7 +60,7 @@ def reference_norm(
         raise BadInput("there are no facts to measure the reference norm on")
     anatomy = anatomy_of(model)
     anatomy.check_layers(recipe.layers)
-    recipe = recipe.override(contexts=0, templates=("{}",), templates_per_step=0)
+    recipe = recipe.override(contexts=0, templates=("{}",), templates_per_step=0, curvature=0.0)
     layer = recipe.layers[-1]
     with float32_compute(model), frozen(model):
         rewriting = rewriting_passages(tokenizer, facts, recipe.templates, positions(model.config))

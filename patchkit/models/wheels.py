@@ -9,6 +9,7 @@ it can. torch is not imported here.
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -240,11 +241,12 @@ def _by_hand(model: Model) -> str:
 def _size(folder: Path) -> int:
     """Bytes of the files below a folder in which another process writes and deletes."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.lstat().st_size
-        except FileNotFoundError:
-            continue
+    for where, _, names in os.walk(folder):  # passes over a folder that is gone when it comes to it
+        for name in names:
+            try:
+                total += Path(where, name).lstat().st_size
+            except FileNotFoundError:
+                continue
     return total
 
 
