@@ -29,6 +29,7 @@ SECTIONS = (
     "scale",
     "sinks",
     "recipe",
+    "large",
     "methods",
     "choose",
     "merging",

@@ -1,4 +1,4 @@
-"""Which editor is best: batches of one to a thousand facts, and batches on batches, against published MEMIT.
+"""Which editor is best: batches of one to a hundred facts, and batches on batches, against published MEMIT.
 
 Odd cases, which chose no recipe; where those do not suffice, all cases, and the notes say so. What was
 measured is kept (`Laboratory.kept`): a section that was stopped goes on where it was.
@@ -7,7 +7,7 @@ measured is kept (`Laboratory.kept`): a section that was stopped goes on where i
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from patchkit.evaluation.measure import FactState, compare, observe
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
 
-__all__ = ["measure"]
+__all__ = ["DEFAULT", "DIFFERENCES", "PLAIN", "Outcome", "Shape", "contest", "facts_note", "measure"]
 
 PLAIN, DEFAULT = "MEMIT as published", "the default"
 _SHOWN = ("ES", "PS", "NS", "S", "argmax", "paraphrase argmax", "generation")
@@ -41,6 +41,7 @@ _ANCHORED = 32
 """Facts that the norm anchor's length is measured on: even cases."""
 _MEASURED = 200
 """Facts that are asked afterwards, at most, spread evenly."""
+DIFFERENCES = "Differences are from MEMIT as published, on the same facts, with 95 % intervals."
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,6 @@ _SHAPES = {
         Shape(1, apart=30),
         Shape(10, apart=10),
         Shape(100),
-        Shape(1000),
         Shape(50, 4),
         Shape(50, 20),
     ),
@@ -91,33 +91,53 @@ def _contestants(lab: Laboratory) -> dict[str, Recipe]:
 def measure(effort: Effort) -> Measured:
     """Scores in percent after the last batch, each less published MEMIT's on the same facts."""
     lab = laboratory(effort)
+    contestants = _contestants(lab)
+    rows, bars = [], []
+    for shape in _SHAPES[effort]:
+        more, found, _ = contest(lab, shape, contestants)
+        rows += more
+        if shape == Shape(100):
+            gained = difference(found[DEFAULT].counts, found[PLAIN].counts)
+            bars += [
+                Bar("100 facts: paraphrase argmax gained, points", gained["paraphrase argmax"].value, 15.0),
+                Bar("100 facts: NS gained, points", gained["NS"].value, 0.0),
+            ]
+    return Measured(rows, bars, [DIFFERENCES, *facts_note(_SHAPES[effort])])
+
+
+def contest(
+    lab: Laboratory, shape: Shape, contestants: Mapping[str, Recipe]
+) -> tuple[list[dict[str, Cell]], dict[str, Outcome], float]:
+    """Each recipe on the facts of one shape: rows, what was found, and the base's perplexity."""
     text = list(text_for(lab.model, lab.tokenizer, TEXT, folder=lab.cache, base=lab.checkpoint.fingerprint()))
     before = perplexity(Loaded(lab.model, lab.tokenizer), text)
-    rows, bars, contestants = [], [], _contestants(lab)
-    for shape in _SHAPES[effort]:
-        found = {name: _Contest(lab, recipe, shape, text).run() for name, recipe in contestants.items()}
-        plain = found[PLAIN]
-        for name, one in found.items():
-            rows.append(_row(shape, name, one, plain, before))
-            print(rows[-1], file=sys.stderr, flush=True)
-        bars += _bars(shape, found[DEFAULT], plain, before)
-    notes = ["Differences are from MEMIT as published, on the same facts, with 95 % intervals."]
-    if both := [str(shape) for shape in _SHAPES[effort] if shape.facts > _ODD]:
-        notes.append(
-            f"{', '.join(both)}: half of the facts have an even case, which the recipes were chosen on."
-        )
-    return Measured(rows, bars, notes)
+    found: dict[str, Outcome] = {}
+    rows = []
+    for name, recipe in contestants.items():
+        found[name] = _Contest(lab, recipe, shape, text).run()
+        rows.append(_row(shape, name, found[name], found[PLAIN], before))
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows, found, before
+
+
+def facts_note(shapes: Iterable[Shape]) -> list[str]:
+    """Which shapes need more facts than those that chose nothing."""
+    both = [str(shape) for shape in shapes if shape.facts > _ODD]
+    said = f"{', '.join(both)}: half of the facts have an even case, which the recipes were chosen on."
+    return [said] if both else []
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
+    """What a recipe did: the counts of its scores and of the base's, perplexity, ‖W + ΔW‖ / ‖W‖."""
+
     counts: Tally
     unedited: Tally
     perplexity: float
     growth: float
 
 
-def _row(shape: Shape, name: str, one: _Outcome, plain: _Outcome, before: float) -> dict[str, Cell]:
+def _row(shape: Shape, name: str, one: Outcome, plain: Outcome, before: float) -> dict[str, Cell]:
     gained = difference(one.counts, plain.counts)
     apart = {
         f"{score}, less": f"{of.value:+.1f} ({of.low:+.1f} to {of.high:+.1f})"
@@ -134,22 +154,6 @@ def _row(shape: Shape, name: str, one: _Outcome, plain: _Outcome, before: float)
     return {"facts": str(shape), "recipe": name, **scores, **harm, **apart}
 
 
-def _bars(shape: Shape, ours: _Outcome, plain: _Outcome, before: float) -> list[Bar]:
-    gained = difference(ours.counts, plain.counts)
-    if shape == Shape(100):
-        return [
-            Bar("100 facts: paraphrase argmax gained, points", gained["paraphrase argmax"].value, 15.0),
-            Bar("100 facts: NS gained, points", gained["NS"].value, 0.0),
-        ]
-    if shape == Shape(1000):
-        rise = (ours.perplexity - before) / (plain.perplexity - before)
-        return [
-            Bar("1000 facts: S gained, points", gained["S"].value, 3.0),
-            Bar("1000 facts: rise of perplexity, of published MEMIT's", rise, 0.5, most=True),
-        ]
-    return []
-
-
 class _Contest:
     """One recipe on the facts of one shape."""
 
@@ -158,7 +162,7 @@ class _Contest:
         self.recipe = lab.resolve(plain) if plain.reads("templates") else plain
         self.bench = Workbench(lab.checkpoint, lab.model, lab.tokenizer)
 
-    def run(self) -> _Outcome:
+    def run(self) -> Outcome:
         facts = self.lab.facts("odd" if self.shape.facts <= _ODD else "both", self.shape.facts)
         each = self.shape.size * self.shape.batches
         parts = [self._kept(facts[first : first + each]) for first in range(0, len(facts), each)]
@@ -167,7 +171,7 @@ class _Contest:
             for name in ("counts", "unedited")
         )
         means = (float(np.mean([part[name] for part in parts])) for name in ("perplexity", "growth"))
-        return _Outcome(counts, unedited, *means)
+        return Outcome(counts, unedited, *means)
 
     def _kept(self, facts: Sequence[Fact]) -> Mapping[str, Any]:
         of = {

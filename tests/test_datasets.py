@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -91,6 +92,14 @@ def test_it_is_fetched_once_and_a_file_of_the_name_comes_first(
     assert len(read_cases("counterfact").cases) == 1
 
 
+def test_a_size_that_is_only_a_bound_ends_at_what_came(server: Server, cache: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    bound = replace(of(server), size=10 * len(DATA))
+    assert fetch(bound, lambda *step: told.append(step)).read_bytes() == DATA
+    assert told[-1] == (len(DATA), len(DATA), "fetch counterfact")
+    assert {whole for _, whole, _ in told} == {len(DATA)}
+
+
 def test_a_damaged_copy_is_fetched_again(server: Server, cache: Path) -> None:
     place = fetch(of(server))
     place.write_bytes(DATA.replace(b"Ann", b"Eve"))
@@ -132,8 +141,8 @@ def test_without_a_network_the_way_out_is_said(server: Server, cache: Path) -> N
 
 
 def test_names_that_are_none_are_told_of_those_that_are(cache: Path) -> None:
-    with pytest.raises(NotFound, match="name one of records or facts, or counterfact or zsre"):
-        read_cases("multi_counterfact")
+    with pytest.raises(NotFound, match="or counterfact, multi_counterfact or zsre to have"):
+        read_cases("hotpot")
 
 
 def test_the_digests_are_whole_and_those_on_the_page() -> None:

@@ -79,13 +79,23 @@ def a_scores(**values: float) -> dict[str, Interval]:
 def test_the_settings_that_are_tried() -> None:
     recipe = Recipe(layers=(4, 5, 6, 7, 8), lambda_=1536.0, optimiser="momentum", learning_rate=0.35)
     tried = {knob.name: knob.values for knob in knobs(recipe, 30, lambda: 12)}
-    assert list(tried) == ["lambda", "layers", "learning_rate", "contexts", "clamp", "stop_loss"]
+    assert list(tried) == [
+        "lambda",
+        "layers",
+        "curvature",
+        "learning_rate",
+        "contexts",
+        "clamp",
+        "stop_loss",
+    ]
+    assert tried["curvature"] == (0.5,)
     assert tried["lambda"] == (100.0, 300.0, 5000.0)
     assert tried["layers"] == ((10, 11, 12, 13, 14), (8, 9, 10, 11, 12))
     assert tried["contexts"] == (10,)
     emmet = Recipe(layers=(4, 5, 6, 7, 8), method="emmet", stop_loss=0.0)
     assert [knob.name for knob in knobs(emmet, 30, lambda: 12)] == [
         "layers",
+        "curvature",
         "learning_rate",
         "contexts",
         "clamp",

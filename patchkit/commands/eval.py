@@ -112,9 +112,9 @@ def score(
     there are 100 columns for them), and the paired difference. Scores are in percent, GE in bits.
 
     RECORDS is a file of facts, or of CounterFact, zsRE, EasyEdit or KnowEdit records ("-" reads
-    standard input), or one of the data sets counterfact and zsre, which are fetched once; without it,
-    the facts in force at B are asked. Nothing is edited. What was found
-    is kept in the catalogue too (patchkit sql "select * from evaluations").
+    standard input), or one of the data sets counterfact, multi_counterfact and zsre, fetched once;
+    without it, the facts in force at B are asked. Nothing is edited. What was found is kept in the
+    catalogue too (patchkit sql "select * from evaluations").
 
     ES, PS, NS and S are CounterFact's. "says" is free generation, in which nothing of the answer is
     given away, and counts what begins with it; "argmax" and "tokens" hand the model the answer's tokens
@@ -170,7 +170,10 @@ def score(
 @command.command("sweep", short_help="Reproduce a study of the paper: many edits of the base, scored.")
 @click.argument("study", type=click.Choice(list(STUDIES)), metavar="STUDY")
 @click.option(
-    "--records", required=True, metavar="FILE", help="Records as `eval` reads them, or counterfact or zsre."
+    "--records",
+    required=True,
+    metavar="FILE",
+    help="Records as `eval` reads them, or counterfact, multi_counterfact, zsre.",
 )
 @click.option("--methods", metavar="LIST", help="The editors.  [default: memit,rome,ft; tradeoff: memit]")
 @click.option("--counts", metavar="LIST", help="Numbers of facts in one batch, such as 1,10,100.")

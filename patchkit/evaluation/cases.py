@@ -71,7 +71,8 @@ def read_cases(source: str, report: Progress | None = None) -> Cases:
         path = fetch(DATASETS[source], report or silent) if named else Path(source)
         return parse_cases(path.read_bytes(), source)
     except FileNotFoundError:
-        known = " or ".join(DATASETS)
+        *others, last = DATASETS
+        known = f"{', '.join(others)} or {last}"
         raise NotFound(
             f"{source}: there is no such file; name one of records or facts, or {known} to have it fetched"
         ) from None

@@ -1,6 +1,6 @@
 """The field's data sets by name: fetched once into the user's cache, believed by their SHA-256 alone.
 
-The digests are those that several users of the files have published; a file with another one is refused.
+The digests are those that users of the files have published; a file with another one is refused.
 The file of a name can also be put into the cache by hand. No torch here.
 """
 
@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from patchkit.canonical import hash_file
 from patchkit.errors import Unavailable
@@ -33,7 +34,7 @@ _PIECE = 1 << 18
 
 @dataclass(frozen=True)
 class Dataset:
-    """One file: where it is published, its digest and its size in bytes."""
+    """One file: where it is published, its digest, and its size in bytes or what that is at most."""
 
     name: str
     address: str
@@ -56,6 +57,12 @@ DATASETS: Mapping[str, Dataset] = {
             45_108_470,
         ),
         Dataset(
+            "multi_counterfact",
+            "https://memit.baulab.info/data/dsets/multi_counterfact.json",
+            "977a6acce4705507b5fd6bfcea8f61cd78f9ed0f9cd9c9a6bcd6c8a3ed61c833",
+            64_000_000,
+        ),
+        Dataset(
             "zsre",
             "https://rome.baulab.info/data/dsets/zsre_mend_eval.json",
             "8a371d512f8a6ab175db4ef672181d5c0e52da23298cb51e5a2eeea2f89aa9cd",
@@ -63,7 +70,8 @@ DATASETS: Mapping[str, Dataset] = {
         ),
     )
 }
-"""CounterFact (ROME, arXiv 2202.05262) and zsRE's evaluation part as MEND and MEMIT use it."""
+"""CounterFact (ROME, arXiv 2202.05262), its part without contradictions (MEMIT, arXiv 2210.07229), and zsRE's
+evaluation part as MEND and MEMIT use it."""
 
 
 def fetch(dataset: Dataset, report: Progress = silent) -> Path:
@@ -103,9 +111,9 @@ def _download(dataset: Dataset, into: Path, report: Progress) -> None:
         file = into.open("wb")
     try:
         with file, urllib.request.urlopen(dataset.address, timeout=_PATIENCE) as answer:
-            done = 0
+            done, size = 0, _told(answer, dataset)
             while done <= dataset.size and (piece := answer.read(_PIECE)):
-                report(min(done, dataset.size), dataset.size, what)
+                report(min(done, size), size, what)
                 with writing(into):
                     file.write(piece)
                 done += len(piece)
@@ -115,7 +123,13 @@ def _download(dataset: Dataset, into: Path, report: Progress) -> None:
             f"{dataset.name}: cannot be fetched from {dataset.address} ({reason}); try again online, or "
             f"{_by_hand(dataset)}"
         ) from error
-    report(dataset.size, dataset.size, what)
+    report(done, done, what)
+
+
+def _told(answer: Any, dataset: Dataset) -> int:
+    """How many bytes the other side says will come; what the file has at most where it says nothing."""
+    said = answer.headers.get("Content-Length") or ""
+    return min(int(said), dataset.size) if said.isdecimal() else dataset.size
 
 
 def _by_hand(dataset: Dataset) -> str:

@@ -21,6 +21,7 @@ WEIGHT = 0.25
 MARGIN = 0.005
 """By how much a trial has to be better to take over: less is what other facts would undo."""
 
+_CURVATURES = (0.0, 0.5)
 _LAMBDAS, _RATES, _CLAMPS, _STOPS = (1 / 15, 1 / 5, 3), (0.4, 1.5), (2 / 3, 4 / 3), (0.5, 2)
 
 
@@ -41,6 +42,7 @@ def knobs(recipe: Recipe, depth: int, middle: Callable[[], int | None]) -> Itera
     if recipe.reads("lambda"):
         yield _around("lambda", recipe.lambda_, _LAMBDAS)
     yield Knob("layers", _windows(recipe.layers, depth, middle()))
+    yield Knob("curvature", tuple(power for power in _CURVATURES if power != recipe.curvature))
     yield _around("learning_rate", recipe.learning_rate, _RATES)
     yield Knob("contexts", tuple(count for count in (5, 10) if count != recipe.contexts))
     yield _around("clamp", recipe.clamp, _CLAMPS)
