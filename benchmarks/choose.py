@@ -40,10 +40,13 @@ GRID: Mapping[str, Mapping[str, Any]] = {
     "no contexts": {"contexts": 0},
     "5 contexts": {"contexts": 5},
     "contexts of 10 tokens": {"context_tokens": 10},
-    "λ 100": {"lambda_": 100.0},
-    "λ 1000": {"lambda_": 1000.0},
+    "curvature 0": {"curvature": 0.0},
+    "curvature 1": {"curvature": 1.0},
+    "λ 300": {"lambda_": 300.0},
+    "λ 3000": {"lambda_": 3000.0},
     "layers 3-7": {"layers": "3-7"},
     "layers 5-9": {"layers": "5-9"},
+    "layers 2-8": {"layers": "2-8"},
 }
 """Settings that differ from the default, by the name of the row; for C see ``benchmarks.statistics``."""
 
@@ -56,6 +59,7 @@ _PLAIN = {
     "context_tokens": 10,
     "wordings": 0,
     "avoid_sinks": False,
+    "curvature": 0.0,
 }
 
 

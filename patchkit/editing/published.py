@@ -126,7 +126,7 @@ _LLAMA3: dict[str, Any] = {"layers": _layers(4, 8), "lambda_": 15000.0, "learnin
 
 
 def _searched_fast(name: str, table: Mapping[str, Any]) -> bool:
-    return table.get("optimiser") == _FAST["optimiser"] and name in _FAST
+    return table.get("optimiser") == _FAST["optimiser"] and name in (*_FAST, "curvature")
 
 
 _SMOLLM2 = ("llama", 30, 576)  # SmolLM2-135M
@@ -139,7 +139,7 @@ _PUBLISHED: dict[_Shape, dict[str, Any]] = {
     ("mistral", 32, 4096): _EASYEDIT,
     ("qwen2", 28, 3584): _EASYEDIT,
     ("llama", 28, 3072): _EASYEDIT,
-    _SMOLLM2: {"layers": _layers(4, 8), "lambda_": 300.0, **_FAST},
+    _SMOLLM2: {"layers": _layers(4, 8), "lambda_": 1000.0, "curvature": 0.5, **_FAST},
 }
 # Public settings of ROME and R-ROME for GPT, of EasyEdit and AlphaEdit for Llama: one layer, a wide clamp.
 _ROME_GPT: dict[str, Any] = {"steps": 20, "weight_decay": 0.5, "contexts": 20}
@@ -193,7 +193,8 @@ def _of_rome(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
     if shape in _ROME:
         return {**_ROME[shape], "learning_rate": 0.5, "clamp": 4.0}
     layers = memit["layers"]
-    return {"layers": (layers[len(layers) // 2],), "clamp": 4.0, "guess": shape != _SMOLLM2}
+    middle = layers[len(layers) // 2]
+    return {"layers": (middle,), "clamp": 4.0, "curvature": 0.0, "guess": shape != _SMOLLM2}
 
 
 def _of_ft(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
