@@ -18,6 +18,7 @@ from patchkit.files import write_durably
 __all__ = ["Bar", "Cell", "Effort", "Measured", "load", "markdown", "ratios", "save", "show"]
 
 Cell = str | float | int | None
+_UNBOUNDED = 10_000  # characters
 
 
 class Effort(enum.Enum):
@@ -76,18 +77,30 @@ def number(value: Cell) -> str:
 
 
 def show(console: Console, name: str, measured: Measured) -> None:
-    """A section on the terminal: its table, then a line for each bar and note."""
-    table = Table(title=name, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for place, column in enumerate(measured.rows[0]):
-        table.add_column(column, justify="right" if place else "left")
-    for row in measured.rows:
-        table.add_row(*(number(value) for value in row.values()))
+    """A section on the terminal: its table, then a line for each bar and note.
+
+    A table wider than the terminal lies on its side where it then needs fewer columns.
+    """
+    lines = [list(measured.rows[0]), *([number(value) for value in row.values()] for row in measured.rows)]
+    table = _table(name, lines)
+    unbounded = console.options.update_width(_UNBOUNDED)
+    if len(lines) < len(lines[0]) and console.measure(table, options=unbounded).maximum > console.width:
+        table = _table(name, list(zip(*lines, strict=True)))
     console.print(table)
     for bar in measured.bars:
         console.print(str(bar), style="green" if bar.met else "bold red", highlight=False)
     for note in measured.notes:
         console.print(note, style="dim", highlight=False)
     console.print()
+
+
+def _table(name: str, lines: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=name, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for place, column in enumerate(lines[0]):
+        table.add_column(column, justify="right" if place else "left")
+    for cells in lines[1:]:
+        table.add_row(*cells)
+    return table
 
 
 def markdown(name: str, entry: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.__main__ import SECTIONS, main
 from benchmarks.quality import SCORES, difference, interval
-from benchmarks.report import Bar, Measured, load, ratios, save
+from benchmarks.report import Bar, Measured, load, ratios, save, show
 from patchkit.errors import BadInput
 
 
@@ -67,6 +69,16 @@ def test_bars_have_two_sides():
     assert not Bar("ratio", 7.9, 8.0).met
     assert Bar("seconds", 0.5, 0.5, most=True).met
     assert not Bar("seconds", 0.51, 0.5, most=True).met
+
+
+@pytest.mark.parametrize(("width", "first"), [(100, ["name", *"abcdefghij"]), (30, ["name", "one", "two"])])
+def test_a_table_that_is_too_wide_lies_on_its_side(width, first):
+    console = Console(width=width, record=True, file=io.StringIO())
+    rows = [{"name": name, **dict.fromkeys("abcdefghij", 0.125)} for name in ("one", "two")]
+    show(console, "section", Measured(rows))
+    said = [line.split() for line in console.export_text().splitlines() if line.strip()]
+    assert said[1] == first
+    assert sum(line.count("0.125") for line in said) == 20, "no cell is cut"
 
 
 def test_results_are_kept_section_by_section_and_compared(tmp_path):
