@@ -149,6 +149,19 @@ def test_init_twice_says_that_it_is_there(cli: Cli, knowledge: Path) -> None:
     assert snapshot(knowledge) == before
 
 
+def test_init_says_that_a_recipe_is_none(cli: Cli, knowledge: Path) -> None:
+    path = knowledge / "patchkit.toml"
+    path.write_text(path.read_text("utf-8").replace("lambda = 3.0", 'lambda = "much"'), "utf-8")
+    git(knowledge, "commit", "-qam", "a wrong hand")
+    done = cli.ok("init", tiny_base())
+    assert "nothing can be edited with this recipe" in done.out
+    assert "patchkit.toml: " in done.out
+    assert "(in patchkit.toml)" not in done.out, "no other recipe is said to be there"
+    told = cli.ok("init", tiny_base(), "--json").json
+    assert told["recipe"] is None
+    assert told["fault"].startswith(str(path))
+
+
 def test_the_place_of_a_base_named_from_here_holds_from_anywhere(
     cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

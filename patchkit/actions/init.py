@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,19 +39,21 @@ class Initialised:
     source: str
     base_folder: Path
     fingerprint: str
-    recipe: Recipe
+    recipe: Recipe | None
+    """None where the one in its patchkit.toml is none; ``fault`` says what is wrong with it."""
     commit: str | None
     """The commit that made it; None where it was there already, and for a dry run."""
     existed: bool = False
     lfs: bool = False
     """Whether its patches are kept in Git LFS."""
+    fault: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
             **asdict(self),
             "folder": str(self.folder),
             "base_folder": str(self.base_folder),
-            "recipe": recipe_table(self.recipe),
+            "recipe": None if self.recipe is None else recipe_table(self.recipe),
         }
 
 
@@ -101,10 +102,11 @@ def init(
             f"{at / FILE}: stands on another base already ({settings.base_source}); name a folder outside"
         )
     if standing is not None:
-        with suppress(Misconfigured, BadInput):  # what is wrong with it is for those to say that read it
-            made = replace(
-                made, recipe=read_recipe(settings.recipe, str(at / FILE), None, lambda: place.folder)
-            )
+        try:
+            own = read_recipe(settings.recipe, str(at / FILE), None, lambda: place.folder)
+            made = replace(made, recipe=own)
+        except (Misconfigured, BadInput) as error:  # the base is found all the same: more than edits need it
+            made = replace(made, recipe=None, fault=str(error))
     if dry_run:
         return made
     store = standing or GitStore.init(folder)

@@ -75,12 +75,16 @@ def command(
     verb = "there already:" if made.existed else "would make" if dry_run else "made"
     say(out, f"{verb} {made.folder} on {made.source}", GOOD)
     say(out, f"{made.base_folder} · {made.fingerprint[:19]}…", label="base    ")
-    layers = ", ".join(map(str, made.recipe.layers))
-    weight = f", λ {made.recipe.lambda_:g}" if made.recipe.reads("lambda") else ""
-    say(out, f"{made.recipe.method}, layers {layers}{weight} (in patchkit.toml)", label="recipe  ")
+    recipe = made.recipe
+    if recipe is not None:
+        layers = ", ".join(map(str, recipe.layers))
+        weight = f", λ {recipe.lambda_:g}" if recipe.reads("lambda") else ""
+        say(out, f"{recipe.method}, layers {layers}{weight} (in patchkit.toml)", label="recipe  ")
     if made.lfs:
         say(out, "patches in Git LFS", label="kept    ")
-    if made.recipe.guess:
+    if made.fault is not None:
+        say(out, f"nothing can be edited with this recipe: {made.fault}", WARNING)
+    if recipe is not None and recipe.guess:
         line = "no recipe was measured for this model: layers and λ are a guess from its depth and width"
         say(out, f"{line}; patchkit tune finds better ones by trials", WARNING)
     if not dry_run:
