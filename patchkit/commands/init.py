@@ -87,5 +87,5 @@ def command(
     if recipe is not None and recipe.guess:
         line = "no recipe was measured for this model: layers and λ are a guess from its depth and width"
         say(out, f"{line}; patchkit tune finds better ones by trials", WARNING)
-    if not dry_run:
+    if not dry_run and made.fault is None:
         say(out, "next: patchkit commit facts.jsonl", QUIET)
