@@ -369,7 +369,7 @@ def mean_nll(model, tokenizer, fact, target):
 def test_on_the_real_model_facts_take_and_z_is_the_sequential_references(smollm2, smollm2_statistics):
     """Eight CounterFact-R facts; CPU seconds a fact of both, engine and reference, are printed (-s).
 
-    In float64: in float32 twenty steps of constant length amplify their roundings to some per cent.
+    In float64: in float32 twenty steps of constant length amplify roundings to a tenth of z and more.
     """
     from patchkit.editing.published import recipe_for
 
