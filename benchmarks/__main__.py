@@ -30,6 +30,7 @@ SECTIONS = (
     "sinks",
     "recipe",
     "large",
+    "depth",
     "methods",
     "choose",
     "merging",

@@ -102,6 +102,7 @@ class Laboratory:
         self.facts = facts
         self.cache = cache
         self._settings = dict(settings or {})
+        self._seen: dict[tuple[Fact, ...], list[FactState]] = {}
         self.default = self.recipe("memit")
 
     def recipe(self, method: str) -> Recipe:
@@ -213,9 +214,10 @@ class Laboratory:
             put_weights(self.model, stored, self.checkpoint)
 
     def observe(self, facts: Sequence[Fact]) -> list[FactState]:
-        """The facts on the base as it is."""
-        with torch.no_grad():
-            return observe(self.model, self.tokenizer, facts, batch_size=64)
+        """The facts on the base as it is, which the model must hold; asked once, whoever compares with it."""
+        if tuple(facts) not in self._seen:
+            self._seen[tuple(facts)] = observe(self.model, self.tokenizer, facts, batch_size=64)
+        return self._seen[tuple(facts)]
 
     def _passages(self, facts: Sequence[Fact], recipe: Recipe) -> tuple[list[list[Passage]], list[Passage]]:
         rewriting = rewriting_of(self.model, self.tokenizer, facts, recipe)

@@ -27,7 +27,7 @@ from patchkit.editing.editor import find_editor
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import text_for
 from patchkit.evaluation.harm import growths, perplexity
-from patchkit.evaluation.measure import FactState, compare, observe
+from patchkit.evaluation.measure import compare, observe
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
 
@@ -108,14 +108,15 @@ def measure(effort: Effort) -> Measured:
 def contest(
     lab: Laboratory, shape: Shape, contestants: Mapping[str, Recipe]
 ) -> tuple[list[dict[str, Cell]], dict[str, Outcome], float]:
-    """Each recipe on the facts of one shape: rows, what was found, and the base's perplexity."""
+    """Each recipe on the facts of one shape: rows, whose differences are from the first recipe; what was
+    found; and the base's perplexity."""
     text = list(text_for(lab.model, lab.tokenizer, TEXT, folder=lab.cache, base=lab.checkpoint.fingerprint()))
     before = perplexity(Loaded(lab.model, lab.tokenizer), text)
     found: dict[str, Outcome] = {}
     rows = []
     for name, recipe in contestants.items():
         found[name] = _Contest(lab, recipe, shape, text).run()
-        rows.append(_row(shape, name, found[name], found[PLAIN], before))
+        rows.append(_row(shape, name, found[name], next(iter(found.values())), before))
         print(rows[-1], file=sys.stderr, flush=True)
     return rows, found, before
 
@@ -137,8 +138,8 @@ class Outcome:
     growth: float
 
 
-def _row(shape: Shape, name: str, one: Outcome, plain: Outcome, before: float) -> dict[str, Cell]:
-    gained = difference(one.counts, plain.counts)
+def _row(shape: Shape, name: str, one: Outcome, first: Outcome, before: float) -> dict[str, Cell]:
+    gained = difference(one.counts, first.counts)
     apart = {
         f"{score}, less": f"{of.value:+.1f} ({of.low:+.1f} to {of.high:+.1f})"
         for score, of in gained.items()
@@ -186,22 +187,19 @@ class _Contest:
 
     def _edited(self, facts: Sequence[Fact]) -> dict[str, Any]:
         asked = facts[:: max(1, len(facts) // _MEASURED)][:_MEASURED]
-        self.bench.use({})
-        before = self._observe(asked)
+        before = self.lab.observe(asked)
         weights = stacked_weights(self.lab.checkpoint, self._patches(facts))
         self.bench.use(weights)
         try:
+            after = observe(self.lab.model, self.lab.tokenizer, asked, batch_size=64)
             return {
-                "counts": tally(compare(asked, before, self._observe(asked))).tolist(),
+                "counts": tally(compare(asked, before, after)).tolist(),
                 "unedited": tally(compare(asked, before, before)).tolist(),
                 "perplexity": perplexity(Loaded(self.lab.model, self.lab.tokenizer), self.text),
                 "growth": growths(self.lab.checkpoint.read, [weights])[0],
             }
         finally:
             self.bench.use({})
-
-    def _observe(self, facts: Sequence[Fact]) -> list[FactState]:
-        return observe(self.lab.model, self.lab.tokenizer, facts, batch_size=64)
 
     def _patches(self, facts: Sequence[Fact]) -> list[Patch]:
         """Each batch edited on those before it, as commits one after another are."""
