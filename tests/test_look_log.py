@@ -97,6 +97,33 @@ def test_a_text_is_found_where_plain_git_finds_it(cli: Cli, store: GitStore) -> 
         assert found == wanted
 
 
+@pytest.mark.parametrize("span", ["v1..main", "v1..", "..a", "a..v1", "b..a", "v1..v1"])
+def test_a_range_lists_what_git_lists(cli: Cli, store: GitStore, span: str) -> None:
+    branched(store)
+    git(store.root, "tag", "v1", "main~2")
+    wanted = git(store.root, "log", "--format=%H", span, "--", "patches").split()
+    rows = cli.ok("-C", store.root, "log", "--graph", *(["--facts"] if wanted else []), span).out
+    found = {row["id"] for row in cli.ok("-C", store.root, "log", "--json", span).json}
+    listed = git(store.root, "log", "--full-history", "--format=%H", span, "--", "patches").split()
+    assert found == set(listed) >= set(wanted)
+    assert all(commit[:10] in rows for commit in wanted)
+    left = git(store.root, "log", "--format=%H", span.split("..")[0] or "HEAD").split()
+    assert not any(commit[:10] in rows for commit in left)
+
+
+@pytest.mark.parametrize(
+    ("span", "said"),
+    [
+        ("v9..main", "'v9' names no commit"),
+        ("main..v9", "'v9' names no commit"),
+        ("a...b", "a range is A..B"),
+    ],
+)
+def test_a_range_that_is_none_is_refused(cli: Cli, store: GitStore, span: str, said: str) -> None:
+    add(store, numbers(1))
+    assert said in cli("-C", store.root, "log", span).err
+
+
 def branched(store: GitStore) -> None:
     """Two side branches, one merged into the other's merge, and an octopus."""
     add(store, numbers(1), message="c1")

@@ -11,10 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from patchkit.errors import PatchkitError
+from patchkit.errors import BadInput, PatchkitError
 from patchkit.facts import Fact, Key, load_canonical, normal
 from patchkit.git.history import Commit, FileChange, GraphRow, read_graph, read_history
 from patchkit.patch import FACTS
+from patchkit.problem import one_line
 
 if TYPE_CHECKING:
     from patchkit.git.store import GitStore
@@ -82,6 +83,7 @@ def log(
 ) -> History:
     """The commits that changed patches, newest first, at most ``limit`` of those that are asked for.
 
+    ``revision``: those up to this commit; of a range ``A..B`` those of B that A has not, as `git log` has it.
     ``facts``: with what each did to facts. ``subject``: only those that touched a fact of that subject (as
     keys compare it). ``text``: only those by which a fact that holds it (exactly) came, went or changed.
     ``graph``: with the graph's lines, for entries of up to that many lines each.
@@ -89,9 +91,9 @@ def log(
     store = repository.store
     if revision == "HEAD" and store.head() is None:
         return History(())
-    commit = store.resolve(revision)
+    since, commit = _ends(store, revision)
     searched = subject is not None or text is not None
-    commits = read_history(store, commit, connected=bool(graph))
+    commits = read_history(store, commit, since=since, connected=bool(graph))
     told: Iterable[Entry] = map(Entry, commits)
     if facts or searched:
         told = history_of(store, commits)
@@ -103,7 +105,18 @@ def log(
         chosen.append(replace(entry, facts=tuple(moves) if facts else None))
         if limit is not None and len(chosen) == limit:
             break
-    return History(tuple(chosen), tuple(read_graph(store, commit, graph)) if graph else ())
+    return History(tuple(chosen), tuple(read_graph(store, commit, graph, since)) if graph else ())
+
+
+def _ends(store: GitStore, revision: str) -> tuple[str | None, str]:
+    """The commits that a revision or a range ``A..B`` names: A, None without one, and B. An end left out
+    is HEAD."""
+    if "..." in revision:
+        raise BadInput(f"{one_line(revision)!r}: a range is A..B; for what is on one side alone, see diff")
+    older, dots, newer = revision.partition("..")
+    if not dots:
+        return None, store.resolve(revision)
+    return store.resolve(older or "HEAD"), store.resolve(newer or "HEAD")
 
 
 def drawn(

@@ -26,7 +26,7 @@ Line = tuple[str, str, str, str]  # label, its style, text, its style
 
 
 @click.command("log", short_help="Show the commits that changed what the model knows.")
-@click.argument("revision", default="HEAD", metavar="[REV]")
+@click.argument("revision", default="HEAD", metavar="[REV|A..B]")
 @click.option("-n", "--max-count", "limit", type=click.IntRange(1), help="At most this many commits.")
 @click.option("--facts", is_flag=True, help="Show the facts that each commit added, changed or removed.")
 @click.option("--subject", metavar="NAME", help="Only commits that touch facts about NAME.")
@@ -47,7 +47,8 @@ def command(
     as_json: bool,
 ) -> None:
     """Show, newest first, the commits up to REV that added (+), solved again (~) or removed (-)
-    patches. `git log` shows the same commits with everything else. A merge shows what it brought in.
+    patches; of a range A..B those that B has and A has not. `git log` shows the same commits with
+    everything else. A merge shows what it brought in.
 
     With --facts the facts themselves follow, and where --subject or -S narrow the search, only
     those that they find. Subjects are compared as keys are (case and spaces do not matter), TEXT
@@ -56,6 +57,7 @@ def command(
     \b
     Examples:
       patchkit log -n 5
+      patchkit log v1.0..v1.1 --facts
       patchkit log --graph --facts
       patchkit log --subject "LeBron James" -S basketball
     """

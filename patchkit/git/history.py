@@ -120,16 +120,22 @@ _CONNECTED = ("--topo-order", "--simplify-merges", "--parents")  # the commits t
 
 
 def read_history(
-    store: GitStore, commit: str, limit: int | None = None, *, connected: bool = False
+    store: GitStore,
+    commit: str,
+    limit: int | None = None,
+    *,
+    since: str | None = None,
+    connected: bool = False,
 ) -> list[Commit]:
-    """The commits up to `commit` that touched the stack, newest first.
+    """The commits up to `commit` that touched the stack, newest first; those that `since` has left out.
 
     `connected`: those of `read_graph` in its order, merges of two sides among them; `parents` are then the
     nearest commits of the list.
     """
     shallow = (store.common_dir / "shallow").exists()  # such a history can grow at its other end
-    if limit or connected or shallow:
-        return list(_parse(_log(store, commit, limit, _CONNECTED if connected else ()), store.prefix))
+    if limit or since or connected or shallow:
+        how = _CONNECTED if connected else ()
+        return list(_parse(_log(store, _between(since, commit), limit, how), store.prefix))
     tip, out = _kept(store)
     if tip != commit:
         out = _log(store, f"{tip}..{commit}") + out if _in_line(store, tip, commit) else _log(store, commit)
@@ -168,6 +174,10 @@ def _in_line(store: GitStore, older: str, newer: str) -> bool:
     return stands and not store.git.read("rev_list", "--merges", "-n1", f"{older}..{newer}")
 
 
+def _between(since: str | None, commit: str) -> str:
+    return f"{since}..{commit}" if since else commit
+
+
 def _log(store: GitStore, commits: str, limit: int | None = None, how: Sequence[str] = ()) -> bytes:
     return store.git.read(
         "log",
@@ -190,8 +200,8 @@ def _log(store: GitStore, commits: str, limit: int | None = None, how: Sequence[
     )
 
 
-def read_graph(store: GitStore, commit: str, lines: int) -> list[GraphRow]:
-    """The graph that Git draws of the commits up to `commit` that touched the stack.
+def read_graph(store: GitStore, commit: str, lines: int, since: str | None = None) -> list[GraphRow]:
+    """The graph that Git draws of the commits up to `commit`, but those of `since`, that touched the stack.
 
     Git is told that every commit has `lines` lines, so that it draws what stands left of each of them.
     """
@@ -203,7 +213,7 @@ def read_graph(store: GitStore, commit: str, lines: int) -> list[GraphRow]:
         "--full-history",
         "--simplify-merges",
         "--format=%x01%H" + "%n%x02" * (lines - 1),
-        commit,
+        _between(since, commit),
         "--",
         *store.pathspecs(),
     )
