@@ -270,6 +270,17 @@ def test_kept_targets_serve_the_same_search_only(tmp_path):
     assert distance(fewer.z, wanted.z[:3]) < 1e-4
 
 
+@pytest.mark.parametrize(("layers", "served"), [((2,), True), ((0, 2), True), ((0, 1), False)])
+def test_kept_targets_serve_all_layers_that_end_alike(tmp_path, layers, served):
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    other = RECIPE.override(layers=layers)
+    find(model, tokenizer, tiny_models.FACTS, unfinished=tmp_path)
+    files = set(tmp_path.iterdir())
+    found = find(model, tokenizer, tiny_models.FACTS, other, unfinished=tmp_path)
+    assert torch.equal(found.z, find(model, tokenizer, tiny_models.FACTS, other).z)
+    assert (set(tmp_path.iterdir()) == files) is served
+
+
 def kept_batch(facts):
     """A whole file of targets that nobody found, all of them 7."""
     count, width = len(facts), tiny_models.WIDTH

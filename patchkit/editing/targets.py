@@ -167,6 +167,7 @@ def _key(
         for name, value in recipe.to_dict().items()
         if name not in _OF_THE_SOLVE and not name.startswith("statistics")
     }
+    settings["layers"] = recipe.layers[-1]  # those below take their share of what is found here
     texts = [
         [[list(p.tokens), p.subject, p.target] for p in (*of, d)]
         for of, d in zip(rewriting, drift, strict=True)
