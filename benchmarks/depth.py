@@ -1,5 +1,5 @@
-"""How many layers take an edit, and how well C and λ keep what the model knew: few facts and many, from the
-default's layers, λ and tokens of C.
+"""How many layers take an edit, and how much λ keeps of what the model knew: few facts and many, against the
+default's layers and λ.
 
 ``--full`` has a thousand facts as well, which get in one another's way as a hundred do not.
 """
@@ -19,12 +19,10 @@ _SHAPES = {
     Effort.FULL: (Shape(100), Shape(1000)),
 }
 _LARGER = 1500.0
-_TIMES = 5
-"""As many tokens of C as the default has, for which its text has to be written."""
 
 
 def measure(effort: Effort) -> Measured:
-    """Scores in percent. Targets depend on the last layer alone, so that layers and λ share their search."""
+    """Scores in percent. All share one search: targets depend on the last layer alone."""
     lab = laboratory(effort)
     shapes = _SHAPES[effort]
     rows = [row for shape in shapes for row in contest(lab, shape, _contestants(lab))[0]]
@@ -37,12 +35,8 @@ def _contestants(lab: Laboratory) -> dict[str, Recipe]:
     first, last = max(0, ours.layers[0] - 2), ours.layers[-1]
     deeper = ours.override(layers=tuple(range(first, last + 1)))
     named = f"layers {first}-{last}"
-    larger = deeper.override(lambda_=_LARGER)
     return {
         DEFAULT: ours,
         named: deeper,
-        f"{named}, λ {_LARGER:g}": larger,
-        f"{named}, λ {_LARGER:g}, {_TIMES} times the tokens of C": larger.override(
-            statistics_tokens=_TIMES * ours.statistics_tokens
-        ),
+        f"{named}, λ {_LARGER:g}": deeper.override(lambda_=_LARGER),
     }
