@@ -57,7 +57,7 @@ def command(
     \b
     Examples:
       patchkit log -n 5
-      patchkit log v1.0..v1.1 --facts
+      patchkit log v1.0..v2 --facts
       patchkit log --graph --facts
       patchkit log --subject "LeBron James" -S basketball
     """
