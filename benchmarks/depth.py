@@ -7,7 +7,7 @@ default's layers and λ.
 from __future__ import annotations
 
 from benchmarks.laboratory import Laboratory, laboratory
-from benchmarks.methods import DEFAULT, Shape, contest, facts_note
+from benchmarks.methods import DEFAULT, Shape, contest, notes
 from benchmarks.report import Effort, Measured
 from patchkit.editing.recipe import Recipe
 
@@ -26,8 +26,7 @@ def measure(effort: Effort) -> Measured:
     lab = laboratory(effort)
     shapes = _SHAPES[effort]
     rows = [row for shape in shapes for row in contest(lab, shape, _contestants(lab))[0]]
-    said = f"Differences are from {DEFAULT}, on the same facts, with 95 % intervals."
-    return Measured(rows, (), [said, *facts_note(shapes)])
+    return Measured(rows, (), notes(DEFAULT, shapes))
 
 
 def _contestants(lab: Laboratory) -> dict[str, Recipe]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from benchmarks.laboratory import Laboratory, laboratory
-from benchmarks.methods import DEFAULT, DIFFERENCES, PLAIN, Shape, contest, facts_note
+from benchmarks.methods import DEFAULT, PLAIN, Shape, contest, notes
 from benchmarks.quality import difference
 from benchmarks.recipe import published
 from benchmarks.report import Bar, Effort, Measured
@@ -32,7 +32,7 @@ def measure(effort: Effort) -> Measured:
             Bar("1000 facts: S gained, points", difference(ours.counts, plain.counts)["S"].value, 3.0),
             Bar("1000 facts: rise of perplexity, of published MEMIT's", rise, 0.5, most=True),
         ]
-    return Measured(rows, bars, [DIFFERENCES, *facts_note([shape])])
+    return Measured(rows, bars, notes(PLAIN, [shape]))
 
 
 def _contestants(lab: Laboratory) -> dict[str, Recipe]:

@@ -31,7 +31,7 @@ from patchkit.evaluation.measure import compare, observe
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
 
-__all__ = ["DEFAULT", "DIFFERENCES", "PLAIN", "Outcome", "Shape", "contest", "facts_note", "measure"]
+__all__ = ["DEFAULT", "PLAIN", "Outcome", "Shape", "contest", "measure", "notes"]
 
 PLAIN, DEFAULT = "MEMIT as published", "the default"
 _SHOWN = ("ES", "PS", "NS", "S", "argmax", "paraphrase argmax", "generation")
@@ -41,7 +41,6 @@ _ANCHORED = 32
 """Facts that the norm anchor's length is measured on: even cases."""
 _MEASURED = 200
 """Facts that are asked afterwards, at most, spread evenly."""
-DIFFERENCES = "Differences are from MEMIT as published, on the same facts, with 95 % intervals."
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def measure(effort: Effort) -> Measured:
                 Bar("100 facts: paraphrase argmax gained, points", gained["paraphrase argmax"].value, 15.0),
                 Bar("100 facts: NS gained, points", gained["NS"].value, 0.0),
             ]
-    return Measured(rows, bars, [DIFFERENCES, *facts_note(_SHAPES[effort])])
+    return Measured(rows, bars, notes(PLAIN, _SHAPES[effort]))
 
 
 def contest(
@@ -121,11 +120,12 @@ def contest(
     return rows, found, before
 
 
-def facts_note(shapes: Iterable[Shape]) -> list[str]:
-    """Which shapes need more facts than those that chose nothing."""
+def notes(first: str, shapes: Iterable[Shape]) -> list[str]:
+    """What differences are from, and which shapes need more facts than those that chose nothing."""
+    differences = f"Differences are from {first}, on the same facts, with 95 % intervals."
     both = [str(shape) for shape in shapes if shape.facts > _ODD]
     said = f"{', '.join(both)}: half of the facts have an even case, which the recipes were chosen on."
-    return [said] if both else []
+    return [differences, said] if both else [differences]
 
 
 @dataclass(frozen=True)
