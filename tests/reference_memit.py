@@ -171,8 +171,10 @@ def key_of(model, tokenizer, module, fact, templates):
 
 
 def memit(R, K, C, recipe):
-    """Equation 14."""
-    adjusted = torch.linalg.solve(recipe.lambda_ * C + K @ K.T, K)
+    """Equation 14; C drawn to its mean eigenvalue, where the recipe says so."""
+    mean, share = torch.trace(C) / len(C), recipe.shrinkage
+    served = (1 - share) * C + share * mean * torch.eye(len(C), dtype=C.dtype)
+    adjusted = torch.linalg.solve(recipe.lambda_ * served + K @ K.T, K)
     return R @ adjusted.T
 
 

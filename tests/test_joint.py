@@ -141,12 +141,22 @@ def test_a_fact_taken_out_of_a_part_leaves_the_rest_of_that_part_as_if_it_had_ne
         assert (change(less, name) - change(again, name)).norm() <= 1e-4 * change(again, name).norm()
 
 
+def test_a_header_from_before_a_field_was_there_means_nought() -> None:
+    world = World(5)
+    patches = {
+        "one": world.patch(1, "One"),
+        "two": world.patch(1, "Two", recipe={**RECIPE, "shrinkage": 0.0}),
+    }
+    assert list(solve_jointly(patches)) == ["one", "two"]
+
+
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
         ({**RECIPE, "lambda": 31.0}, "another λ"),
         ({**RECIPE, "statistics_digest": "e" * 64}, "other statistics C"),
         ({**RECIPE, "layers": [1, 2]}, "other layers"),
+        ({**RECIPE, "shrinkage": 0.1}, "another shrinkage"),
     ],
 )
 def test_another_recipe_is_refused_by_name(recipe: dict, says: str) -> None:

@@ -69,6 +69,16 @@ def test_the_update_is_the_papers(kind, words):
     assert_deltas(edited, oracle_deltas(model, tokenizer, edited, statistics), 1e-6)
 
 
+@pytest.mark.parametrize("shrinkage", [0.1, 0.5])
+def test_a_shrunk_c_is_solved_with(shrinkage):
+    recipe = RECIPE.override(shrinkage=shrinkage)
+    model, tokenizer, statistics, edited = edit("llama", torch.float64, recipe=recipe)
+    assert_deltas(edited, oracle_deltas(model, tokenizer, edited, statistics), 2e-6)
+    plain = edit("llama", torch.float64)[3]
+    assert torch.equal(plain.solution.targets, edited.solution.targets), "targets do not depend on it"
+    assert all((plain.deltas[n].A - d.A).norm() > 0.01 * d.A.norm() for n, d in edited.deltas.items())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_bases_in_any_precision_are_solved_as_their_exact_float64_selves(kind, dtype):

@@ -145,6 +145,17 @@ def test_the_factor_is_of_lambda_c_and_is_made_once(monkeypatch):
     assert (found.cholesky(1, 5.0) is factor, found.cholesky(1, 6.0) is held) == (True, True)
 
 
+def test_shrinkage_leaves_the_trace_and_draws_eigenvalues_to_their_mean():
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    found = statistics_for(model, tokenizer, RECIPE)
+    before = torch.linalg.eigvalsh(found.layers[1].double())
+    factor = found.cholesky(1, 5.0, shrinkage=0.25)
+    after = torch.linalg.eigvalsh(factor @ factor.T) / 5.0
+    assert torch.allclose(after, 0.75 * before + 0.25 * before.mean())
+    whole = found.cholesky(1, 5.0, shrinkage=1.0)
+    assert torch.allclose(whole, torch.eye(len(whole)).double() * (5.0 * before.mean()).sqrt())
+
+
 def test_too_few_tokens_are_refused_with_the_way_out():
     model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
     found = collect(model, tokenizer, (1,), DOCUMENTS, tokens=20)

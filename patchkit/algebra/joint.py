@@ -40,6 +40,7 @@ _SAME = {
     "statistics_digest": "statistics C",
     "layers": "layers",
     "nullspace_threshold": "nullspace_threshold",
+    "shrinkage": "shrinkage",
 }
 
 
@@ -201,4 +202,5 @@ def _difference(one: Patch, other: Patch) -> str | None:
 
 
 def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    # A header from before a field was there says nothing of it, and means 0.
+    return list(value) if isinstance(value, tuple) else value or None

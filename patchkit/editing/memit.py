@@ -16,5 +16,7 @@ class Memit(MassEditor):
     name = "memit"
 
     def terms(self, keys: Tensor, residuals: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-        """ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ (eq. 14): B the residuals, A the solved keys."""
-        return residuals.T, solve_keys(keys, place.statistics.cholesky(place.layer, place.recipe.lambda_))
+        """ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ (eq. 14), C shrunk: B the residuals, A the solved keys."""
+        recipe = place.recipe
+        factor = place.statistics.cholesky(place.layer, recipe.lambda_, shrinkage=recipe.shrinkage)
+        return residuals.T, solve_keys(keys, factor)

@@ -30,7 +30,7 @@ _TARGETS = (
 )
 _ALWAYS = ("method", "layers", "guess")
 _READ: dict[str, tuple[str, ...]] = {
-    "memit": (*_ALWAYS, "lambda", *_TARGETS, *_TEXTS, "norm_anchor"),
+    "memit": (*_ALWAYS, "lambda", "shrinkage", *_TARGETS, *_TEXTS, "norm_anchor"),
     "emmet": (*_ALWAYS, *_TARGETS, *_TEXTS, "norm_anchor"),
     "rome": (*_ALWAYS, *_TARGETS, *_TEXTS, "mean_key"),
     "ft": (*_ALWAYS, "learning_rate", "rate_decay", "steps", "weight_decay", "stop_loss", "norm_bound"),
@@ -60,7 +60,8 @@ class Recipe:
     its target is the most probable one in all contexts that a step reads (0: never). ``norm_anchor`` is the
     norm to which values are scaled, that of the unedited model's; 0 leaves them as they are. ``curvature``,
     from 0 to 1: how far the search shuns directions in which text is easily harmed (`editing.curvature`);
-    0: not at all, as published.
+    0: not at all, as published. ``shrinkage``, from 0 to 1: how far the solve draws C to a multiple of the
+    identity (`Statistics.cholesky`); 0: not at all, as published.
 
     Of one method each: ``mean_key`` (rome) puts the mean key of all contexts everywhere, as R-ROME does;
     ``norm_bound`` (ft) is the most that an entry of the weight may change, 0 for no bound;
@@ -85,6 +86,7 @@ class Recipe:
     stop_argmax: int = 0
     templates_per_step: int = 0
     curvature: float = 0.0
+    shrinkage: float = 0.0
     contexts: int = 5
     context_tokens: int = 10
     context_top_k: int = 5
@@ -266,7 +268,8 @@ def _check_values(recipe: Recipe) -> None:
         value = getattr(recipe, name)
         require(math.isfinite(value) and value >= 0, name, "a number from 0 up")
     require(recipe.optimiser in ("adam", "momentum"), "optimiser", '"adam" or "momentum"')
-    require(0 <= recipe.curvature <= 1, "curvature", "from 0 to 1")
+    for name in ("curvature", "shrinkage"):
+        require(0 <= getattr(recipe, name) <= 1, name, "from 0 to 1")
     require(0 < recipe.rate_decay <= 1, "rate_decay", "above 0 and at most 1")
     require(0 <= recipe.momentum < 1, "momentum", "from 0 up and below 1")
     require(0 <= recipe.templates_per_step <= 1001, "templates_per_step", "from 0 to 1001")

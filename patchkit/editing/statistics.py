@@ -53,27 +53,30 @@ class Statistics:
     layers: dict[int, Tensor]
     tokens: int
     curvature: dict[int, Tensor] = field(default_factory=dict)
-    _factors: dict[tuple[int, float, float], Tensor] = field(default_factory=dict, repr=False)
+    _factors: dict[tuple[int, float, float, float], Tensor] = field(default_factory=dict, repr=False)
     _spaces: dict[tuple[int, float], Tensor] = field(default_factory=dict, repr=False)
 
-    def cholesky(self, layer: int, lambda_: float, norm: float = 0.0) -> Tensor:
-        """The lower float64 factor of λC + ``norm`` I, made once for each layer and pair of weights, and held
-        as far as there is room.
+    def cholesky(self, layer: int, lambda_: float, norm: float = 0.0, *, shrinkage: float = 0.0) -> Tensor:
+        """The lower float64 factor of λ((1 - s) C + s μ I) + ``norm`` I, s the ``shrinkage`` and μ the mean
+        eigenvalue of C; made once for each layer and weights, and held as far as there is room.
 
-        BadInput where that is not positive definite: without ``norm``, where C lacks full rank.
+        Text of a few times d_ff tokens shows small eigenvalues of C as too small; linear shrinkage is the
+        usual remedy (Ledoit and Wolf 2004, doi 10.1016/S0047-259X(03)00096-4).
+        BadInput where the sum is not positive definite: where C lacks full rank, with neither of the two.
         """
-        if (layer, lambda_, norm) not in self._factors:
-            C = self.layers[layer]
-            served = lambda_ * C.to(exact_device(C.device)).double()
-            served.diagonal().add_(norm)
+        name = layer, lambda_, norm, shrinkage
+        if name not in self._factors:
+            C = self.layers[layer].to(exact_device(self.layers[layer].device)).double()
+            served = lambda_ * (1 - shrinkage) * C
+            served.diagonal().add_(lambda_ * shrinkage * C.diagonal().mean() + norm)
             factor, failed = torch.linalg.cholesky_ex(served)
             if failed.item() or not factor.isfinite().all():
                 raise BadInput(
                     f"layer {layer}: the statistics of {self.tokens} tokens leave directions unseen "
                     f"(C is not positive definite); set statistics_tokens to {2 * len(C)} or more"
                 )
-            return self._held(self._factors, (layer, lambda_, norm), factor)
-        return self._factors[layer, lambda_, norm]
+            return self._held(self._factors, name, factor)
+        return self._factors[name]
 
     def null_space(self, layer: int, threshold: float) -> Tensor:
         """Eigenvectors [d_ff, m] of C with eigenvalues below ``threshold``, float64, made once for each; so

@@ -35,7 +35,15 @@ from patchkit.models.replay import capture
 
 __all__ = ["Targets", "find_targets"]
 
-_OF_THE_SOLVE = ("lambda", "lambda_norm", "guess", "method", "nullspace_threshold", "norm_anchor")
+_OF_THE_SOLVE = (
+    "lambda",
+    "lambda_norm",
+    "guess",
+    "method",
+    "nullspace_threshold",
+    "norm_anchor",
+    "shrinkage",
+)
 _AT_ONCE = 4  # chunks: each holds the states that its gradient needs
 _DRIFT = 8  # tokens that a fact's drift counts as: one is replayed, and the whole vocabulary is held
 _Part = TypeVar("_Part", Rewriting, Drift)
