@@ -46,7 +46,9 @@ GRID: Mapping[str, Mapping[str, Any]] = {
     "λ 3000": {"lambda_": 3000.0},
     "layers 3-7": {"layers": "3-7"},
     "layers 5-9": {"layers": "5-9"},
-    "layers 2-8": {"layers": "2-8"},
+    "layers 4-8": {"layers": "4-8"},
+    "shrinkage 0": {"shrinkage": 0.0},
+    "shrinkage 0.5": {"shrinkage": 0.5},
 }
 """Settings that differ from the default, by the name of the row; for C see ``benchmarks.statistics``."""
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchkit.editing.published import read_recipe, recipe_for
-from patchkit.editing.recipe import Recipe, fields_read, parse_layers
+from patchkit.editing.recipe import Recipe, fields_read, format_layers, parse_layers
 from patchkit.errors import BadInput
 
 PLAIN = Recipe(layers=(4, 5), lambda_=300.0)
@@ -269,6 +269,13 @@ def test_overriding():
 )
 def test_layers_are_read(text, layers):
     assert parse_layers(text) == layers
+
+
+@given(st.sets(st.integers(0, 99), min_size=1))
+def test_layers_are_written_as_they_are_read(layers):
+    written = format_layers(sorted(layers))
+    assert parse_layers(written) == tuple(sorted(layers))
+    assert written.count("-") + written.count(",") < len(layers), "no run is longer than its numbers"
 
 
 @pytest.mark.parametrize(

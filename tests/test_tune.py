@@ -81,6 +81,7 @@ def test_the_settings_that_are_tried() -> None:
     tried = {knob.name: knob.values for knob in knobs(recipe, 30, lambda: 12)}
     assert list(tried) == [
         "lambda",
+        "shrinkage",
         "layers",
         "curvature",
         "learning_rate",
@@ -88,7 +89,7 @@ def test_the_settings_that_are_tried() -> None:
         "clamp",
         "stop_loss",
     ]
-    assert tried["curvature"] == (0.5,)
+    assert (tried["shrinkage"], tried["curvature"]) == ((0.15,), (0.5,))
     assert tried["lambda"] == (100.0, 300.0, 5000.0)
     assert tried["layers"] == ((10, 11, 12, 13, 14), (8, 9, 10, 11, 12))
     assert tried["contexts"] == (10,)

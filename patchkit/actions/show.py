@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from patchkit.editing.recipe import format_layers
 from patchkit.errors import NotFound, PatchkitError
 from patchkit.facts import Fact
 from patchkit.git.history import Commit
@@ -118,7 +119,9 @@ def recipe_line(method: str, recipe: Mapping[str, Any]) -> str:
     """The editor with the numbers that tell most: layers, λ and scale, where the recipe has them."""
     layers, strength = recipe.get("layers"), recipe.get("lambda")  # a stranger's recipe may hold anything
     scale = recipe.get(SCALE)
-    numbers = f"layers {','.join(map(str, layers))}" if isinstance(layers, list) and layers else ""
+    numbers = ""
+    if isinstance(layers, list) and layers and all(isinstance(layer, int) for layer in layers):
+        numbers = f"layers {format_layers(layers)}"
     weight = f"λ {strength:g}" if isinstance(strength, int | float) else ""
     scaled = f"scaled by {scale:g}" if isinstance(scale, int | float) else ""
     return ", ".join(part for part in (method, numbers, weight, scaled) if part)

@@ -21,7 +21,7 @@ from patchkit.errors import BadInput
 from patchkit.evaluation.cases import Case
 from patchkit.evaluation.intervals import WHOLE, Interval, Tally, differences
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
-from patchkit.evaluation.tuning import SHOWN, Knob, better, knobs, merit, scores_of, shown
+from patchkit.evaluation.tuning import OF_THE_SOLVE, SHOWN, Knob, better, knobs, merit, scores_of, shown
 from patchkit.evaluation.voice import Loaded
 
 if TYPE_CHECKING:
@@ -156,9 +156,9 @@ class Trials:
 
 
 def _search_of(recipe: Recipe) -> Recipe:
-    """The recipe without what targets do not depend on: λ, and the layers below the last."""
+    """The recipe without what no target depends on: the solve's settings, and the layers below the last."""
     unread = {"layers": recipe.layers[-1:], "statistics_digest": "", "guess": False}
-    return recipe.override(**unread, **({"lambda": 1.0} if recipe.reads("lambda") else {}))
+    return recipe.override(**unread, **{name: 1.0 for name in OF_THE_SOLVE if recipe.reads(name)})
 
 
 @dataclass
@@ -190,7 +190,7 @@ class Climb:
                 self._collect(knob.values)
             for value in knob.values:
                 told("trials", min(len(self.trials), count), count)
-                searched = knob.name != "lambda"
+                searched = knob.name not in OF_THE_SOLVE
                 if not self.has_time(self._likely(searched)):
                     self.untried.append(f"{knob.name} {shown(knob.name, value)}")
                 elif value != getattr(self.recipe, "lambda_" if knob.name == "lambda" else knob.name):

@@ -8,6 +8,7 @@ import click
 
 from patchkit.commands.common import directory_option, dry_run_option, json_option, print_json, quiet_option
 from patchkit.commands.display import GOOD, QUIET, WARNING, console, in_bytes, progress_bars, say
+from patchkit.editing.recipe import format_layers
 
 __all__ = ["command"]
 
@@ -77,8 +78,8 @@ def command(
     say(out, f"{made.base_folder} · {made.fingerprint[:19]}…", label="base    ")
     recipe = made.recipe
     if recipe is not None:
-        layers = ", ".join(map(str, recipe.layers))
         weight = f", λ {recipe.lambda_:g}" if recipe.reads("lambda") else ""
+        layers = format_layers(recipe.layers)
         say(out, f"{recipe.method}, layers {layers}{weight} (in patchkit.toml)", label="recipe  ")
     if made.lfs:
         say(out, "patches in Git LFS", label="kept    ")

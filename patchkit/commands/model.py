@@ -6,6 +6,7 @@ import click
 
 from patchkit.commands.common import json_option, print_json, quiet_option
 from patchkit.commands.display import GOOD, Column, console, human_size, in_bytes, progress_bars, say, table
+from patchkit.editing.recipe import format_layers
 
 __all__ = ["command"]
 
@@ -56,7 +57,7 @@ def check(base: str, revision: str | None, device: str, quiet: bool, as_json: bo
     if len(layers) > 1:
         say(out, f"to {found.weights[layers[-1]]}", label="        ")
     say(out, f"what they write is {' or '.join(outlets)}", label="stream  ")
-    named = ", ".join(map(str, layers))
+    named = format_layers(layers)
     say(out, f"{recipe.method}, layers {named}, λ {recipe.lambda_:g}: {source}", label="recipe  ")
 
 

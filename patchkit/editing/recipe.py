@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 
 from patchkit.errors import BadInput
 
-__all__ = ["Recipe", "fields_read", "parse_layers", "positions"]
+__all__ = ["Recipe", "fields_read", "format_layers", "parse_layers", "positions"]
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
 _TEXTS = (
@@ -184,6 +184,17 @@ def parse_layers(text: str) -> tuple[int, ...]:
     if not layers or layers != sorted(set(layers)):
         raise BadInput(f"layers {text!r}: each layer once, from low to high, such as 4-8,10")
     return tuple(layers)
+
+
+def format_layers(layers: Sequence[int]) -> str:
+    """(4, 5, 6, 7, 8, 10) to "4-8,10", as `parse_layers` reads it."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def positions(config: Any) -> int | None:

@@ -9,11 +9,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from patchkit.editing.recipe import Recipe
+from patchkit.editing.recipe import Recipe, format_layers
 from patchkit.evaluation.intervals import WHOLE, Interval, Tally, intervals
 from patchkit.evaluation.metrics import METRICS
 
-__all__ = ["MARGIN", "SHOWN", "Knob", "better", "knobs", "merit", "peak", "scores_of", "shown"]
+__all__ = [
+    "MARGIN",
+    "OF_THE_SOLVE",
+    "SHOWN",
+    "Knob",
+    "better",
+    "knobs",
+    "merit",
+    "peak",
+    "scores_of",
+    "shown",
+]
 
 SHOWN = ("ES", "PS", "NS", "S", "paraphrase argmax")
 WEIGHT = 0.25
@@ -21,7 +32,10 @@ WEIGHT = 0.25
 MARGIN = 0.005
 """By how much a trial has to be better to take over: less is what other facts would undo."""
 
-_CURVATURES = (0.0, 0.5)
+OF_THE_SOLVE = ("lambda", "shrinkage")
+"""The settings that no target depends on."""
+
+_SHRINKAGES, _CURVATURES = (0.0, 0.15), (0.0, 0.5)
 _LAMBDAS, _RATES, _CLAMPS, _STOPS = (1 / 15, 1 / 5, 3), (0.4, 1.5), (2 / 3, 4 / 3), (0.5, 2)
 
 
@@ -36,11 +50,13 @@ class Knob:
 def knobs(recipe: Recipe, depth: int, middle: Callable[[], int | None]) -> Iterator[Knob]:
     """The settings of a method that searches targets, in the order in which they are tried.
 
-    λ first: it needs no new search. ``middle`` says around which layer tracing found most; it is asked when
-    the layers' turn has come.
+    Those of the solve first: they need no new search. ``middle`` says around which layer tracing found most;
+    it is asked when the layers' turn has come.
     """
     if recipe.reads("lambda"):
         yield _around("lambda", recipe.lambda_, _LAMBDAS)
+    if recipe.reads("shrinkage"):
+        yield Knob("shrinkage", tuple(share for share in _SHRINKAGES if share != recipe.shrinkage))
     yield Knob("layers", _windows(recipe.layers, depth, middle()))
     yield Knob("curvature", tuple(power for power in _CURVATURES if power != recipe.curvature))
     yield _around("learning_rate", recipe.learning_rate, _RATES)
@@ -96,6 +112,5 @@ def better(scores: Mapping[str, Interval], than: Mapping[str, Interval]) -> bool
 def shown(name: str, value: Any) -> str:
     """A field's value as a person reads it: layers 4, 5 and 6 as "4-6"."""
     if name == "layers":
-        whole = len(value) > 1 and list(value) == list(range(value[0], value[-1] + 1))
-        return f"{value[0]}-{value[-1]}" if whole else ",".join(map(str, value))
+        return format_layers(value)
     return f"{value:g}" if isinstance(value, float) else str(value)
