@@ -1,4 +1,4 @@
-"""Many facts in one batch: what `curvature` and `shrinkage` do there, against published MEMIT.
+"""Many facts in one batch: what `shrinkage` does there, against published MEMIT.
 
 ``--full`` has the thousand facts of MEMIT's own question; the usual run 300 of them, from odd cases alone.
 """
@@ -43,5 +43,4 @@ def _contestants(lab: Laboratory) -> dict[str, Recipe]:
         "the same, the default's layers and λ": plain,
         DEFAULT: ours,
         "the default without shrinkage": ours.override(shrinkage=0.0),
-        "the default without curvature": ours.override(curvature=0.0),
     }

@@ -139,7 +139,7 @@ _PUBLISHED: dict[_Shape, dict[str, Any]] = {
     ("mistral", 32, 4096): _EASYEDIT,
     ("qwen2", 28, 3584): _EASYEDIT,
     ("llama", 28, 3072): _EASYEDIT,
-    _SMOLLM2: {"layers": _layers(1, 8), "lambda_": 1500.0, "curvature": 0.5, "shrinkage": 0.15, **_FAST},
+    _SMOLLM2: {"layers": _layers(1, 8), "lambda_": 1700.0, "curvature": 0.5, "shrinkage": 0.15, **_FAST},
 }
 # Public settings of ROME and R-ROME for GPT, of EasyEdit and AlphaEdit for Llama: one layer, a wide clamp.
 _ROME_GPT: dict[str, Any] = {"steps": 20, "weight_decay": 0.5, "contexts": 20}
