@@ -44,11 +44,10 @@ GRID: Mapping[str, Mapping[str, Any]] = {
     "curvature 1": {"curvature": 1.0},
     "λ 300": {"lambda_": 300.0},
     "λ 3000": {"lambda_": 3000.0},
+    "shrinkage 0.1": {"shrinkage": 0.1},
     "layers 3-7": {"layers": "3-7"},
     "layers 5-9": {"layers": "5-9"},
-    "layers 4-8": {"layers": "4-8"},
-    "shrinkage 0": {"shrinkage": 0.0},
-    "shrinkage 0.5": {"shrinkage": 0.5},
+    "layers 2-8": {"layers": "2-8"},
 }
 """Settings that differ from the default, by the name of the row; for C see ``benchmarks.statistics``."""
 

@@ -1,5 +1,5 @@
-"""How many layers take an edit, and how far the solve keeps what the model knew and shrinks C: few facts and
-many, against the default.
+"""How many layers take an edit, and how much λ keeps of what the model knew: few facts and many, against the
+default's layers and λ.
 
 ``--full`` has a thousand facts as well, which get in one another's way as a hundred do not.
 """
@@ -18,7 +18,7 @@ _SHAPES = {
     Effort.USUAL: (Shape(100),),
     Effort.FULL: (Shape(100), Shape(1000)),
 }
-_FEWER, _LIGHTER = 5, 1000.0
+_LARGER = 1500.0
 
 
 def measure(effort: Effort) -> Measured:
@@ -31,11 +31,11 @@ def measure(effort: Effort) -> Measured:
 
 def _contestants(lab: Laboratory) -> dict[str, Recipe]:
     ours = lab.default
-    fewer = ours.override(layers=ours.layers[-_FEWER:])
-    named = f"layers {fewer.layers[0]}-{fewer.layers[-1]}"
+    first, last = max(0, ours.layers[0] - 2), ours.layers[-1]
+    deeper = ours.override(layers=tuple(range(first, last + 1)))
+    named = f"layers {first}-{last}"
     return {
         DEFAULT: ours,
-        "shrinkage 0": ours.override(shrinkage=0.0),
-        named: fewer,
-        f"{named}, λ {_LIGHTER:g}, shrinkage 0": fewer.override(lambda_=_LIGHTER, shrinkage=0.0),
+        named: deeper,
+        f"{named}, λ {_LARGER:g}": deeper.override(lambda_=_LARGER),
     }

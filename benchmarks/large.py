@@ -1,4 +1,4 @@
-"""Many facts in one batch: what `shrinkage` does there, against published MEMIT.
+"""Many facts in one batch: what `curvature` and λ do there, against published MEMIT with the same layers.
 
 ``--full`` has the thousand facts of MEMIT's own question; the usual run 300 of them, from odd cases alone.
 """
@@ -15,9 +15,8 @@ from patchkit.editing.recipe import Recipe
 __all__ = ["measure"]
 
 _SHAPES = {Effort.QUICK: Shape(4), Effort.USUAL: Shape(300), Effort.FULL: Shape(1000)}
-_LAYERS, _LAMBDA = 5, 1000.0
-"""As many layers as published MEMIT has in Llama's family, the upper ones, and a λ that serves it better than
-the 300 which a hundred facts choose."""
+_LIGHT = 300.0
+"""The λ that batches of a hundred facts chose."""
 
 
 def measure(effort: Effort) -> Measured:
@@ -39,8 +38,8 @@ def measure(effort: Effort) -> Measured:
 def _contestants(lab: Laboratory) -> dict[str, Recipe]:
     plain, ours = published(lab), lab.default
     return {
-        PLAIN: plain.override(layers=plain.layers[-_LAYERS:], lambda_=_LAMBDA),
-        "the same, the default's layers and λ": plain,
+        PLAIN: plain,
+        f"the same, λ {_LIGHT:g}": plain.override(lambda_=_LIGHT),
         DEFAULT: ours,
-        "the default without shrinkage": ours.override(shrinkage=0.0),
+        "the default without curvature": ours.override(curvature=0.0),
     }

@@ -27,7 +27,7 @@ PUBLISHED = [
     ("LlamaConfig", {"vocab_size": 128256}, (4, 8), 15000.0, 0.1, 25, 0.5, 0.75),
     ("MistralConfig", {}, (4, 8), 15000.0, 0.5, 25, 1e-3, 4.0),
     ("Qwen2Config", {"num_hidden_layers": 28, "hidden_size": 3584}, (4, 8), 15000.0, 0.5, 25, 1e-3, 4.0),
-    ("LlamaConfig", {"num_hidden_layers": 30, "hidden_size": 576}, (1, 8), 1700.0, 0.35, 25, 0.5, 0.75),
+    ("LlamaConfig", {"num_hidden_layers": 30, "hidden_size": 576}, (4, 8), 1000.0, 0.35, 25, 0.5, 0.75),
 ]
 
 
@@ -112,8 +112,6 @@ def test_the_published_search_is_one_option_away(method, shape):
         "avoid_sinks": False,
         "curvature": 0.0,
     }
-    if method == "memit":
-        search["shrinkage"] = 0.0
     table = published.to_dict()
     assert {name: table[name] for name in search} == search
     assert measured == published.override(
@@ -133,8 +131,7 @@ def _read(overrides, **changes):
 
 def test_a_name_with_published_behind_it_keeps_layers_and_lambda_and_what_is_asked_for():
     plain = _read({"method": "memit-published"})
-    assert (plain.method, plain.optimiser, plain.lambda_) == ("memit", "adam", 1700.0)
-    assert (plain.curvature, plain.shrinkage) == (0.0, 0.0)
+    assert (plain.method, plain.optimiser, plain.lambda_) == ("memit", "adam", 1000.0)
     by_hand = {"layers": [5, 6], "lambda": 100.0, "learning_rate": 0.1, "kl_factor": 0.0, "wordings": 9}
     changed = _read({"method": "memit-published", "steps": 7}, **by_hand)
     assert changed == plain.override(layers=(5, 6), lambda_=100.0, steps=7, guess=False)

@@ -126,7 +126,7 @@ _LLAMA3: dict[str, Any] = {"layers": _layers(4, 8), "lambda_": 15000.0, "learnin
 
 
 def _searched_fast(name: str, table: Mapping[str, Any]) -> bool:
-    return table.get("optimiser") == _FAST["optimiser"] and name in (*_FAST, "curvature", "shrinkage")
+    return table.get("optimiser") == _FAST["optimiser"] and name in (*_FAST, "curvature")
 
 
 _SMOLLM2 = ("llama", 30, 576)  # SmolLM2-135M
@@ -139,7 +139,7 @@ _PUBLISHED: dict[_Shape, dict[str, Any]] = {
     ("mistral", 32, 4096): _EASYEDIT,
     ("qwen2", 28, 3584): _EASYEDIT,
     ("llama", 28, 3072): _EASYEDIT,
-    _SMOLLM2: {"layers": _layers(1, 8), "lambda_": 1700.0, "curvature": 0.5, "shrinkage": 0.15, **_FAST},
+    _SMOLLM2: {"layers": _layers(4, 8), "lambda_": 1000.0, "curvature": 0.5, **_FAST},
 }
 # Public settings of ROME and R-ROME for GPT, of EasyEdit and AlphaEdit for Llama: one layer, a wide clamp.
 _ROME_GPT: dict[str, Any] = {"steps": 20, "weight_decay": 0.5, "contexts": 20}
@@ -148,7 +148,6 @@ _ROME: dict[_Shape, dict[str, Any]] = {
     ("gptj", 28, 4096): {"layers": (5,), **_ROME_GPT},
     ("llama", 32, 4096): {"layers": (5,), "steps": 25, "weight_decay": 1e-3},
 }
-_ROME_LAYERS: dict[_Shape, int] = {_SMOLLM2: 6}
 _ALPHAEDIT_PUBLISHED: tuple[_Shape, ...] = (("gpt2", 48, 1600), ("gptj", 28, 4096))  # and Llama-3
 _MEND_PUBLISHED: tuple[_Shape, ...] = (("gptj", 28, 4096), ("gpt2", 48, 1600))
 _FT_LAYERS: dict[_Shape, int] = {("gptj", 28, 4096): 21, ("llama", 32, 4096): 21}
@@ -190,13 +189,12 @@ def _guess(depth: int, d_ff: int) -> dict[str, Any]:
 
 
 def _of_rome(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
-    """Published where there is something; else the middle of MEMIT's layers or what was measured, and its
-    way down."""
+    """Published where there is something; else the middle of MEMIT's layers, and its way down."""
     if shape in _ROME:
         return {**_ROME[shape], "learning_rate": 0.5, "clamp": 4.0}
     layers = memit["layers"]
-    layer = _ROME_LAYERS.get(shape, layers[len(layers) // 2])
-    return {"layers": (layer,), "clamp": 4.0, "curvature": 0.0, "guess": shape != _SMOLLM2}
+    middle = layers[len(layers) // 2]
+    return {"layers": (middle,), "clamp": 4.0, "curvature": 0.0, "guess": shape != _SMOLLM2}
 
 
 def _of_ft(shape: _Shape, memit: dict[str, Any]) -> dict[str, Any]:
