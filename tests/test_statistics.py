@@ -163,6 +163,8 @@ def test_too_few_tokens_are_refused_with_the_way_out():
         BadInput, match=r"layer 1: the statistics of 20 tokens .* set statistics_tokens to 128"
     ):
         found.cholesky(1, 5.0)
+    shrunk = found.cholesky(1, 5.0, shrinkage=0.1)
+    assert shrunk.diagonal().min() > 0, "an identity beside it has full rank"
     with pytest.raises(BadInput, match="no text to collect"):
         collect(model, tokenizer, (1,), [], tokens=20)
     with pytest.raises(BadInput, match="layer 9 is not in this model"):
