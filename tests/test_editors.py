@@ -13,6 +13,7 @@ from patchkit.algebra.joint import solve_jointly
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing import finetune, rome
 from patchkit.editing.editor import Below, find_editor
+from patchkit.editing.mass import add
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.errors import BadInput
@@ -31,10 +32,16 @@ RECIPES = {
 }
 
 
-def edit(method, kind="llama", dtype=torch.float64, *, facts=FACTS, recipe=None, **options):
+def edit(method, kind="llama", dtype=torch.float64, *, facts=FACTS, recipe=None, on=(), **options):
+    """``on``: edits whose patches lie below, and are on the model."""
     model, tokenizer = tiny_models.tiny_model(kind, dtype), tiny_models.tiny_tokenizer()
     recipe = recipe or RECIPES[method]
     statistics = statistics_for(model, tokenizer, recipe) if recipe.reads("statistics_text") else None
+    if on:
+        options.setdefault("below", below(*on))
+    for earlier in on:
+        for name, delta in earlier.deltas.items():
+            add(model.get_parameter(name), delta)
     edited = find_editor(method).edit(model, tokenizer, facts, recipe, statistics, **options)
     return model, tokenizer, statistics, edited
 
@@ -301,11 +308,11 @@ def below(*edits):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_alphaedit_is_the_papers_equation(kind):
-    """With the keys of two patches below, that are on the model as it is."""
+    """With the keys of two patches below, that are on the model."""
     _, _, _, one = edit("alphaedit", kind, facts=FACTS[:1])
-    _, _, _, two = edit("alphaedit", kind, facts=FACTS[1:2], below=below(one))
+    _, _, _, two = edit("alphaedit", kind, facts=FACTS[1:2], on=(one,))
     facts, recipe = FACTS[2:], RECIPES["alphaedit"]
-    model, tokenizer, statistics, edited = edit("alphaedit", kind, facts=facts, below=below(one, two))
+    model, tokenizer, statistics, edited = edit("alphaedit", kind, facts=facts, on=(one, two))
     K_p = [
         torch.cat([one.solution.keys[n], two.solution.keys[n]]).double().T.contiguous() for n in edited.deltas
     ]
@@ -322,7 +329,7 @@ def test_alphaedit_is_the_papers_equation(kind):
     )
     for name, delta in edited.deltas.items():
         assert_close(product(delta), wanted[name], 1e-5)
-    alone = edit("alphaedit", kind, facts=facts)[3]
+    alone = edit("alphaedit", kind, facts=facts, on=(one, two), below=())[3]
     name = next(iter(edited.deltas))
     assert (product(alone.deltas[name]) - product(edited.deltas[name])).norm() > 1e-3 * product(
         edited.deltas[name]

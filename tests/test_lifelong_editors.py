@@ -28,11 +28,11 @@ def columns(edits, name):
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_encore_is_the_papers_equation(kind):
-    """With the keys of two patches below, that are on the model as it is."""
+    """With the keys of two patches below, that are on the model."""
     one = edit("encore", kind, facts=FACTS[:1])[3]
-    two = edit("encore", kind, facts=FACTS[1:2], below=below(one))[3]
+    two = edit("encore", kind, facts=FACTS[1:2], on=(one,))[3]
     facts = FACTS[2:]
-    model, tokenizer, statistics, edited = edit("encore", kind, facts=facts, below=below(one, two))
+    model, tokenizer, statistics, edited = edit("encore", kind, facts=facts, on=(one, two))
     wanted = reference.spread(
         model,
         tokenizer,
@@ -47,11 +47,12 @@ def test_encore_is_the_papers_equation(kind):
     for name, delta in edited.deltas.items():
         assert_close(product(delta), wanted[name], 1e-5)
     name = next(iter(edited.deltas))
-    alone = edit("encore", kind, facts=facts)[3]
-    other = edit("encore", kind, facts=facts, recipe=RECIPES["encore"].override(lambda_norm=0.0))[3]
-    for different in (edited, other):
-        gap = product(alone.deltas[name]) - product(different.deltas[name])
-        assert gap.norm() > 1e-3 * product(alone.deltas[name]).norm()
+    alone = edit("encore", kind, facts=facts, on=(one, two), below=())[3]
+    unweighed = RECIPES["encore"].override(lambda_norm=0.0)
+    other = edit("encore", kind, facts=facts, recipe=unweighed, on=(one, two))[3]
+    for different in (alone, other):
+        gap = product(edited.deltas[name]) - product(different.deltas[name])
+        assert gap.norm() > 1e-3 * product(edited.deltas[name]).norm()
 
 
 @pytest.mark.parametrize("below_count", [0, 3, 30])

@@ -10,7 +10,7 @@ is trained, where MEMIT's FT-W trained the whole block; every step reads all fac
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ class FineTune(EditorBase):
             texts = rewriting_passages(task.tokenizer, task.facts, ("{}",), positions(model.config))
             outlet = try_out(model, anatomy, recipe.layers, texts[0][0].tokens)[layer]
             budget = Budget.of(task.batch_size, model.device)
-            parts = _Parts(model, anatomy, layer, [_whole(passage) for (passage,) in texts], budget)
+            parts = _Parts(model, anatomy, layer, [passage.whole for (passage,) in texts], budget)
         with task.timer("training"):
             before = _linear(anatomy, layer)
             change, steps, losses = _train(parts, outlet, before, recipe, count, task.progress)
@@ -153,11 +153,6 @@ def _train(
         change = (change + descent.move(gradient, step)).clamp(-bound, bound)
     tell(progress, "training", recipe.steps, recipe.steps)
     return change, step, losses.tolist()
-
-
-def _whole(passage: Passage) -> Passage:
-    """The same text, replayed from its first token: the weight acts on all of them."""
-    return replace(passage, subject=0)
 
 
 def _linear(anatomy: Anatomy, layer: int) -> Tensor:

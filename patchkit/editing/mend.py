@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -113,9 +112,9 @@ def shapes_of(modules: Mapping[str, nn.Module]) -> dict[str, Shape]:
 def passages_of(
     tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], longest: int | None
 ) -> list[Passage]:
-    """Each fact's prompt and target, replayed from the first token: the weights act on all of them."""
+    """Each fact's prompt and target, replayed from the first token."""
     texts = rewriting_passages(tokenizer, facts, ("{}",), longest)
-    return [replace(passage, subject=0) for (passage,) in texts]
+    return [passage.whole for (passage,) in texts]
 
 
 def _groups(batch: Sequence[int], passages: Sequence[Passage], budget: Budget) -> list[list[int]]:

@@ -8,7 +8,7 @@ SentencePiece alike, with whatever special tokens the tokenizer itself puts in f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,6 +44,11 @@ class Passage:
     def to_subject(self, group: int) -> Row:
         """The text up to the subject's last token and no further."""
         return Row(self.tokens[: self.subject], (self.tokens[self.subject],), group)
+
+    @property
+    def whole(self) -> Passage:
+        """The same text replayed from its first token, for weights that act on all of them."""
+        return replace(self, subject=0)
 
     @property
     def labels(self) -> tuple[int, ...]:

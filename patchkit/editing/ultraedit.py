@@ -28,12 +28,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from patchkit.algebra.factors import Delta, Solution
 from patchkit.editing.batching import Budget, in_batches
 from patchkit.editing.editor import Edited
+from patchkit.editing.losses import Rewriting
 from patchkit.editing.recipe import positions
 from patchkit.editing.solve import exact_device
 from patchkit.editing.task import RefitterBase, Task, tell
@@ -41,6 +41,7 @@ from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.packing import pack
+from patchkit.models.replay import run_blocks
 from patchkit.models.trial import try_out
 
 __all__ = ["UltraEdit"]
@@ -60,7 +61,7 @@ class UltraEdit(RefitterBase):
         model, anatomy, recipe = task.model, task.anatomy, task.recipe
         with task.timer("text"):
             texts = rewriting_passages(task.tokenizer, task.facts, ("{}",), positions(model.config))
-            passages = [passage for (passage,) in texts]
+            passages = [passage.whole for (passage,) in texts]
             try_out(model, anatomy, recipe.layers[-1:], passages[0].tokens)
         with task.timer("gradients"):
             seen = _look(task, passages)
@@ -150,27 +151,18 @@ def _look_at(
     seen: _Seen,
 ) -> None:
     """Fill in what some facts give."""
-    width = max(len(passage.tokens) for passage in passages) - 1
-    blanks = [width - len(passage.tokens) + 1 for passage in passages]
-    rows = [(*p.tokens[:-1], *(0,) * blank) for p, blank in zip(passages, blanks, strict=True)]
-    real = [[1] * (width - blank) + [0] * blank for blank in blanks]
-    ids, mask = (torch.tensor(numbers, device=model.device) for numbers in (rows, real))
-    ends = [row * width + passage.target - 1 for row, passage in enumerate(passages)]
+    rows = [passage.row(0).suffix for passage in passages]
+    width = max(map(len, rows))
+    ends = [row * width + passage.read.start for row, passage in enumerate(passages)]
     at = torch.tensor(ends, device=model.device)
     with ExitStack() as stack:
         probes = [stack.enter_context(_probing(anatomy.downs[layer], at)) for layer in layers]
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        losses = torch.stack([_loss(logits[row], passage) for row, passage in enumerate(passages)])
+        tail = run_blocks(model, anatomy, rows)
+        losses = Rewriting.of_rows(facts, [[passage] for passage in passages], tail).given(tail.hidden)
         gradients = torch.autograd.grad(losses.sum(), [probe.push for probe in probes])
     for place, (probe, gradient) in enumerate(zip(probes, gradients, strict=True)):
         seen.keys[place, facts], seen.gradients[place, facts] = probe.key, gradient
     seen.written[facts], seen.losses[facts] = probes[-1].written, losses.detach()
-
-
-def _loss(logits: Tensor, passage: Passage) -> Tensor:
-    """Mean over the target's tokens of -log p, from logits [S, vocabulary]."""
-    read = slice(passage.target - 1, len(passage.tokens) - 1)
-    return cross_entropy(logits[read], torch.tensor(passage.labels, device=logits.device))
 
 
 class _Probe:

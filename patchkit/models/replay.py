@@ -24,7 +24,7 @@ from patchkit.models.anatomy import Anatomy
 from patchkit.models.hooks import Stop, ending, listening, stand_in
 from patchkit.models.past import FrozenCache, Openings, Row, padded, prefill
 
-__all__ = ["Tail", "capture"]
+__all__ = ["Tail", "capture", "run_blocks"]
 
 
 def capture(
@@ -54,6 +54,17 @@ def capture(
     assert record.hidden is not None
     prefix.cache.forget(layer)
     return Tail(model, anatomy, record.hidden, mask, tuple(record.calls), record.as_tuple)
+
+
+def run_blocks(model: PreTrainedModel, anatomy: Anatomy, rows: Sequence[tuple[int, ...]]) -> Tail:
+    """Run whole texts through all blocks, with gradients to what was hooked in below: `Tail.logits` then
+    reads the positions that are asked for, and no others have logits."""
+    ids, mask = padded(rows, model.device, left=False)
+    record = _Recorder(anatomy, anatomy.depth - 1)
+    with record.listening():
+        model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
+    assert record.hidden is not None
+    return Tail(model, anatomy, record.hidden, mask, (), record.as_tuple)
 
 
 @dataclass(frozen=True)
