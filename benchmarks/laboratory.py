@@ -131,9 +131,9 @@ class Laboratory:
         Wordings are lent among ``size`` facts at a time, as they are when those are edited together.
         Unless ``again``, targets that were found before are looked up, so that seconds say nothing.
         """
-        T = None
+        walk = None
         if recipe.curvature:
-            T = self.statistics(recipe).whitening(recipe.layers[-1], recipe.curvature)
+            walk = self.statistics(recipe).walk(recipe.layers[-1], recipe.curvature)
         begun = time.perf_counter()
         folder = None if again else self.unfinished
         each = size or len(facts)
@@ -142,7 +142,7 @@ class Laboratory:
             list(chain.from_iterable(parts))
             for parts in zip(*(self._passages(batch, recipe) for batch in batches), strict=True)
         )
-        found = find_targets(self.model, self.anatomy, rewriting, drift, recipe, T=T, unfinished=folder)
+        found = find_targets(self.model, self.anatomy, rewriting, drift, recipe, walk=walk, unfinished=folder)
         seconds = time.perf_counter() - begun
         return Found(found.z, seconds / len(facts), sum(found.steps) / len(facts))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from threading import get_ident
 
 import pytest
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patchkit.editing import batching, targets
 from patchkit.editing.batching import Budget, in_batches
+from patchkit.editing.curvature import walk
 from patchkit.editing.descent import descent_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.targets import find_targets
@@ -279,6 +281,23 @@ def test_kept_targets_serve_all_layers_that_end_alike(tmp_path, layers, served):
     found = find(model, tokenizer, tiny_models.FACTS, other, unfinished=tmp_path)
     assert torch.equal(found.z, find(model, tokenizer, tiny_models.FACTS, other).z)
     assert (set(tmp_path.iterdir()) == files) is served
+
+
+def test_kept_targets_are_told_by_the_curvature_and_not_by_the_last_bits_of_its_root(tmp_path):
+    """Those differ with the number of threads."""
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    recipe = RECIPE.override(curvature=0.5)
+    one, other = (walk(torch.diag(torch.linspace(1, most, tiny_models.WIDTH)), 0.5) for most in (2, 9))
+    found = find(model, tokenizer, tiny_models.FACTS, recipe, walk=one, unfinished=tmp_path)
+    files = set(tmp_path.iterdir())
+    rounded = replace(one, T=one.T * (1 + 1e-4))
+    assert not torch.equal(find(model, tokenizer, tiny_models.FACTS, recipe, walk=rounded).z, found.z)
+    again = find(model, tokenizer, tiny_models.FACTS, recipe, walk=rounded, unfinished=tmp_path)
+    assert torch.equal(again.z, found.z)
+    assert set(tmp_path.iterdir()) == files
+    anew = find(model, tokenizer, tiny_models.FACTS, recipe, walk=other, unfinished=tmp_path)
+    assert torch.equal(anew.z, find(model, tokenizer, tiny_models.FACTS, recipe, walk=other).z)
+    assert set(tmp_path.iterdir()) > files
 
 
 def kept_batch(facts):

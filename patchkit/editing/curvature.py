@@ -10,6 +10,7 @@ given by then; what chooses them is the search of targets, so that is where G en
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby, islice
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
+from patchkit.canonical import hash_bytes
 from patchkit.editing.corpus import Progress, uniform
 from patchkit.editing.pieces import Piece
 from patchkit.editing.solve import exact_device
@@ -25,12 +27,29 @@ from patchkit.models.anatomy import Anatomy
 from patchkit.models.hooks import leaves_at
 from patchkit.models.loading import frozen
 
-__all__ = ["TOKENS_PER_WIDTH", "second_moment", "whitening"]
+__all__ = ["TOKENS_PER_WIDTH", "Walk", "second_moment", "walk", "whitening"]
 
 TOKENS_PER_WIDTH = 8
 """Tokens that G [d, d] is found from, for each of its d directions."""
 _AT_ONCE = 4  # sequences: each holds its logits, and their gradients
 _FLOOR = 0.01  # of the mean eigenvalue: below it so short a text says too little of a direction
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a search of targets walks in: δ = T θ, ``T`` [d_model, d_model] symmetric.
+
+    ``origin`` is the hash of the G that T is a power of. T's last bits depend on the number of threads, those
+    of a G that is kept do not: so it is G that says whether kept targets are those of this search.
+    """
+
+    T: Tensor
+    origin: str
+
+
+def walk(G: Tensor, power: float) -> Walk:
+    """The coordinates in which a step shuns directions that text depends on, G [d_model, d_model] float32."""
+    return Walk(whitening(G, power), hash_bytes(G.cpu().contiguous().numpy().tobytes()))
 
 
 def second_moment(

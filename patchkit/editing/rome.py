@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from patchkit.algebra.factors import Delta, Solution
 from patchkit.editing.batching import BatchSize
+from patchkit.editing.curvature import Walk
 from patchkit.editing.editor import Edited
 from patchkit.editing.keys import collect_inputs, collect_states
 from patchkit.editing.mass import add, resolve, restored, rewriting_of
@@ -110,7 +111,7 @@ class _Writer:
     A: Tensor
     W: Tensor
     bias: Tensor
-    T: Tensor | None = None  # what the search walks in
+    walk: Walk | None = None
     B: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
@@ -138,8 +139,8 @@ class _Writer:
         bias = getattr(anatomy.downs[layer], "bias", None)
         zero = W.new_zeros(len(W))
         b = zero if bias is None else bias.detach().to(W)
-        T = statistics.whitening(layer, recipe.curvature)
-        return cls(model, anatomy, rewriting, drift, recipe, outlet, keys, bare.to(A), A, W, b, T)
+        walk = statistics.walk(layer, recipe.curvature)
+        return cls(model, anatomy, rewriting, drift, recipe, outlet, keys, bare.to(A), A, W, b, walk)
 
     def written(self, key: Tensor) -> Tensor:
         """W k + b with the facts so far, [d_out] float64."""
@@ -156,7 +157,14 @@ class _Writer:
         before = collect_states(self.model, self.anatomy, texts, layer)
         drift = [self.drift[fact]]
         found = find_targets(
-            self.model, self.anatomy, texts, drift, self.recipe, sizes=size, T=self.T, batch_size=batch_size
+            self.model,
+            self.anatomy,
+            texts,
+            drift,
+            self.recipe,
+            sizes=size,
+            walk=self.walk,
+            batch_size=batch_size,
         )
         self.steps[fact:] = found.steps
         self.losses[fact:] = found.losses

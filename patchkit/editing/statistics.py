@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchkit.canonical import canonical_json
 from patchkit.editing.corpus import Progress
-from patchkit.editing.curvature import TOKENS_PER_WIDTH, second_moment, whitening
+from patchkit.editing.curvature import TOKENS_PER_WIDTH, Walk, second_moment, walk
 from patchkit.editing.kept import key_of, read_kept, write_kept
 from patchkit.editing.pieces import Piece, padded_pieces, pieces_of
 from patchkit.editing.recipe import Recipe, positions
@@ -97,8 +97,8 @@ class Statistics:
             return self._held(self._spaces, (layer, threshold), vectors[:, :free].contiguous())
         return self._spaces[layer, threshold]
 
-    def whitening(self, layer: int, power: float) -> Tensor | None:
-        """What the search of targets at ``layer`` walks in (`curvature.whitening`); None for ``power`` 0.
+    def walk(self, layer: int, power: float) -> Walk | None:
+        """What the search of targets at ``layer`` walks in; None for ``power`` 0.
 
         BadInput where these statistics were collected for a recipe without it.
         """
@@ -106,7 +106,7 @@ class Statistics:
             return None
         if layer not in self.curvature:
             raise BadInput(f"layer {layer}: no curvature was collected; collect this recipe's statistics")
-        return whitening(self.curvature[layer], power)
+        return walk(self.curvature[layer], power)
 
     def _held(self, among: dict[Any, Tensor], name: Any, found: Tensor) -> Tensor:
         """``found``, held where there is room; layers are asked for in turn, so that letting the oldest go

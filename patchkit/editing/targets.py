@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchkit.algebra.threads import Each, side_by_side
-from patchkit.canonical import hash_bytes
 from patchkit.editing.batching import BatchSize, Budget, in_batches
+from patchkit.editing.curvature import Walk
 from patchkit.editing.descent import descent_of
 from patchkit.editing.kept import key_of, read_kept, write_kept
 from patchkit.editing.losses import Drift, Rewriting, log_probabilities
@@ -66,7 +66,7 @@ def find_targets(
     recipe: Recipe,
     *,
     sizes: Tensor | None = None,
-    T: Tensor | None = None,
+    walk: Walk | None = None,
     batch_size: BatchSize = "auto",
     unfinished: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -75,16 +75,18 @@ def find_targets(
 
     ``rewriting`` is [fact][template], the bare prompt first; ``drift`` is [fact]. Facts of like length
     are batched; neither their order nor their number changes a fact's z. ``sizes`` [N] are the norms that
-    clamp, decay and steps are shares of: by default those of the states. With ``T`` [d_model, d_model] the
-    search walks in θ, δ = T θ, and it is θ that is clamped (`curvature.whitening`). In ``unfinished``, a
+    clamp, decay and steps are shares of: by default those of the states. With a ``walk`` it
+    is θ that is sought and clamped, δ = T θ (`curvature.Walk`). In ``unfinished``, a
     folder that belongs to these weights, each batch's targets are kept, and a run that was killed goes on
     behind them to the same bits. BadInput names the place of a fact whose loss is not finite.
     """
     count = len(rewriting)
     order = sorted(range(count), key=lambda i: (_width(rewriting[i]), rewriting[i][0].subject))
-    found = _Found.resume(unfinished, _key(rewriting, drift, recipe, T), count, anatomy.d_model, model.dtype)
+    found = _Found.resume(
+        unfinished, _key(rewriting, drift, recipe, walk), count, anatomy.d_model, model.dtype
+    )
     openings = _openings(model, anatomy, rewriting) if found.count < count else None
-    T = None if T is None else T.to(model.device, model.dtype)
+    T = None if walk is None else walk.T.to(model.device, model.dtype)
 
     def work(batch: list[int], budget: Budget) -> None:
         batch = [fact for fact in batch if not found.steps[fact]]
@@ -167,7 +169,7 @@ class _Estimate:
 
 
 def _key(
-    rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage], recipe: Recipe, T: Tensor | None
+    rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage], recipe: Recipe, walk: Walk | None
 ) -> str:
     """What targets depend on beside the weights."""
     settings = {
@@ -180,8 +182,8 @@ def _key(
         [[list(p.tokens), p.subject, p.target] for p in (*of, d)]
         for of, d in zip(rewriting, drift, strict=True)
     ]
-    walk = {} if T is None else {"walk": hash_bytes(T.cpu().contiguous().numpy().tobytes())}
-    return key_of({"recipe": settings, "texts": texts, **walk})
+    walked = {} if walk is None else {"walk": walk.origin}
+    return key_of({"recipe": settings, "texts": texts, **walked})
 
 
 @dataclass(frozen=True)
