@@ -19,7 +19,7 @@ from patchkit.algebra.factors import Patch
 from patchkit.editing.editor import find_editor
 from patchkit.editing.statistics import text_for
 from patchkit.errors import NotFound
-from patchkit.evaluation.harm import GROWTH, PERPLEXITY, Harm, growths, perplexity
+from patchkit.evaluation.harm import GROWTH, PERPLEXITY, Harm, growths, read
 from patchkit.evaluation.likelihood import score_targets
 from patchkit.evaluation.voice import Loaded
 from patchkit.models.loading import put_weights
@@ -44,7 +44,7 @@ def measure(effort: Effort) -> Measured:
     known = _known(lab, 6 if effort is Effort.QUICK else 600)
     base = lab.checkpoint.fingerprint()
     text = list(text_for(lab.model, lab.tokenizer, TEXT, folder=lab.cache, base=base))
-    before = perplexity(Loaded(lab.model, lab.tokenizer), text)
+    before = read(Loaded(lab.model, lab.tokenizer), text)
     rows: list[dict[str, Cell]] = []
     for name, (method, settings, size, count) in _SERIES.items():
         if effort is Effort.QUICK:
@@ -54,7 +54,7 @@ def measure(effort: Effort) -> Measured:
             put_weights(lab.model, weights, lab.checkpoint)
             kept = sum(s.argmax for s in score_targets(lab.model, lab.tokenizer, known)) / len(known)
             harm = Harm(
-                perplexity(Loaded(lab.model, lab.tokenizer), text),
+                read(Loaded(lab.model, lab.tokenizer), text),
                 before,
                 growths(lab.checkpoint.read, [weights])[0],
             )

@@ -26,7 +26,7 @@ from patchkit.editing.anchor import reference_norm
 from patchkit.editing.editor import find_editor
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import text_for
-from patchkit.evaluation.harm import growths, perplexity
+from patchkit.evaluation.harm import growths, read
 from patchkit.evaluation.measure import compare, observe
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
@@ -110,7 +110,7 @@ def contest(
     """Each recipe on the facts of one shape: rows, whose differences are from the first recipe; what was
     found; and the base's perplexity."""
     text = list(text_for(lab.model, lab.tokenizer, TEXT, folder=lab.cache, base=lab.checkpoint.fingerprint()))
-    before = perplexity(Loaded(lab.model, lab.tokenizer), text)
+    before = read(Loaded(lab.model, lab.tokenizer), text).perplexity
     found: dict[str, Outcome] = {}
     rows = []
     for name, recipe in contestants.items():
@@ -195,7 +195,7 @@ class _Contest:
             return {
                 "counts": tally(compare(asked, before, after)).tolist(),
                 "unedited": tally(compare(asked, before, before)).tolist(),
-                "perplexity": perplexity(Loaded(self.lab.model, self.lab.tokenizer), self.text),
+                "perplexity": read(Loaded(self.lab.model, self.lab.tokenizer), self.text).perplexity,
                 "growth": growths(self.lab.checkpoint.read, [weights])[0],
             }
         finally:

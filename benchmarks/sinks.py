@@ -16,7 +16,7 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.sinks import out_of_sinks
 from patchkit.editing.statistics import text_for
 from patchkit.editing.templates import rewriting_passages
-from patchkit.evaluation.harm import perplexity
+from patchkit.evaluation.harm import read
 from patchkit.evaluation.measure import observe
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
@@ -42,7 +42,7 @@ def measure(effort: Effort) -> Measured:
     facts = [_fact(*one) for one in (_FACTS[:1] if effort is Effort.QUICK else _FACTS)]
     base = lab.checkpoint.fingerprint()
     text = list(text_for(lab.model, lab.tokenizer, TEXT, folder=lab.cache, base=base))
-    before = perplexity(Loaded(lab.model, lab.tokenizer), text)
+    before = read(Loaded(lab.model, lab.tokenizer), text).perplexity
     recipes = [lab.resolve(lab.default.override(avoid_sinks=avoid)) for avoid in (False, True)]
     unedited = lab.observe(facts)
     rows = [_row(lab, fact, recipe, text, before) for recipe in recipes for fact in facts]
@@ -107,7 +107,7 @@ def _row(lab: Laboratory, fact: Fact, recipe: Recipe, text: list[str], before: f
     put_weights(lab.model, weights, lab.checkpoint)
     try:
         (state,) = observe(lab.model, lab.tokenizer, [fact], batch_size=64)
-        now = perplexity(Loaded(lab.model, lab.tokenizer), text)
+        now = read(Loaded(lab.model, lab.tokenizer), text).perplexity
     finally:
         put_weights(lab.model, {name: lab.checkpoint.read(name) for name in weights}, lab.checkpoint)
     return {

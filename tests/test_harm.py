@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_helpers import Cli, cli, facts_file, git_environment, home, knowledge
@@ -15,8 +16,9 @@ from patchkit.actions.gates import parse_gate
 from patchkit.actions.harm import TEXT
 from patchkit.editing.written import text_name
 from patchkit.errors import BadInput
-from patchkit.evaluation.harm import GROWTH, PERPLEXITY, Harm, perplexity
+from patchkit.evaluation.harm import GROWTH, PERPLEXITY, Harm, read
 from patchkit.evaluation.likelihood import Score
+from patchkit.evaluation.reading import Reading
 from patchkit.repository import Repository
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
@@ -107,16 +109,47 @@ def test_a_limit_is_a_multiple_from_one(wrong: str) -> None:
     assert parse_gate("growth=1, perplexity=1.05") == {"growth": 1.0, "perplexity": 1.05}
 
 
+def harm(perplexity: float, growth: float) -> Harm:
+    """Of a stack on a base whose perplexity is 10."""
+    return Harm(Reading((math.log(perplexity),), (1,)), Reading((math.log(10),), (1,)), growth)
+
+
 def test_warnings_begin_at_the_thresholds() -> None:
-    below = Harm(10 * PERPLEXITY * 0.999, 10.0, GROWTH * 0.999)
+    below = harm(10 * PERPLEXITY * 0.999, GROWTH * 0.999)
     assert below.warnings() == ()
-    (line,) = Harm(10 * PERPLEXITY * 1.001, 10.0, GROWTH * 0.999).warnings()
+    (line,) = harm(10 * PERPLEXITY * 1.001, GROWTH * 0.999).warnings()
     assert f"perplexity of the base's own text is {PERPLEXITY:.3g} times" in line
-    (line,) = Harm(10 * PERPLEXITY, 10.0, GROWTH * 1.5).warnings()
+    (line,) = harm(10 * PERPLEXITY * 1.0001, GROWTH * 1.5).warnings()
     assert f"and the edited weights are {GROWTH * 1.5:.3g} times as large" in line
-    lost = Harm(math.inf, 10.0, math.nan)
+    lost = harm(math.inf, math.nan)
     assert len(lost.warnings()) == 1
-    assert lost.to_dict() == {"perplexity": None, "base_perplexity": 10.0, "rise": None, "growth": None}
+    told = lost.to_dict()
+    assert told.pop("base_perplexity") == pytest.approx(10.0)
+    assert told == dict.fromkeys(("perplexity", "rise", "rise_low", "rise_high", "growth"))
+
+
+def test_a_rise_is_bounded_by_drawing_documents_again() -> None:
+    """Both readings of a document are drawn together: a document that is hard to read is so for both."""
+    random = np.random.default_rng(3)
+    tokens = random.integers(5, 30, size=40)
+    base = tokens * random.uniform(1, 6, size=40)
+    edited = base + tokens * random.normal(0.02, 0.05, size=40)
+    found = Reading(tuple(edited), tuple(tokens)).times(Reading(tuple(base), tuple(tokens)))
+    drawn = np.random.default_rng(0).integers(40, size=(2000, 40))
+    times = [math.exp((edited[rows].sum() - base[rows].sum()) / tokens[rows].sum()) for rows in drawn]
+    assert found.value == pytest.approx(math.exp((edited - base).sum() / tokens.sum()))
+    assert [found.low, found.high] == pytest.approx(list(np.percentile(times, [2.5, 97.5])))
+    apart = np.exp([edited[rows].sum() / tokens[rows].sum() for rows in drawn])
+    assert found.high - found.low < 0.2 * np.ptp(np.percentile(apart, [2.5, 97.5])) / math.e
+
+
+def test_one_document_has_no_bounds_and_no_number_has_none() -> None:
+    one, two = Reading((3.0,), (2,)), Reading((4.0,), (2,))
+    assert two.times(one).value == pytest.approx(math.exp(0.5))
+    assert math.isnan(two.times(one).low)
+    lost = Reading((math.inf, 1.0), (2, 2)).times(Reading((1.0, 1.0), (2, 2)))
+    assert (lost.value, math.isnan(lost.high)) == (math.inf, True)
+    assert math.isnan(Reading((), ()).perplexity)
 
 
 class _Scripted:
@@ -132,8 +165,9 @@ class _Scripted:
 
 def test_perplexity_by_hand() -> None:
     voice = _Scripted(math.log(0.25))
-    assert perplexity(voice, ["two words", "日本語の文", " ", "x"]) == pytest.approx(4.0)  # type: ignore[arg-type]
+    documents = ["two words", "日本語の文", " ", "x"]
+    assert read(voice, documents).perplexity == pytest.approx(4.0)  # type: ignore[arg-type]
     assert voice.asked == [("two", "words"), ("日本", "語の文")]
-    assert perplexity(_Scripted(-math.inf), ["two words"]) == math.inf  # type: ignore[arg-type]
-    assert perplexity(_Scripted(math.nan), ["two words"]) == math.inf  # type: ignore[arg-type]
-    assert math.isnan(perplexity(voice, [" "]))  # type: ignore[arg-type]
+    assert read(_Scripted(-math.inf), ["two words"]).perplexity == math.inf  # type: ignore[arg-type]
+    assert read(_Scripted(math.nan), ["two words"]).perplexity == math.inf  # type: ignore[arg-type]
+    assert math.isnan(read(voice, [" "]).perplexity)  # type: ignore[arg-type]

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from command_helpers import (
@@ -136,12 +137,18 @@ def test_both_models_are_asked_side_by_side(cli: Cli, knowledge: Path, home: Pat
         assert prompt["same"] == (said[0] == said[1])
     kl = found["divergence"]
     assert kl["text"] == "the 3 prompts asked"
-    values = []
+    values, sums, counts = [], [], []
     for text in ("Microsoft lies in", "Ann plays the sport of", "Rome lies in"):
         ids = torch.tensor([tokenizer(text)["input_ids"]])
         with torch.no_grad():
             p, q = (model(ids).logits[0].double().log_softmax(-1) for model in (old, new))
-        values += (p.exp() * (p - q)).sum(-1).tolist()
+        row = (p.exp() * (p - q)).sum(-1).tolist()
+        values += row
+        sums.append(sum(row))
+        counts.append(len(row))
+    drawn = np.random.default_rng(0).integers(3, size=(2000, 3))
+    means = np.array(sums)[drawn].sum(1) / np.array(counts)[drawn].sum(1)
+    assert [kl["low"], kl["high"]] == pytest.approx(list(np.percentile(means, [2.5, 97.5])), rel=1e-3)
     assert kl["positions"] == len(values)
     assert kl["mean"] == pytest.approx(sum(values) / len(values), rel=1e-3)
     assert kl["largest"] == pytest.approx(max(values), rel=1e-3)
@@ -235,7 +242,7 @@ def difference(word: str) -> Difference:
         behaviour=Behaviour(
             (FactSaid(word, word, word, word, 0.1, 0.9, 0.8, 0.05, word, word),),
             (PromptSaid(word, word, word, f"{word}?"),),
-            Divergence(word, 12, 0.01, 0.4, 20.0, 21.0),
+            Divergence(word, 12, 0.01, 0.005, 0.02, 0.4, 20.0, 21.0, 1.02, 1.08),
         ),
     )
 

@@ -12,7 +12,7 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.written import kept_text, text_for
 from patchkit.errors import PatchkitError
 from patchkit.evaluation.answers import FOLDER
-from patchkit.evaluation.harm import Harm, growths, perplexity
+from patchkit.evaluation.harm import Harm, growths, read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,11 +42,12 @@ def harm_of(asking: Asking, stacks: Sequence[Stacked], statistics: Path) -> list
     found = []
     for ids, edited in (((), {}), *stacks):
         voice = asking.voice(ids, edited)
-        found.append(perplexity(voice, documents))
+        found.append(read(voice, documents))
         with suppress(PatchkitError):  # what cannot be kept costs only time
             voice.answers.keep()
     sizes = growths(asking.checkpoint.read, [edited for _, edited in stacks])
-    return [Harm(value, found[0], size) for value, size in zip(found[1:], sizes, strict=True)]
+    base, *edited_ones = found
+    return [Harm(reading, base, size) for reading, size in zip(edited_ones, sizes, strict=True)]
 
 
 def asking_of(repository: Repository, bench: Workbench) -> Asking:

@@ -26,7 +26,7 @@ from patchkit.evaluation.answers import FOLDER
 from patchkit.evaluation.cases import Case, Cases
 from patchkit.evaluation.curves import draw
 from patchkit.evaluation.figures import figure_class
-from patchkit.evaluation.harm import Harm, growths, perplexity
+from patchkit.evaluation.harm import Harm, growths, read
 from patchkit.evaluation.intervals import (
     COMPARED,
     WHOLE,
@@ -36,6 +36,7 @@ from patchkit.evaluation.intervals import (
     share_of_ceiling,
 )
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
+from patchkit.evaluation.reading import Reading
 from patchkit.evaluation.references import References
 from patchkit.evaluation.studies import (
     OF_CEILING,
@@ -211,8 +212,10 @@ class _Bench:
         self._ask_base(trials)
         places = trial.cases[: self.sample]
         reference = [self.base[place] for place in places]
-        harm, seen = Harm(1.0, 1.0, 1.0), reference
-        if trial.method != UNEDITED:
+        if trial.method == UNEDITED:
+            base = self._text[1]
+            harm, seen = Harm(base, base, 1.0), reference
+        else:
             harm, seen = self._edited(trial, places)
         moved = harm.to_dict()
         return {
@@ -245,11 +248,11 @@ class _Bench:
         return look(voice, cases, texts=self.texts, references=self.references, progress=part)
 
     @cached_property
-    def _text(self) -> tuple[Sequence[str], float]:
-        """What the base wrote for `evaluation.harm`, and its own perplexity there."""
+    def _text(self) -> tuple[Sequence[str], Reading]:
+        """What the base wrote for `evaluation.harm`, and how it reads that."""
         documents = own_text(self.asking, self.repository.store.private / "statistics")
         self.asking.bench.use({})
-        return documents, perplexity(self._loaded, documents)
+        return documents, read(self._loaded, documents)
 
     @cached_property
     def _loaded(self) -> Loaded:
@@ -265,7 +268,7 @@ class _Bench:
         bench.use(weights)
         try:
             seen = self._look(self._loaded, places)
-            after = perplexity(self._loaded, documents)
+            after = read(self._loaded, documents)
         finally:
             bench.use({})
         (growth,) = growths(bench.checkpoint.read, [weights])

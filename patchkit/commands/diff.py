@@ -22,6 +22,7 @@ from patchkit.commands.display import (
     table,
     weight_name,
 )
+from patchkit.commands.scores import kl_line
 
 if TYPE_CHECKING:
     from patchkit.actions.behaviour import Behaviour
@@ -183,8 +184,7 @@ def _show_behaviour(out: Console, found: Behaviour) -> None:
         kl = found.divergence
         say(
             out,
-            f"KL(A ‖ B) {kl.mean:.3g} nats a token, at most {kl.largest:.3g}: "
-            f"{kl.positions} positions of {kl.text}",
+            f"{kl_line(kl)}, at most {kl.largest:.3g}: {kl.positions} positions of {kl.text}",
         )
 
 

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from patchkit.actions.evaluate import Compared, Evaluation
     from patchkit.evaluation.intervals import Interval
+    from patchkit.evaluation.texts import Divergence
 
-__all__ = ["show_scores"]
+__all__ = ["kl_line", "show_scores"]
 
 UNSAID = 5  # facts that are named, of those that are not said
 WIDE = 100  # columns from which the intervals of both fit beside that of their difference
@@ -39,19 +40,37 @@ def show_scores(out: Console, found: Evaluation, *, unsaid: bool) -> None:
             QUIET,
         )
     if found.text is not None:
-        kl = found.text
-        perplexities = (
-            ""
-            if kl.perplexity_old is None or kl.perplexity_new is None
-            else f"perplexity {kl.perplexity_old:.4g} → {kl.perplexity_new:.4g}, "
-        )
-        say(out, f"{kl.text}: {perplexities}KL(A ‖ B) {kl.mean:.3g} nats a token", QUIET)
-    for line in harm_lines(a.harm, b.harm):
-        say(out, line, QUIET)
+        say(out, _text_line(found.text), QUIET)
+    own_text, norms = harm_lines(a.harm, b.harm)
+    times = b.harm.reading.times(a.harm.reading)
+    say(out, f"{own_text}{_times(times.value, times.low, times.high)}", QUIET)
+    say(out, norms, QUIET)
     if unsaid:
         _show_unsaid(out, found)
     for note in found.notes:
         say(out, note, WARNING)
+
+
+def _text_line(kl: Divergence) -> str:
+    """What the two say of a text: perplexities and KL, with their intervals."""
+    perplexities = ""
+    if kl.perplexity_old is not None and kl.perplexity_new is not None:
+        times = _times(kl.perplexity_new / kl.perplexity_old, kl.times_low, kl.times_high)
+        perplexities = f"perplexity {kl.perplexity_old:.4g} → {kl.perplexity_new:.4g}{times}, "
+    return f"{kl.text}: {perplexities}{kl_line(kl)}"
+
+
+def kl_line(kl: Divergence) -> str:
+    """The divergence with its interval."""
+    bounds = "" if kl.low is None or kl.high is None else f" ({kl.low:.3g} to {kl.high:.3g})"
+    return f"KL(A ‖ B) {kl.mean:.3g}{bounds} nats a token"
+
+
+def _times(value: float, low: float | None, high: float | None) -> str:
+    """How many times as high, where it is known between which bounds."""
+    if low is None or high is None or not math.isfinite(low):
+        return ""
+    return f" ({value:.3f} times, {low:.3f} to {high:.3f})"
 
 
 def _show_unsaid(out: Console, found: Evaluation) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from patchkit.evaluation.reading import Reading
 from patchkit.evaluation.voice import Voice
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["GROWTH", "PERPLEXITY", "Harm", "growths", "perplexity"]
+__all__ = ["GROWTH", "PERPLEXITY", "Harm", "growths", "read"]
 
 PERPLEXITY = 1.05
 GROWTH = 1.1
@@ -29,12 +30,22 @@ _AT_ONCE = 8  # documents whose logits are held together
 
 @dataclass(frozen=True)
 class Harm:
-    """One stack on one base. ``perplexity`` of the base's own text, ``base`` the base's there; ``growth``:
-    ‖W + ΔW‖ / ‖W‖ over the weights that the stack edits."""
+    """One stack on one base: how it and the base read the base's own text; ``growth``: ‖W + ΔW‖ / ‖W‖ over
+    the weights that the stack edits."""
 
-    perplexity: float
-    base: float
+    reading: Reading
+    of_base: Reading
     growth: float
+
+    @property
+    def perplexity(self) -> float:
+        """Of the base's own text."""
+        return self.reading.perplexity
+
+    @property
+    def base(self) -> float:
+        """The base's perplexity there."""
+        return self.of_base.perplexity
 
     @property
     def rise(self) -> float:
@@ -56,27 +67,23 @@ class Harm:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, which knows no infinity: null."""
+        """For JSON, which knows no infinity: null. The rise has its 95 % bounds."""
         values = {"perplexity": self.perplexity, "base_perplexity": self.base, "rise": self.rise}
-        told = {**values, "growth": self.growth}
+        bounds = self.reading.times(self.of_base)
+        told = {**values, "rise_low": bounds.low, "rise_high": bounds.high, "growth": self.growth}
         return {name: value if math.isfinite(value) else None for name, value in told.items()}
 
 
-def perplexity(voice: Voice, documents: Sequence[str]) -> float:
-    """exp of the mean negative log-likelihood of the documents' tokens, each given those before it.
-
-    A document's first word is given. Infinite for a model that gives no numbers any more, NaN without a text.
-    """
+def read(voice: Voice, documents: Sequence[str]) -> Reading:
+    """The documents' tokens, each given those before it; a document's first word is given."""
     pairs = [pair for pair in map(_parted, documents) if all(map(str.strip, pair))]
     scores = [
         score
         for start in range(0, len(pairs), _AT_ONCE)
         for score in voice.score(pairs[start : start + _AT_ONCE])
     ]
-    if not scores:
-        return math.nan
-    mean = -sum(score.log_probability for score in scores) / sum(score.tokens for score in scores)
-    return math.exp(mean) if mean < 700 else math.inf
+    losses = tuple(-score.log_probability for score in scores)
+    return Reading(losses, tuple(score.tokens for score in scores))
 
 
 def _parted(document: str) -> tuple[str, str]:
