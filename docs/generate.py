@@ -128,10 +128,10 @@ def swept_page() -> str:
 
 
 def _swept(name: str) -> str:
-    """The table as the sweep wrote it; of the intervals, which its JSON has for each score, S's alone."""
+    """The table as the sweep wrote it; of the intervals, which are all in its JSON, the whole's alone."""
     rows = json.loads((SWEPT.parent / "results" / f"{name}.json").read_text("utf-8"))
     head, *lines = markdown_table(rows).decode().splitlines()
-    kept = head.split(" | ").index("S")
+    kept = next(place for place, name in enumerate(head.split(" | ")) if name in ("S", "score"))
     return "".join(f"{line}\n" for line in [head, *(_plain(line, kept) for line in lines)])
 
 

@@ -207,6 +207,7 @@ FOR = {
     "--counts 1,3,10,30,100,300 ": "--counts 1,2 ",
     "--counts 1000 ": "--counts 1,3 ",
     "memit,memit-published,alphaedit,ultraedit,ft": "memit,memit-published",
+    "memit,alphaedit,ultraedit": "memit",
     "counterfact-r.jsonl": "knowledge/counterfact.json",
 }
 # Exit codes of what is refused on such a model, as the page of exit codes has them.
