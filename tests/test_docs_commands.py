@@ -209,6 +209,7 @@ FOR = {
     "memit,memit-published,alphaedit,ultraedit,ft": "memit,memit-published",
     "memit,alphaedit,ultraedit": "memit",
     "counterfact-r.jsonl": "knowledge/counterfact.json",
+    "--records zsre.jsonl": "--records knowledge/zsre.jsonl",
 }
 # Exit codes of what is refused on such a model, as the page of exit codes has them.
 ENDS = {"--gate": {0, 3}, "patchkit verify": {1}}
