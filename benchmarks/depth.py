@@ -1,5 +1,5 @@
-"""How many layers take an edit, and how much λ keeps of what the model knew: few facts and many, against the
-default's layers and λ.
+"""How many layers take an edit, and how much λ and shrinkage keep of what the model knew: few facts and many,
+against the default's.
 
 ``--full`` has a thousand facts as well, which get in one another's way as a hundred do not.
 """
@@ -18,7 +18,7 @@ _SHAPES = {
     Effort.USUAL: (Shape(100),),
     Effort.FULL: (Shape(100), Shape(1000)),
 }
-_LARGER = 1500.0
+_LARGER, _SHRUNK = 1700.0, 0.15
 
 
 def measure(effort: Effort) -> Measured:
@@ -31,11 +31,11 @@ def measure(effort: Effort) -> Measured:
 
 def _contestants(lab: Laboratory) -> dict[str, Recipe]:
     ours = lab.default
-    first, last = max(0, ours.layers[0] - 2), ours.layers[-1]
-    deeper = ours.override(layers=tuple(range(first, last + 1)))
-    named = f"layers {first}-{last}"
+    first, last = max(0, ours.layers[0] - 3), ours.layers[-1]
+    many = ours.override(layers=tuple(range(first, last + 1)), lambda_=_LARGER)
+    named = f"layers {first}-{last}, λ {_LARGER:g}"
     return {
         DEFAULT: ours,
-        named: deeper,
-        f"{named}, λ {_LARGER:g}": deeper.override(lambda_=_LARGER),
+        named: many,
+        f"{named}, shrinkage {_SHRUNK:g}": many.override(shrinkage=_SHRUNK),
     }
