@@ -114,11 +114,14 @@ class Repository:
         """The patches of a stack by id, read and checked."""
         return {stored.id: self.patch(stored) for stored in (stack or self.stack()).patches}
 
-    def recipe(self, overrides: Mapping[str, Any] | None = None) -> Recipe:
-        """The recipe in patchkit.toml with some fields changed; BadInput names the field that is wrong."""
+    def recipe(self, overrides: Mapping[str, Any] | None = None, *, facts: int = 1) -> Recipe:
+        """The recipe in patchkit.toml for a batch of so many facts, with some fields changed.
+
+        BadInput names the field that is wrong.
+        """
         from patchkit.editing.published import read_recipe
 
-        return read_recipe(self.settings.recipe, f"{SETTINGS}: [recipe]", overrides, lambda: self.base_folder)
+        return read_recipe(self.settings, SETTINGS, overrides, lambda: self.base_folder, facts=facts)
 
     # -- the base --------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ MAX_BYTES = 1 << 20
 
 _BASE = ("source", "revision", "fingerprint")
 _TABLES = ("base", "recipe")
+_MANY = "many"  # of the recipe's keys, the one that is a table
 _FORMAT = 1  # of the file, where it does not say so; a newer one says `format = 2` above its tables
 _FINGERPRINT = re.compile(r"sha256:[0-9a-f]{64}")
 _INTEGER = 1 << 63  # TOML's integers are 64 bits
@@ -36,12 +37,16 @@ _HEAD = "What these patches stand on, and how facts are edited in. Commit it lik
 
 @dataclass(frozen=True)
 class Settings:
-    """`base_source` is a hub id, a short name or "folder:NAME"; `recipe` a flat table."""
+    """`base_source` is a hub id, a short name or "folder:NAME"; `recipe` a flat table.
+
+    `many`, [recipe.many]: another, of what differs for a batch of many facts; empty where nothing does.
+    """
 
     base_source: str
     base_revision: str | None
     base_fingerprint: str
     recipe: dict[str, Any] = field(default_factory=dict)
+    many: dict[str, Any] = field(default_factory=dict)
 
     @property
     def base_on_hub(self) -> bool:
@@ -66,16 +71,19 @@ def parse_settings(data: bytes, name: str = FILE) -> Settings:
     base = _table(tables, "base", name)
     _known(base, _BASE, name, "base.")
     recipe = _table(tables, "recipe", name) if "recipe" in tables else {}
+    many = _table({"recipe.many": recipe.pop(_MANY)}, "recipe.many", name) if _MANY in recipe else {}
     fingerprint = _text(base, "fingerprint", name)
     if not _FINGERPRINT.fullmatch(fingerprint):
         raise Misconfigured(f"{name}: base.fingerprint is not 'sha256:' and 64 hex digits; see patchkit base")
-    for key, value in recipe.items():
-        _check_value(value, f"{name}: recipe.{_shown(key)}")
+    for prefix, table in (("recipe", recipe), ("recipe.many", many)):
+        for key, value in table.items():
+            _check_value(value, f"{name}: {prefix}.{_shown(key)}")
     return Settings(
         base_source=_text(base, "source", name),
         base_revision=_text(base, "revision", name) if "revision" in base else None,
         base_fingerprint=fingerprint,
         recipe=recipe,
+        many=many,
     )
 
 
@@ -89,8 +97,10 @@ def dump_settings(
     """
     import tomlkit
 
-    recipe = {key: _listed(value) for key, value in settings.recipe.items()}
-    for key, value in recipe.items():
+    recipe, many = (
+        {key: _listed(value) for key, value in table.items()} for table in (settings.recipe, settings.many)
+    )
+    for key, value in (*recipe.items(), *many.items()):
         _check_value(value, f"recipe.{_shown(key)}")
     base = {"source": settings.base_source, "fingerprint": settings.base_fingerprint}
     if settings.base_revision is not None:
@@ -104,6 +114,7 @@ def dump_settings(
     if reasons and isinstance(document.get("recipe"), tomlkit.items.InlineTable):
         document.append("recipe", tomlkit.item(document.pop("recipe").unwrap()))  # which holds no comments
     comments = {key: _own_comment(document, key) for key in reasons or {}}
+    recipe |= {_MANY: many} if many else {}
     for table, values in (("base", base), ("recipe", recipe)):
         if table not in document:
             document[table] = tomlkit.table()
@@ -127,7 +138,9 @@ def _update(table: Any, values: Mapping[str, Any]) -> None:
     for key in [key for key in table if key not in values]:
         del table[key]
     for key, value in values.items():
-        if key not in table or not _same(table[key], value):
+        if isinstance(value, dict) and isinstance(table.get(key), dict):
+            _update(table[key], value)
+        elif key not in table or not _same(table[key], value):
             table[key] = value
 
 

@@ -13,9 +13,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from patchkit.editing.published import read_recipe, recipe_for
+from patchkit.editing.published import many_for, read_recipe, recipe_for
 from patchkit.editing.recipe import Recipe, fields_read, format_layers, parse_layers
 from patchkit.errors import BadInput
+from patchkit.settings import Settings
 
 PLAIN = Recipe(layers=(4, 5), lambda_=300.0)
 
@@ -119,14 +120,48 @@ def test_the_published_search_is_one_option_away(method, shape):
     )
 
 
-def _read(overrides, **changes):
+SMOLLM2 = transformers.LlamaConfig(num_hidden_layers=30, hidden_size=576)
+
+
+def _read(overrides, *, facts=1, many=None, **changes):
     """What `commit` reads from a patchkit.toml for SmolLM2 that holds the changes."""
-    config = transformers.LlamaConfig(num_hidden_layers=30, hidden_size=576)
+    settings = Settings("m", None, "", {**recipe_for(SMOLLM2).to_dict(), **changes}, many or {})
     with tempfile.TemporaryDirectory() as folder:
-        config.save_pretrained(folder)
-        return read_recipe(
-            {**recipe_for(config).to_dict(), **changes}, "patchkit.toml", overrides, lambda: Path(folder)
-        )
+        SMOLLM2.save_pretrained(folder)
+        return read_recipe(settings, "patchkit.toml", overrides, lambda: Path(folder), facts=facts)
+
+
+def test_many_facts_in_one_batch_have_fields_of_their_own():
+    many = many_for(SMOLLM2)
+    few, large = _read(None, many=many, facts=499), _read(None, many=many, facts=500)
+    assert few == recipe_for(SMOLLM2)
+    assert (large.layers, large.lambda_, large.shrinkage) == (tuple(range(1, 9)), 1700.0, 0.15)
+    assert large == few.override(layers=large.layers, lambda_=1700.0, shrinkage=0.15)
+    assert _read({"lambda": 3, "method": "memit"}, many=many, facts=500) == large.override(lambda_=3.0)
+    for method in ("alphaedit", "memit-published", "ft"):  # of which nothing of the kind was measured
+        asked = {"method": method}
+        assert _read(asked, many=many, facts=500) == _read(asked), method
+    assert many_for(transformers.GPT2Config()) == {}
+
+
+@pytest.mark.parametrize(
+    ("many", "says"),
+    [
+        ({"lambda": 3.0}, "facts should be a whole number from 2 up"),
+        ({"facts": True}, "facts should be a whole number from 2 up"),
+        ({"facts": 1}, "facts should be a whole number from 2 up"),
+        ({"facts": 9, "method": "emmet"}, "leave out method"),
+        ({"facts": 9, "lamda": 3.0}, "did you mean lambda"),
+        ({"facts": 9, "shrinkage": 2.0}, "shrinkage should be from 0 to 1"),
+        ({"facts": 9, "mean_key": False}, "mean_key is nothing that memit reads"),
+    ],
+)
+def test_a_wrong_table_for_many_facts_is_refused_whatever_the_batch(many, says):
+    for facts in (1, 9):
+        with pytest.raises(BadInput, match=r"patchkit\.toml: \[recipe\.many\]: ") as error:
+            _read(None, many=many, facts=facts)
+        assert says in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_a_name_with_published_behind_it_keeps_layers_and_lambda_and_what_is_asked_for():

@@ -18,7 +18,8 @@ BASE = f'[base]\nsource = "m"\nfingerprint = "{FINGERPRINT}"\n'
 
 
 def test_written_settings_read_back_equal() -> None:
-    for settings in (PLAIN, Settings("org/model", "abc123", FINGERPRINT, {})):
+    many = {"facts": 500, "layers": [1, 2], "lambda": 17.0}
+    for settings in (PLAIN, Settings("org/model", "abc123", FINGERPRINT, {}), replace(PLAIN, many=many)):
         assert parse_settings(dump_settings(settings)) == settings
 
 
@@ -40,6 +41,27 @@ def test_comments_and_order_stay() -> None:
     for comment in ("# ours", "# how", "# the small one"):
         assert comment in written
     assert written.index("[recipe]") < written.index("[base]")
+
+
+def test_what_many_facts_have_is_changed_in_place() -> None:
+    many = "[recipe.many] # from here on\nfacts = 50 # measured\nlambda = 7 # ours\n"
+    text = BASE + "[recipe]\nlambda = 3\n" + many
+    before = parse_settings(text.encode())
+    assert (before.recipe, before.many) == ({"lambda": 3}, {"facts": 50, "lambda": 7})
+    assert dump_settings(before, text.encode()) == text.encode()
+    for changed in (
+        replace(before, recipe={"lambda": 3, "steps": 4}),
+        replace(before, many={"facts": 50, "lambda": 8.0, "steps": 2}),
+    ):
+        written = dump_settings(changed, text.encode())
+        assert parse_settings(written) == changed
+        for comment in ("# from here on", "# measured"):
+            assert comment in written.decode()
+    gone = replace(before, many={})
+    assert parse_settings(dump_settings(gone, text.encode())) == gone
+    assert parse_settings(dump_settings(before, dump_settings(gone))) == before
+    inline = (BASE.replace("[base]", "recipe = {lambda = 3}\n[base]")).encode()
+    assert parse_settings(dump_settings(before, inline)) == before
 
 
 def test_a_number_keeps_its_type() -> None:
@@ -71,6 +93,8 @@ def test_a_key_that_goes_is_taken_out() -> None:
         (BASE + "[recipe]\nday = 2020-01-01", "recipe.day: is a date"),
         (BASE + "[recipe]\nlayers = [[1]]", "recipe.layers: holds a list in a list"),
         (BASE + "[recipe.more]\na = 1", "recipe.more: is a dict"),
+        (BASE + "[recipe]\nmany = 3", "[recipe.many] is not a table"),
+        (BASE + "[recipe.many]\nlambda = inf", "recipe.many.lambda: is not a finite number"),
         (BASE + f"[recipe]\nsteps = {1 << 70}", "recipe.steps: is too large"),
         (BASE + "oh no", "patchkit.toml:4: is not TOML"),
         ("a = " + "[" * 5000, "is not TOML"),

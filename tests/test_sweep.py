@@ -26,6 +26,7 @@ from patchkit.evaluation.tables import csv_table, markdown_table
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
 from patchkit.repository import Repository
+from patchkit.settings import FILE
 
 __all__ = ["cli", "git_environment", "home"]
 
@@ -438,6 +439,7 @@ def test_what_an_unfinished_sweep_found_outlives_a_smaller_one(
 
 
 def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: Path) -> None:
+    set_recipe(base, f"{RECIPE}[recipe.many]\nfacts = 4\nlambda = 0.5\n")
     done = run(
         cli, "scaling", "--records", "records.json", "--methods", "memit,ft", "--counts", "1,4", "--out", "s",
         "--sample", "2", "--texts", "--json",
@@ -448,7 +450,11 @@ def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: P
     plain = look(Loaded(*repository.load("HEAD", "cpu")), drawn[:2], texts=True)
     for method in ("memit", "ft"):
         facts = [each.fact for each in drawn]
-        harm = repository.commit(facts, overrides={"method": method}, device="cpu").harm[1]
+        made = repository.commit(facts, overrides={"method": method}, device="cpu")
+        assert made.patch.recipe.get("lambda") == (0.5 if method == "memit" else None)
+        said = f"4 facts in one batch were edited with λ 0.5 ([recipe.many] of {FILE})"
+        assert (said in made.notes) == (method == "memit")
+        harm = made.harm[1]
         seen = look(Loaded(*repository.load("HEAD", "cpu")), drawn[:2], texts=True)
         (row,) = [row for row in done["rows"] if (row["method"], row["count"]) == (method, 4)]
         assert row["asked"] == 2

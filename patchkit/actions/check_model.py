@@ -9,7 +9,7 @@ from typing import Any
 from patchkit.actions.init import recipe_table
 from patchkit.actions.workbench import Workbench
 from patchkit.checkpoint import Checkpoint
-from patchkit.editing.published import recipe_for
+from patchkit.editing.published import many_for, recipe_for
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.templates import rewriting_passages
 from patchkit.fact import Fact
@@ -42,6 +42,8 @@ class ModelReport:
     transposed: bool
     outlets: dict[int, str]
     recipe: Recipe
+    many: dict[str, Any]
+    """What differs for a batch of many facts (`editing.many`); empty where nothing does."""
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "recipe": recipe_table(self.recipe)}
@@ -77,4 +79,5 @@ def check_model(
         transposed=anatomy.transposed,
         outlets={layer: str(outlet) for layer, outlet in outlets.items()},
         recipe=recipe,
+        many=many_for(bench.model.config),
     )

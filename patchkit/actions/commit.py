@@ -35,6 +35,7 @@ from patchkit.actions.workbench import Workbench
 from patchkit.algebra.factors import Patch
 from patchkit.editing.editor import Trained, find_editor
 from patchkit.editing.kept import key_of
+from patchkit.editing.many import described
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.sinks import out_of_sinks
 from patchkit.editing.statistics import Statistics, statistics_for
@@ -141,7 +142,8 @@ def commit(
     if not dry_run:
         repository.store.ensure_ready()
     began_on, stack = repository.store.standing(), repository.stack()
-    recipe = repository.recipe(overrides)
+    recipe = repository.recipe(overrides, facts=len(batch.facts))
+    large = recipe != repository.recipe(overrides)
     editor = find_editor(recipe.method)
     if isinstance(editor, Trained):
         home = repository.store.private / "statistics"
@@ -212,6 +214,7 @@ def commit(
         size=sum(len(data) for data in patch.files().values()),
         notes=(
             *_unread_settings(repository),
+            *(_many_facts(repository, batch) if large else ()),
             *_notes(bench, changes, edited.recipe),
             *harm[1].warnings(),
             *large_files(repository, patch),
@@ -322,6 +325,12 @@ def _unread_settings(repository: Repository) -> tuple[str, ...]:
         f"{SETTINGS} has changes that are not committed, and this edit used the recipe that is: "
         f"git commit {SETTINGS} before an edit that is to use them",
     )
+
+
+def _many_facts(repository: Repository, batch: Batch) -> tuple[str, ...]:
+    """Said where the recipe is not that of a few facts."""
+    many = f"{described(repository.settings.many)} ([recipe.many] of {SETTINGS})"
+    return (f"{len(batch.facts)} facts in one batch were edited with {many}",)
 
 
 def _notes(bench: Workbench, changes: Sequence[FactChange], recipe: Recipe) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from patchkit.algebra.factors import Patch
 from patchkit.algebra.rounding import materialise
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.editor import Below, Edited, Trained, find_editor
-from patchkit.editing.published import recipe_for
+from patchkit.editing.many import recipe_of_batch
+from patchkit.editing.published import many_for, recipe_for
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.errors import BadInput
@@ -43,7 +44,8 @@ def edit(
 
     ``facts``: a file's path, or facts, or mappings with the fields of a fact. ``base``: the checkpoint
     that the model was loaded from, where ``model.name_or_path`` does not say it; the patch is bound to
-    its fingerprint. ``recipe``: the base's own by default. Statistics are kept in the user's cache.
+    its fingerprint. ``recipe``: the base's own for so many facts by default. Statistics are kept in the
+    user's cache.
     ``trained``: the folder of what an editor was trained to, ``patchkit path statistics`` of the repository.
     The edited weights are base + Σ B A rounded once to the model's dtype: where that is the base's
     dtype, they are those of a build. Raises FactsError, or BadInput for a model that cannot be edited.
@@ -55,7 +57,8 @@ def edit(
             "the model does not say where it was loaded from; name its checkpoint with base=FOLDER"
         )
     checkpoint = Checkpoint.open(resolve_base(place, download=False).folder)
-    recipe = recipe or recipe_for(model.config)
+    if recipe is None:
+        recipe = recipe_of_batch(recipe_for(model.config), many_for(model.config), len(batch.facts))
     if statistics is None and recipe.reads("statistics_text"):
         folder = cache_folder() / "statistics"
         statistics = statistics_for(

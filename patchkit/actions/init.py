@@ -11,7 +11,7 @@ from typing import Any
 from patchkit.catalogue import Catalogue
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.editor import foreign_editors
-from patchkit.editing.published import read_recipe, recipe_for
+from patchkit.editing.published import many_for, read_recipe, recipe_for
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput, Misconfigured, NotFound, WouldOverwrite
 from patchkit.git.command import Git
@@ -41,6 +41,8 @@ class Initialised:
     fingerprint: str
     recipe: Recipe | None
     """None where the one in its patchkit.toml is none; ``fault`` says what is wrong with it."""
+    many: dict[str, Any]
+    """[recipe.many]: what differs for a batch of many facts (`editing.many`)."""
     commit: str | None
     """The commit that made it; None where it was there already, and for a dry run."""
     existed: bool = False
@@ -96,23 +98,24 @@ def init(
     standing = _standing(folder)
     at = folder.absolute() if standing is None else standing.folder
     in_lfs = lfs or (standing is not None and standing.tree().lfs)
-    made = Initialised(at, source, place.folder, fingerprint, recipe, None, standing is not None, in_lfs)
+    many, existed = many_for(config), standing is not None
+    made = Initialised(at, source, place.folder, fingerprint, recipe, many, None, existed, in_lfs)
     if standing is not None and (settings := standing.settings()).base_fingerprint != fingerprint:
         raise WouldOverwrite(
             f"{at / FILE}: stands on another base already ({settings.base_source}); name a folder outside"
         )
     if standing is not None:
         try:
-            own = read_recipe(settings.recipe, str(at / FILE), None, lambda: place.folder)
-            made = replace(made, recipe=own)
+            own = read_recipe(settings, str(at / FILE), None, lambda: place.folder)
+            made = replace(made, recipe=own, many=settings.many)
         except (Misconfigured, BadInput) as error:  # the base is found all the same: more than edits need it
-            made = replace(made, recipe=None, fault=str(error))
+            made = replace(made, recipe=None, many={}, fault=str(error))
     if dry_run:
         return made
     store = standing or GitStore.init(folder)
     commit = None
     if standing is None:
-        settings = Settings(source, place.revision, fingerprint, recipe_table(recipe))
+        settings = Settings(source, place.revision, fingerprint, recipe_table(recipe), many)
         message = f"Start a stack of knowledge patches on {source}"
         changes = Changes(settings=dump_settings(settings), lfs=lfs)
         commit = store.record(changes, message, [("Patchkit-Base", fingerprint)])

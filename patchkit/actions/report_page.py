@@ -37,7 +37,9 @@ def write_page(report: Report, path: Path) -> None:
 
 def report_page(report: Report) -> str:
     """The page of a report."""
-    recipe = report.settings.recipe if report.settings else {}
+    settings = report.settings
+    recipe = dict(settings.recipe) if settings else {}
+    recipe |= {f"many.{name}": value for name, value in settings.many.items()} if settings else {}
     return pages.render(
         "report.html.jinja",
         _MARK,

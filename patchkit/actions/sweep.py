@@ -19,7 +19,7 @@ from patchkit.actions.edit import as_patch
 from patchkit.actions.harm import own_text
 from patchkit.actions.sweep_rows import Rows
 from patchkit.actions.workbench import stacked_weights
-from patchkit.editing.editor import Edited, Editor, Trained, find_editor
+from patchkit.editing.editor import Edited, Trained, find_editor
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.evaluation.answers import FOLDER
@@ -115,15 +115,12 @@ def sweep(
     if texts and not any(case.texts for case in chosen):
         raise BadInput(f"{cases.source}: has no beginnings of texts (generation_prompts); leave out --texts")
     trials = plan(asked, chosen, cases.source)
-    recipes = {method: repository.recipe({"method": method}) for method in asked.methods}
-    editors = {method: find_editor(recipe.method) for method, recipe in recipes.items()}
-    for method, editor in editors.items():
-        recipe = recipes[method]
-        if isinstance(editor, Trained):
-            home = repository.store.private / "statistics"
-            recipes[method] = editor.load(home, repository.settings.base_fingerprint, recipe)
+    recipes = {method: _recipe(repository, method, 1) for method in asked.methods}
+    for method, recipe in recipes.items():
         if asked.study == "tradeoff" and not recipe.reads("lambda"):
             raise BadInput(f"{method}: reads no λ, so it has no trade-off over it; leave it out of --methods")
+    sizes = {(trial.method, trial.count) for trial in trials if trial.method != UNEDITED}
+    by_size = {(method, count): _recipe(repository, method, count) for method, count in sorted(sizes)}
     asking = Asking(repository.checkpoint(), device, repository.store.private / FOLDER, told)
     settings = {
         "study": asked.study,
@@ -141,12 +138,14 @@ def sweep(
         "recipes": {method: recipe.to_dict() for method, recipe in recipes.items()},
         "computed_with": asking.computed_with,
     }
+    if any(recipe != recipes[method] for (method, _), recipe in by_size.items()):
+        settings["many"] = repository.settings.many
     failed: list[str] = []
     unreferenced = () if references is None else references.notes(chosen)
     with Rows.open(out, settings) as kept:
         options = (sample, seed, texts, references, batch_size)
         targets = out / "targets"
-        bench = _Bench(repository, asking, chosen, editors, recipes, options, targets, told)
+        bench = _Bench(repository, asking, chosen, by_size, options, targets, told)
         weight = [1 + trial.count for trial in trials]  # loading and measuring grow with the facts
         for place, trial in enumerate(trials):
             told("sweep", sum(weight[:place]), sum(weight))
@@ -163,6 +162,16 @@ def sweep(
         if not failed and kept.whole:  # or they may be another command's, which was stopped
             shutil.rmtree(targets, ignore_errors=True)
         return Swept(settings, rows, files, (*cases.notes, *unreferenced), tuple(failed))
+
+
+def _recipe(repository: Repository, method: str, facts: int) -> Recipe:
+    """The recipe that a commit of so many facts would have."""
+    recipe = repository.recipe({"method": method}, facts=facts)
+    editor = find_editor(recipe.method)
+    if isinstance(editor, Trained):
+        home = repository.store.private / "statistics"
+        return editor.load(home, repository.settings.base_fingerprint, recipe)
+    return recipe
 
 
 def _failure(trial: Trial, error: BadInput) -> str:
@@ -194,18 +203,17 @@ class _Bench:
         repository: Repository,
         asking: Asking,
         cases: Sequence[Case],
-        editors: Mapping[str, Editor],
-        recipes: Mapping[str, Recipe],
+        recipes: Mapping[tuple[str, int], Recipe],
         options: tuple[int | None, int, bool, References | None, int | str],
         targets: Path,
         told: Progress,
     ) -> None:
         self.repository, self.asking, self.cases = repository, asking, cases
-        self.editors, self.recipes = editors, recipes
+        self.recipes = recipes
         self.sample, self.seed, self.texts, self.references, self.batch_size = options
         self.targets, self.told = targets, told
         self.base: dict[int, Seen] = {}
-        self.prepared: dict[str, tuple[Recipe, Statistics | None]] = {}
+        self.prepared: dict[Recipe, tuple[Recipe, Statistics | None]] = {}
 
     def row(self, trial: Trial, trials: Sequence[Trial]) -> dict[str, Any]:
         """One trial's, in JSON's types; scores are shares with their 95 % intervals."""
@@ -276,10 +284,10 @@ class _Bench:
 
     def _edit(self, trial: Trial, facts: Sequence[Any]) -> Edited:
         bench = self.asking.bench
-        recipe, statistics = self._prepared(trial.method)
+        recipe, statistics = self._prepared(self.recipes[trial.method, trial.count])
         if trial.lambda_ is not None:
             recipe = recipe.override(lambda_=trial.lambda_)
-        return self.editors[trial.method].edit(
+        return find_editor(recipe.method).edit(
             bench.model,
             bench.tokenizer,
             facts,
@@ -289,12 +297,12 @@ class _Bench:
             unfinished=self.targets,
         )
 
-    def _prepared(self, method: str) -> tuple[Recipe, Statistics | None]:
+    def _prepared(self, recipe: Recipe) -> tuple[Recipe, Statistics | None]:
         """The recipe with its context templates, and the statistics that it reads; found once."""
-        if method not in self.prepared:
-            found = text_and_statistics(self.repository, self.asking.bench, self.recipes[method], self.told)
-            self.prepared[method] = found
-        return self.prepared[method]
+        if recipe not in self.prepared:
+            found = text_and_statistics(self.repository, self.asking.bench, recipe, self.told)
+            self.prepared[recipe] = found
+        return self.prepared[recipe]
 
 
 def _scores(counts: Tally, unedited: Tally, seed: int) -> dict[str, list[float | None]]:

@@ -8,6 +8,7 @@ import click
 
 from patchkit.commands.common import directory_option, dry_run_option, json_option, print_json, quiet_option
 from patchkit.commands.display import GOOD, QUIET, WARNING, console, in_bytes, progress_bars, say
+from patchkit.editing.many import SIZE, described
 from patchkit.editing.recipe import format_layers
 
 __all__ = ["command"]
@@ -81,6 +82,8 @@ def command(
         weight = f", λ {recipe.lambda_:g}" if recipe.reads("lambda") else ""
         layers = format_layers(recipe.layers)
         say(out, f"{recipe.method}, layers {layers}{weight} (in patchkit.toml)", label="recipe  ")
+        if made.many:
+            say(out, f"{described(made.many)} from {made.many[SIZE]} facts in one batch on", label="        ")
     if made.lfs:
         say(out, "patches in Git LFS", label="kept    ")
     if made.fault is not None:

@@ -6,6 +6,7 @@ import click
 
 from patchkit.commands.common import json_option, print_json, quiet_option
 from patchkit.commands.display import GOOD, Column, console, human_size, in_bytes, progress_bars, say, table
+from patchkit.editing.many import SIZE, described
 from patchkit.editing.recipe import format_layers
 
 __all__ = ["command"]
@@ -59,6 +60,8 @@ def check(base: str, revision: str | None, device: str, quiet: bool, as_json: bo
     say(out, f"what they write is {' or '.join(outlets)}", label="stream  ")
     named = format_layers(layers)
     say(out, f"{recipe.method}, layers {named}, λ {recipe.lambda_:g}: {source}", label="recipe  ")
+    if found.many:
+        say(out, f"{described(found.many)} from {found.many[SIZE]} facts in one batch on", label="        ")
 
 
 @command.command("get", short_help="Fetch a model into the cache and print its folder.")

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from patchkit.editing.many import SIZE, recipe_of_batch
 from patchkit.editing.recipe import Recipe, fields_read, positions
 from patchkit.errors import BadInput
+from patchkit.settings import Settings
 
-__all__ = ["AS_PUBLISHED", "SEARCHING", "read_recipe", "recipe_for"]
+__all__ = ["AS_PUBLISHED", "SEARCHING", "many_for", "read_recipe", "recipe_for"]
 
 AS_PUBLISHED = "-published"
 """Behind a method's name: with the search of MEMIT's public code, whatever was measured here."""
@@ -42,22 +44,39 @@ def recipe_for(config: Any, method: str = "memit", *, guess: bool = False, publi
     return Recipe(**{name: value for name, value in table.items() if name.removesuffix("_") in read})
 
 
-def read_recipe(
-    table: Mapping[str, Any], where: str, overrides: Mapping[str, Any] | None, base: Callable[[], Path]
-) -> Recipe:
-    """The recipe that a table holds, with some fields changed; BadInput names ``where`` and the field.
+def many_for(config: Any) -> dict[str, Any]:
+    """[recipe.many] for a model's own recipe (`editing.many`); empty where none was measured."""
+    config = config.get_text_config(decoder=True)
+    shape = (config.model_type, config.num_hidden_layers, config.hidden_size)
+    return {name.removesuffix("_"): value for name, value in _MANY.get(shape, {}).items()}
 
-    Another method than the table's takes over what means the same in both; the rest is what `recipe_for`
-    has for the checkpoint in ``base()``. A method's name may end with `AS_PUBLISHED`.
+
+def read_recipe(
+    settings: Settings,
+    where: str,
+    overrides: Mapping[str, Any] | None,
+    base: Callable[[], Path],
+    *,
+    facts: int = 1,
+) -> Recipe:
+    """The recipe of a batch of so many facts, with some fields changed.
+
+    BadInput names ``where`` and the field.
+    Another method than the settings' takes over what means the same in both; the rest is what `recipe_for`
+    has for the checkpoint in ``base()``. A method's name may end with `AS_PUBLISHED`. What the settings have
+    for many facts is of their own method alone.
     """
-    recipe = Recipe.from_dict(table, where)
+    recipe = Recipe.from_dict(settings.recipe, f"{where}: [recipe]")
+    large = recipe_of_batch(recipe, settings.many, facts, f"{where}: [recipe.many]")
     if not overrides:
-        return recipe
+        return large
     method, published = _as_published(overrides.get("method", recipe.method))
     if published or _own(method) != _own(recipe.method):
         from patchkit.models.loading import read_config
 
         recipe = _switched(recipe, method, read_config(base()), published)
+    elif method == recipe.method:
+        recipe = large
     return recipe.override(**{**overrides, "method": method})
 
 
@@ -140,6 +159,10 @@ _PUBLISHED: dict[_Shape, dict[str, Any]] = {
     ("qwen2", 28, 3584): _EASYEDIT,
     ("llama", 28, 3072): _EASYEDIT,
     _SMOLLM2: {"layers": _layers(4, 8), "lambda_": 1000.0, "curvature": 0.5, **_FAST},
+}
+# What differs for batches of many facts: docs/recipes.md.
+_MANY: dict[_Shape, dict[str, Any]] = {
+    _SMOLLM2: {SIZE: 500, "layers": _layers(1, 8), "lambda_": 1700.0, "shrinkage": 0.15},
 }
 # Public settings of ROME and R-ROME for GPT, of EasyEdit and AlphaEdit for Llama: one layer, a wide clamp.
 _ROME_GPT: dict[str, Any] = {"steps": 20, "weight_decay": 0.5, "contexts": 20}
