@@ -24,9 +24,10 @@ from patchkit.algebra.rounding import materialise
 from patchkit.canonical import hash_file
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.kept import key_of
+from patchkit.editing.many import recipe_of_batch
 from patchkit.editing.mass import rewriting_of, spread
 from patchkit.editing.memit import Memit
-from patchkit.editing.published import recipe_for
+from patchkit.editing.published import many_for, recipe_for
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.targets import find_targets
@@ -104,6 +105,10 @@ class Laboratory:
         self._settings = dict(settings or {})
         self._seen: dict[tuple[Fact, ...], list[FactState]] = {}
         self.default = self.recipe("memit")
+
+    def default_of(self, facts: int) -> Recipe:
+        """The default for a batch of so many facts."""
+        return recipe_of_batch(self.default, many_for(self.model.config), facts)
 
     def recipe(self, method: str) -> Recipe:
         """A method's own recipe for the model."""

@@ -1,6 +1,7 @@
-"""Many facts in one batch: what `curvature` and λ do there, against published MEMIT with the same layers.
+"""Many facts in one batch, with the recipe that such a batch has by default, against published MEMIT.
 
-``--full`` has the thousand facts of MEMIT's own question; the usual run 300 of them, from odd cases alone.
+Beside them the recipe of few facts, with and without `curvature`. ``--full`` has the thousand facts of
+MEMIT's own question; the usual run 300 of them, from odd cases alone.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ from patchkit.editing.recipe import Recipe
 __all__ = ["measure"]
 
 _SHAPES = {Effort.QUICK: Shape(4), Effort.USUAL: Shape(300), Effort.FULL: Shape(1000)}
-_LIGHT = 300.0
-"""The λ that batches of a hundred facts chose."""
+_FEW = "the default of few facts"
 
 
 def measure(effort: Effort) -> Measured:
-    """Scores in percent; one search of targets serves every λ."""
+    """Scores in percent."""
     lab = laboratory(effort)
     shape = _SHAPES[effort]
-    rows, found, before = contest(lab, shape, _contestants(lab))
+    rows, found, before = contest(lab, shape, _contestants(lab, shape.facts))
     ours, plain = found[DEFAULT], found[PLAIN]
     bars = []
     if shape == _SHAPES[Effort.FULL]:
@@ -35,11 +35,12 @@ def measure(effort: Effort) -> Measured:
     return Measured(rows, bars, notes(PLAIN, [shape]))
 
 
-def _contestants(lab: Laboratory) -> dict[str, Recipe]:
-    plain, ours = published(lab), lab.default
+def _contestants(lab: Laboratory, facts: int) -> dict[str, Recipe]:
+    few, ours = lab.default, lab.default_of(facts)
+    rest = {_FEW: few} if ours != few else {}
     return {
-        PLAIN: plain,
-        f"the same, λ {_LIGHT:g}": plain.override(lambda_=_LIGHT),
+        PLAIN: published(lab),
         DEFAULT: ours,
-        "the default without curvature": ours.override(curvature=0.0),
+        **rest,
+        f"{_FEW}, no curvature": few.override(curvature=0.0),
     }

@@ -97,7 +97,7 @@ def _apart(effort: Effort, count: int, folder: str) -> subprocess.Popen[str]:
 def _work(effort: Effort, count: int, folder: Path) -> dict[str, float]:
     lab = laboratory(effort)
     facts = lab.facts("both", count)
-    recipe = lab.resolve(lab.default)
+    recipe = lab.resolve(lab.default_of(count))
     statistics = lab.statistics(recipe)
     told: list[tuple[int, float]] = []
 
