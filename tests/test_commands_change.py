@@ -155,7 +155,7 @@ def test_init_says_that_a_recipe_is_none(cli: Cli, knowledge: Path) -> None:
     git(knowledge, "commit", "-qam", "a wrong hand")
     done = cli.ok("init", tiny_base())
     assert "nothing can be edited with this recipe" in done.out
-    assert f"{path}: lambda should be a number" in done.out
+    assert f"{path}: [recipe]: lambda should be a number" in done.out
     assert "next: " not in done.out
     assert "(in patchkit.toml)" not in done.out, "no other recipe is said to be there"
     told = cli.ok("init", tiny_base(), "--json").json

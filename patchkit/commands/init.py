@@ -83,7 +83,8 @@ def command(
         layers = format_layers(recipe.layers)
         say(out, f"{recipe.method}, layers {layers}{weight} (in patchkit.toml)", label="recipe  ")
         if made.many:
-            say(out, f"{described(made.many)} from {made.many[SIZE]} facts in one batch on", label="        ")
+            large = f"from {made.many[SIZE]} facts in one batch on"
+            say(out, f"{large}: {described(made.many)}", label="        ")
     if made.lfs:
         say(out, "patches in Git LFS", label="kept    ")
     if made.fault is not None:

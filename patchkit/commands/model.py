@@ -61,7 +61,8 @@ def check(base: str, revision: str | None, device: str, quiet: bool, as_json: bo
     named = format_layers(layers)
     say(out, f"{recipe.method}, layers {named}, λ {recipe.lambda_:g}: {source}", label="recipe  ")
     if found.many:
-        say(out, f"{described(found.many)} from {found.many[SIZE]} facts in one batch on", label="        ")
+        large = f"from {found.many[SIZE]} facts in one batch on"
+        say(out, f"{large}: {described(found.many)}", label="        ")
 
 
 @command.command("get", short_help="Fetch a model into the cache and print its folder.")
