@@ -115,7 +115,7 @@ class Repository:
         return {stored.id: self.patch(stored) for stored in (stack or self.stack()).patches}
 
     def recipe(self, overrides: Mapping[str, Any] | None = None, *, facts: int = 1) -> Recipe:
-        """patchkit.toml's recipe for so many facts, with some fields changed; BadInput names the wrong one."""
+        """patchkit.toml's recipe for so many facts, with some fields changed; BadInput names a wrong one."""
         from patchkit.editing.published import read_recipe
 
         return read_recipe(self.settings, SETTINGS, overrides, lambda: self.base_folder, facts=facts)
