@@ -147,9 +147,9 @@ def test_many_facts_in_one_batch_have_fields_of_their_own():
 @pytest.mark.parametrize(
     ("many", "says"),
     [
-        ({"lambda": 3.0}, "facts should be a whole number from 2 up"),
-        ({"facts": True}, "facts should be a whole number from 2 up"),
-        ({"facts": 1}, "facts should be a whole number from 2 up"),
+        ({"lambda": 3.0}, "facts is missing; set it to the size from which on a batch is large"),
+        ({"facts": True}, "facts is True; set it to the size"),
+        ({"facts": 1}, "facts is 1; set it to the size from which on a batch is large, a whole number from"),
         ({"facts": 9, "method": "emmet"}, "leave out method"),
         ({"facts": 9, "lamda": 3.0}, "did you mean lambda"),
         ({"facts": 9, "shrinkage": 2.0}, "shrinkage should be from 0 to 1"),

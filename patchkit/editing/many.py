@@ -33,9 +33,9 @@ def recipe_of_batch(
         raise BadInput(f"{where}: a large batch has the recipe's own method; leave out method")
     size = many.get(SIZE)
     if type(size) is not int or size < _FEWEST:
-        raise BadInput(
-            f"{where}: {SIZE} should be a whole number from {_FEWEST} up, from which on a batch is large"
-        )
+        said = "is missing" if size is None else f"is {size!r}"
+        rule = f"set it to the size from which on a batch is large, a whole number from {_FEWEST} up"
+        raise BadInput(f"{where}: {SIZE} {said}; {rule}")
     try:
         large = recipe.override(**changes)
     except BadInput as error:
