@@ -40,8 +40,12 @@ MAX_LENGTH = {
 # Not to be seen, so not to be reviewed: control characters, line and paragraph separators,
 # overrides of the writing direction, halves of surrogate pairs.
 UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-# Left out of a key: soft hyphen, zero-width spaces and joiners, direction marks.
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u2060-\u2064\ufeff]")
+# Left out of a key: what Unicode calls default ignorable (version 16): soft hyphen,
+# zero-width joiners, direction marks, fillers, variation selectors, tags.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164"
+    "\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 _PROBES = ("paraphrases", "neighbors")  # only measured, never edited: CounterFact's hold line ends and tabs
 
 
@@ -226,7 +230,7 @@ class _Reading:
         if unseen := UNSEEN.search(seen):
             self.fault(name, f"{which}holds the control character U+{ord(unseen[0]):04X}; take it out")
             return None
-        if not any(letter.isprintable() and letter != " " for letter in seen):
+        if not any(letter.isprintable() and letter != " " for letter in _INVISIBLE.sub("", seen)):
             self.fault(name, f"{which}is empty")
             return None
         return value.strip()

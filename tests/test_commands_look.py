@@ -196,9 +196,10 @@ def test_show_tells_what_a_reviewer_asks(cli: Cli, knowledge: Path, home: Path) 
         "source": "example.org",
         "note": "checked by Ada",
     }
-    cli.ok("commit", facts_file(home, fact), "--set", "steps=2", "-q")
+    cli.ok("commit", facts_file(home, fact), "--set", "steps=2", "--set", "shrinkage=0.15", "-q")
     told = cli.ok("show", "--json").json["facts"][0]
     assert {name: told[name] for name in fact} == fact
+    assert "memit, layers 0, λ 3, shrinkage 0.15" in cli.ok("show").out
     text = run_process("show", at=knowledge, env={"COLUMNS": "200"}).out
     assert "→ football (was basketball) · source example.org · note checked by Ada" in text
     cli.ok("apply", "ann", "--scale", "0.5", "-q")

@@ -177,7 +177,8 @@ def test_key_is_the_subject_with_the_relation_or_the_prompt() -> None:
     assert key(relation="sport") == key(relation="Sport", prompt="{} is a star of")
     assert key(relation="sport") != key()
     assert key(relation="{} plays the sport of") != key()  # a relation is never taken for a prompt
-    assert key(subject="Le\u200bBron James") == key()  # nothing invisible makes a second fact
+    for invisible in "\u00ad\u034f\u061c\u200b\u2060\u3164\ufe0f\ufeff\U000e0041":  # none makes a second fact
+        assert key(subject=f"Le{invisible}Bron James") == key()
     assert key(subject="Cafe\u0301") == key(subject="CAFÉ")
 
 
@@ -197,6 +198,7 @@ def test_normal_is_normal(text: str) -> None:
         ({"subject": None}, "subject is missing"),
         ({"target": ""}, "target is empty"),
         ({"target": " \u00a0\u200b"}, "target is empty"),
+        ({"subject": "\u3164\u115f"}, "subject is empty"),  # fillers: letters of no width
         ({"prompt": 3}, "prompt is a number; write a text"),
         ({"target": ["a"]}, "target is a list; write a text"),
         ({"id": True}, "id is true or false; write a text"),

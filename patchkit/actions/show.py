@@ -116,15 +116,15 @@ def _claimed(history: Sequence[Commit], stored: StoredPatch) -> str | None:
 
 
 def recipe_line(method: str, recipe: Mapping[str, Any]) -> str:
-    """The editor with the numbers that tell most: layers, λ and scale, where the recipe has them."""
-    layers, strength = recipe.get("layers"), recipe.get("lambda")  # a stranger's recipe may hold anything
-    scale = recipe.get(SCALE)
+    """The editor with the numbers that tell most, as far as the recipe has them."""
+    layers = recipe.get("layers")  # a stranger's recipe may hold anything
     numbers = ""
     if isinstance(layers, list) and layers and all(isinstance(layer, int) for layer in layers):
         numbers = f"layers {format_layers(layers)}"
-    weight = f"λ {strength:g}" if isinstance(strength, int | float) else ""
-    scaled = f"scaled by {scale:g}" if isinstance(scale, int | float) else ""
-    return ", ".join(part for part in (method, numbers, weight, scaled) if part)
+    named = {"lambda": "λ", "shrinkage": "shrinkage", SCALE: "scaled by"}
+    told = {word: recipe.get(name) for name, word in named.items()}
+    rest = [f"{word} {value:g}" for word, value in told.items() if isinstance(value, int | float) and value]
+    return ", ".join(part for part in (method, numbers, *rest) if part)
 
 
 def latest_results(repository: Repository, stored: StoredPatch) -> dict[int, Mapping[str, Any]]:
