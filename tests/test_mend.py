@@ -300,6 +300,26 @@ def test_a_training_begins_at_the_best_of_some_rates():
     assert len(rates) == 1
 
 
+def test_the_first_rate_is_chosen_by_more_facts_than_one_step_edits(monkeypatch):
+    """One fact alone says little of the rate that suits all: of those held out ten are asked, or all."""
+    model, course = course_of(replace(SETTINGS, edits=1))
+    course = replace(course, held=[*course.lessons, *course.lessons, *course.lessons])
+    score, asked = Course._score, []
+
+    def counted(self, network, draws):
+        chosen = list(draws)
+        asked.append(sum(len(draw.edits) for draw in chosen))
+        return score(self, network, chosen)
+
+    monkeypatch.setattr(Course, "_score", counted)
+    with frozen(model):
+        course.untrained()
+        assert set(asked) == {10}
+        asked.clear()
+        replace(course, held=course.held[:3]).untrained()
+        assert set(asked) == {3}
+
+
 def test_what_is_read_of_a_text_does_not_depend_on_the_others():
     """Nor on the order: a resumed training asks in another one. Half of the texts belong to no group."""
     model, tokenizer, _ = parts(dtype=torch.float32)

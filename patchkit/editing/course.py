@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ EDIT_SHARE = 0.1  # c
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 100  # of the lessons, and at most
 _NEIGHBOURS_ASKED = 2  # of a fact that is held out
 _AT_ONCE = 32  # facts whose gradients are read together
+_CHOOSING = 10  # facts by which α's start is chosen, at least, as far as so many are held out
 _RATES = (1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 1e-3)  # what α may start at
 
 
@@ -156,7 +158,7 @@ class Course:
                 sums[shape] = sums.get(shape, Sums()).plus(torch.cat(pair, -1))
         tell(progress, "gradients", len(self.lessons), len(self.lessons))
         network = self.identity(sums)
-        few = [next(self._held_draws())]
+        few = list(islice(self._held_draws(), -(-_CHOOSING // self.settings.edits)))
         return min((network.at(rate) for rate in _RATES), key=lambda found: self._score(found, few).loss)
 
     def loss(self, network: Hypernetwork, step: int) -> Tensor:
