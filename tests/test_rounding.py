@@ -176,6 +176,31 @@ def test_large_matrices_by_sample_and_where_the_float64_product_could_not_decide
     assert len(undecided) < 1000  # of a million: the exact sums stay a rare exception
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_float64_decides_what_it_can(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact sums are slow. Where a float32 is near a tie, float64 tells on which side of it the sum is."""
+    generator = torch.Generator().manual_seed(3)
+    base = (torch.randn(256, 1024, generator=generator) * 0.02).to(dtype)  # one tile
+    B, A = torch.randn(256, 8, generator=generator) / 50, torch.randn(8, 1024, generator=generator) / 50
+    asked: list[tuple[int, int]] = []
+    terms, exact = rounding._Tile._terms, rounding._nearest_sum
+
+    def only_tiny(numbers: list[float], form: rounding.Format) -> float:
+        assert abs(sum(numbers)) < form.tiny, "float64 could tell"
+        return exact(numbers, form)
+
+    def noted(self: rounding._Tile, i: Tensor, j: Tensor) -> Tensor:
+        asked.extend(zip(i.tolist(), j.tolist(), strict=True))
+        return terms(self, i, j)
+
+    monkeypatch.setattr(rounding._Tile, "_terms", noted)
+    monkeypatch.setattr(rounding, "_nearest_sum", only_tiny)
+    found = materialise(base, [Delta(B, A)], "w")
+    assert len(asked) > 10
+    for i, j in asked:
+        assert found[i, j].item() == expected_entry(base, B, A, i, j)
+
+
 @settings(max_examples=10)
 @given(st.sampled_from(DTYPES), st.integers(0, 2**32), st.permutations(range(4)))
 def test_bytes_do_not_depend_on_threads_order_or_blocking(

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,25 +40,22 @@ class Format:
     """A binary floating-point format.
 
     ``digits`` of significand (the hidden bit too); 2^``lowest`` is the smallest subnormal; ``largest`` is the
-    largest finite number; ``widen``: the part of |T| by which the conversion from float64 may err before its
-    last rounding (bfloat16 and float16 are reached through float32); ``tiny``: below it, two conversions
-    of a tight interval prove nothing, because an intermediate float32 is itself subnormal or is zero;
+    largest finite number; ``tiny``: below it float32 is subnormal or zero, and bounds say nothing;
     ``least``: the smallest number that has all digits, or ``tiny`` where that is larger.
     """
 
     digits: int
     lowest: int
     largest: float
-    widen: float
     tiny: float
     least: float
     bits: torch.dtype
 
 
 FORMATS = {
-    torch.float32: Format(24, -149, (2 - 2.0**-23) * 2.0**127, 0.0, 2.0**-148, 2.0**-126, torch.int32),
-    torch.bfloat16: Format(8, -133, (2 - 2.0**-7) * 2.0**127, 2.0**-22, 2.0**-120, 2.0**-120, torch.int16),
-    torch.float16: Format(11, -24, 65504.0, 2.0**-22, 2.0**-24, 2.0**-14, torch.int16),
+    torch.float32: Format(24, -149, (2 - 2.0**-23) * 2.0**127, 2.0**-148, 2.0**-126, torch.int32),
+    torch.bfloat16: Format(8, -133, (2 - 2.0**-7) * 2.0**127, 2.0**-120, 2.0**-120, torch.int16),
+    torch.float16: Format(11, -24, 65504.0, 2.0**-24, 2.0**-14, torch.int16),
 }
 
 
@@ -193,14 +191,26 @@ class _Tile:
         smallest, largest = (edge.item() for edge in torch.aminmax(magnitude))
         if not largest < self.form.largest / 2:  # also when it is NaN
             self._check_finite(total)
-        bound.add_(magnitude, alpha=self.form.widen)
-        low, high = (total - bound).to(self.base.dtype), (total + bound).to(self.base.dtype)
+        low, high = self._converted(total - bound), self._converted(total + bound)
         unsure = low.view(self.form.bits) != high.view(self.form.bits)
         if smallest < self.form.tiny:
             unsure |= magnitude < self.form.tiny
         if not largest < self.form.largest / 2:
             unsure |= ~torch.isfinite(low)
         return low, unsure
+
+    def _converted(self, exact: Tensor) -> Tensor:
+        """float64 in the base's dtype, rounded once.
+
+        bfloat16 and float16 are reached through float32, where what is cut off leaves a last bit of 1 (round
+        to odd, Boldo and Melquiond 2008): so the second rounding takes no number for a tie that is none.
+        """
+        nearest = exact.float()
+        if self.base.dtype == torch.float32:
+            return nearest
+        held = nearest.double()
+        bits = nearest.view(torch.int32) - (held.abs() > exact.abs()).int() | (held != exact).int()
+        return bits.view(torch.float32).to(self.base.dtype)
 
     def _check_finite(self, total: Tensor) -> None:
         if not torch.isfinite(self.base).all():
@@ -210,7 +220,9 @@ class _Tile:
 
     def _settle(self, result: Tensor, unsure: Tensor) -> None:
         """Put the right bits where the whole tile's bound did not decide."""
-        rows, columns = unsure.nonzero(as_tuple=True)
+        # NumPy's is faster than torch's where few are: a handful of each tile.
+        places = torch.from_numpy(np.flatnonzero(unsure.numpy()))
+        rows, columns = places // unsure.shape[1], places % unsure.shape[1]
         step = max(1, _MAX_TERMS // (self.A.shape[0] + len(self.dense) + 1))
         for start in range(0, len(rows), step):
             i, j = rows[start : start + step], columns[start : start + step]

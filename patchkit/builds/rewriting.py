@@ -82,17 +82,18 @@ class _Tensor:
         return written.hexdigest()
 
     def _rows(self) -> Iterator[tuple[int, memoryview]]:
-        """Number of the first row, and some rows' bytes."""
+        """Number of the first row, and some rows' bytes, which the next ones take the place of."""
         width = max(1, self.info.size // max(1, *self.info.shape[:1], 1))
         step = max(1, _PIECE // width) * width
+        piece = memoryview(bytearray(min(step, self.info.size)))
         with reading(self.source) as source:
             source.seek(self.info.start)
             for start in range(0, self.info.size, step):
-                data = bytearray(min(step, self.info.size - start))
+                data = piece[: self.info.size - start]
                 if source.readinto(data) != len(data):
                     message = "is shorter than its header says; get the checkpoint again"
                     raise BadInput(f"{self.source}: {message}")
-                yield start // width, memoryview(data)
+                yield start // width, data
 
     def _edited(self, data: memoryview, first: int) -> memoryview:
         part = replace(self.info, shape=(-1, *self.info.shape[1:]))
