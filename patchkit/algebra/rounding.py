@@ -113,7 +113,7 @@ def round_sum(
     for first in range(0, base.shape[1], width):
         columns = slice(first, first + width)
         A = _joined([right[:, columns] for _, right in products], 0, base[:0, columns])
-        lengths = A.norm(dim=0)
+        lengths = A.square().sum(0).sqrt_()  # several times faster than norm, down columns
         for top in range(0, base.shape[0], height):
             rows = slice(top, top + height)
             tile = _Tile(
