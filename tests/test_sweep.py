@@ -222,7 +222,7 @@ FIGURES = {
             *rows_of(COUNTERFACT, method=[UNEDITED]),
             *rows_of(COUNTERFACT, method=METHODS[1:], **{"lambda": [1.0, 10.0]}),
         ],
-        1,
+        2,
     ),
     "mixtures": (rows_of(COUNTERFACT, count=[2, 4], group=["A", "B", "A + B"], method=METHODS), 2),
 }
@@ -254,6 +254,12 @@ def test_figures_show_their_rows(study: str) -> None:
         own = [row for row in rows if row["method"] == "memit"]
         assert list(line.get_xdata()) == [1, 10, 100]
         assert list(line.get_ydata()) == pytest.approx([100 * row["scores"]["S"][0] for row in own])
+    if study == "tradeoff":
+        general, special = figure.axes[1].containers[:2]  # memit's
+        own = [row for row in rows if row["method"] == "memit"]
+        for score, line in (("PS", general.lines[0]), ("NS", special.lines[0])):
+            assert list(line.get_xdata()) == [1, 10]
+            assert list(line.get_ydata()) == pytest.approx([100 * row["scores"][score][0] for row in own])
 
 
 @pytest.mark.parametrize(

@@ -209,30 +209,64 @@ def _relations(rows: Sequence[Row]) -> Figure:
 
 
 def _tradeoff(rows: Sequence[Row]) -> Figure:
-    """Generalisation over specificity, a line over λ for each editor; one panel for each number of facts."""
-    general, special = (COUNTERFACT if "S" in rows[0]["scores"] else ZSRE)[2:4]
+    """For each number of facts generalisation over specificity, and both over λ: lines of an editor each."""
     methods, counts = _methods(rows), sorted({row["count"] for row in rows})
-    figure, panels = _panels(len(counts), 2, 5.2, 4.2)
-    for axes, count in zip(panels, counts, strict=False):
-        for method in (UNEDITED, *methods):
-            own = [row for row in rows if (row["method"], row["count"]) == (method, count)]
-            if not own:
-                continue
-            xs, left, right = zip(*(_percent(row, special) for row in own), strict=True)
-            look = {**_look(method, methods), "label": method}
-            look["marker"] = look["marker"] or "x"
-            _line(axes, xs, own, general, xerr=(left, right), **look)
-            for x, row in zip(xs, own, strict=True):
-                if row["lambda"] is not None:
-                    at, told = (x, _percent(row, general)[0]), f"{row['lambda']:g}"
-                    beside: dict[str, Any] = {"xytext": (5, 5), "textcoords": "offset points", "fontsize": 8}
-                    axes.annotate(told, at, color=look["color"], **beside)
-        axes.set_title(f"{_facts(count)}; numbers are λ", fontsize=10)
-        axes.set_xlabel(f"{_TITLES[special]}, %")
-        axes.set_ylabel(f"{_TITLES[general]}, %")
-    _blank(panels[len(counts) :])
+    figure, panels = _panels(2 * len(counts), 2, 5.0, 3.9)
+    for place, count in enumerate(counts):
+        own = [row for row in rows if row["count"] == count]
+        _one_over_the_other(panels[2 * place], own, methods)
+        _both_over_lambda(panels[2 * place + 1], own, methods)
     _legend(figure, *panels)
     return figure
+
+
+def _two_sided(rows: Sequence[Row]) -> tuple[str, str]:
+    """The names of generalisation and specificity."""
+    general, special = (COUNTERFACT if "S" in rows[0]["scores"] else ZSRE)[2:4]
+    return general, special
+
+
+def _one_over_the_other(axes: Axes, rows: Sequence[Row], methods: Sequence[str]) -> None:
+    """The smallest and the largest λ stand beside their points: those between crowd where λ hardly tells."""
+    general, special = _two_sided(rows)
+    for place, method in enumerate((UNEDITED, *methods)):
+        own = [row for row in rows if row["method"] == method]
+        if not own:
+            continue
+        xs, left, right = zip(*(_percent(row, special) for row in own), strict=True)
+        look = {**_look(method, methods), "label": method}
+        look["marker"] = look["marker"] or "x"
+        _line(axes, xs, own, general, xerr=(left, right), **look)
+        ends = [] if method == UNEDITED else [own[0], own[-1]][: len(own)]
+        for row in ends:
+            at = _percent(row, special)[0], _percent(row, general)[0]
+            where, side = ((6, 4), "left") if place % 2 else ((-6, -11), "right")
+            beside: dict[str, Any] = {"xytext": where, "textcoords": "offset points", "fontsize": 8}
+            axes.annotate(f"λ {row['lambda']:g}", at, color=look["color"], ha=side, **beside)
+    axes.set_title(_facts(rows[0]["count"]), fontsize=10)
+    axes.set_xlabel(f"{_TITLES[special]}, %")
+    axes.set_ylabel(f"{_TITLES[general]}, %")
+
+
+def _both_over_lambda(axes: Axes, rows: Sequence[Row], methods: Sequence[str]) -> None:
+    names = _two_sided(rows)
+    general, special = (_TITLES[name].partition(",")[0] for name in names)
+    for method in (UNEDITED, *methods):
+        own = [row for row in rows if row["method"] == method]
+        for name, line in zip(names, ("-", ":"), strict=True):
+            look = {**_look(method, methods), "linestyle": line}
+            if method == UNEDITED:
+                for row in own:
+                    axes.axhline(_percent(row, name)[0], color=_GREY, linestyle=line, linewidth=1.2)
+            else:
+                _line(axes, [row["lambda"] for row in own], own, name, **look)
+    values = sorted({row["lambda"] for row in rows if row["method"] != UNEDITED})
+    axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("λ")
+    axes.set_title(f"{general} solid, {special} dotted", fontsize=10)
+    _shares_axis(axes)
 
 
 def _mixtures(rows: Sequence[Row]) -> Figure:
