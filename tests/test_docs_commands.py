@@ -241,7 +241,8 @@ def _zsre(subject: str, prompt: str, said: str) -> dict[str, Any]:
 
 def _counterfact(case: int, subject: str, prompt: str, said: str) -> dict[str, Any]:
     targets = {"target_new": {"str": "Microsoft"}, "target_true": {"str": said}}
-    rewrite = {"subject": subject, "prompt": prompt, **targets}
+    relation = "P641" if "sport" in prompt else "P131"
+    rewrite = {"subject": subject, "prompt": prompt, "relation_id": relation, **targets}
     others = {"neighborhood_prompts": ["Japan lies in"], "generation_prompts": [f"{subject} is"]}
     return {"case_id": case, "requested_rewrite": rewrite, **others}
 

@@ -299,6 +299,24 @@ def test_names_of_relations_are_drawn_as_they_are(study: str) -> None:
     assert study != "mixtures" or set(names) < set(shown)
 
 
+@pytest.mark.parametrize(
+    "names", [["play(P136|P1303|P413|P641)", "maker(P176|P178|P127)"], ["a" * 300, "b" * 300]]
+)
+def test_long_names_of_relations_leave_room(names: list[str]) -> None:
+    """No legend reaches out of its figure, and no name takes the place of what it names."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    from patchkit.evaluation.curves import figure_of
+
+    for study, groups in (("mixtures", [*names, " + ".join(names)]), ("relations", names)):
+        figure = figure_of(study, rows_of(COUNTERFACT, group=groups, count=[2, 4], method=METHODS))
+        FigureCanvasAgg(figure).draw()
+        legend, whole = figure.legends[0].get_window_extent(), figure.bbox
+        assert whole.x0 <= legend.x0 < legend.x1 <= whole.x1
+        assert all(axes.get_window_extent().width > whole.width / 4 for axes in figure.axes)
+
+
 # On a tiny model
 
 

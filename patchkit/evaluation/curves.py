@@ -20,6 +20,8 @@ Row = Mapping[str, Any]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 _MARKERS = "osD^vP"
 _GREY = "#666666"
+_LETTER, _HANDLE = 0.1, 0.75
+"""Inches that a letter of a legend takes, nearly the most, and what stands in front of a name."""
 _STYLE: dict[Any, Any] = {
     "font.size": 10.0,
     "axes.spines.top": False,
@@ -49,6 +51,11 @@ _TITLES = {
 def _labelled(name: str) -> str:
     """For a legend, which leaves out what begins with a line."""
     return f" {name}" if name.startswith("_") else name
+
+
+def _clipped(name: str, most: int) -> str:
+    """Names of relations may be whole sentences."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def draw(study: str, rows: Sequence[Row]) -> dict[str, bytes]:
@@ -133,8 +140,11 @@ def _legend(figure: Figure, *panels: Axes) -> None:
     found: dict[str, Any] = {}
     for handles, names in (axes.get_legend_handles_labels() for axes in panels):
         found |= {name: handle for handle, name in zip(handles, names, strict=True) if name not in found}
-    handles, names = list(found.values()), list(found)
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
+    inches = figure.get_figwidth()
+    names = [_clipped(name, int((inches - _HANDLE) / _LETTER)) for name in found]
+    widest = _HANDLE + _LETTER * max(map(len, names))
+    columns = max(1, min(len(names), 6, int(inches / widest)))
+    figure.legend(found.values(), names, loc="outside lower center", ncols=columns, frameon=False)
 
 
 def _scaling(rows: Sequence[Row]) -> Figure:
@@ -200,7 +210,7 @@ def _relations(rows: Sequence[Row]) -> Figure:
         look["marker"] = look["marker"] or "|"
         bars: dict[str, Any] = {"capsize": 2.5, "elinewidth": 0.9}
         axes.errorbar(values, ys, xerr=(below, above), label=method, **bars, **look)
-    axes.set_yticks(range(len(groups)), groups)
+    axes.set_yticks(range(len(groups)), [_clipped(group, 40) for group in groups])
     axes.set_ylim(-0.6, len(groups) - 0.4)
     axes.set_xlim(-3, 103)
     axes.set_xlabel(f"{_TITLES[score]}, %, {_facts(largest)} of one relation in a batch")
