@@ -40,7 +40,7 @@ class Format:
     """A binary floating-point format.
 
     ``digits`` of significand (the hidden bit too); 2^``lowest`` is the smallest subnormal; ``largest`` is the
-    largest finite number; ``tiny``: below it float32 is subnormal or zero, and bounds say nothing;
+    largest finite number; ``tiny``: smaller sums are made exactly, whatever a processor does to subnormals;
     ``least``: the smallest number that has all digits, or ``tiny`` where that is larger.
     """
 
