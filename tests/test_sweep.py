@@ -175,17 +175,24 @@ def test_tables_by_hand() -> None:
     rows = [
         {**ROW, "method": UNEDITED},
         {**ROW, "lambda": 30.0, "perplexity": None, "growth": 1.5, "scores": scores},
+        {**ROW, "perplexity": 1.25, "perplexity_low": 1.125, "perplexity_high": 1.5},
+        {**ROW, "perplexity_low": 1.0, "perplexity_high": 1.0},
     ]
     assert markdown_table(rows).decode().splitlines() == [
         "| editor | facts | λ | S | ES | GE | perplexity, times | ‖W + ΔW‖ / ‖W‖ |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         "| unedited | 1 | – | – | – | – | 1.000 | 1.000 |",
         "| memit | 1 | 30 | 50.0 (25.0 to 75.0) | 100.0 | 5.5 (5.0 to 6.0) | – | 1.500 |",
+        "| memit | 1 | – | – | – | – | 1.250 (1.125 to 1.500) | 1.000 |",
+        "| memit | 1 | – | – | – | – | 1.000 | 1.000 |",
     ]
-    head, first, second = csv_table(rows).decode().splitlines()
-    assert head.startswith("editor,facts,group,lambda,asked,perplexity,growth,S,S low,S high,ES")
-    assert first == "unedited,1,all,,1,1.0,1.0,,,,,,,,,"
-    assert second == "memit,1,all,30.0,1,,1.5,50.0,25.0,75.0,100.0,,,5.5,5.0,6.0"
+    head, first, second, third, _ = csv_table(rows).decode().splitlines()
+    assert head.startswith(
+        "editor,facts,group,lambda,asked,perplexity,perplexity low,perplexity high,growth,S,S low,S high,ES"
+    )
+    assert first == "unedited,1,all,,1,1.0,,,1.0,,,,,,,,,"
+    assert second == "memit,1,all,30.0,1,,,,1.5,50.0,25.0,75.0,100.0,,,5.5,5.0,6.0"
+    assert third == "memit,1,all,,1,1.25,1.125,1.5,1.0,,,,,,,,,"
 
 
 def test_names_of_relations_are_no_markup_and_no_formula() -> None:
@@ -484,6 +491,9 @@ def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: P
         assert row["asked"] == 2
         assert row["growth"] == pytest.approx(harm.growth, rel=1e-9) != 1
         assert row["perplexity"] == pytest.approx(harm.rise, rel=1e-6) != 1
+        bounds = harm.reading.times(harm.of_base)
+        assert row["perplexity_low"] == pytest.approx(bounds.low, rel=1e-6) != row["perplexity"]
+        assert row["perplexity_high"] == pytest.approx(bounds.high, rel=1e-6) != row["perplexity"]
         sums = tally(seen, plain).sum(0)
         for name in (
             "ES",

@@ -233,6 +233,8 @@ class _Bench:
             "lambda": trial.lambda_,
             "asked": len(places),
             "perplexity": moved["rise"],
+            "perplexity_low": moved["rise_low"],
+            "perplexity_high": moved["rise_high"],
             "growth": moved["growth"],
             "scores": _scores(tally(seen, reference), tally(reference, reference), self.seed),
         }

@@ -15,6 +15,7 @@ __all__ = ["csv_table", "json_table", "markdown_table", "table_rows"]
 Row = Mapping[str, Any]
 _HEAD = {"method": "editor", "count": "facts", "group": "facts of", "lambda": "λ"}
 _HARM = {"perplexity": "perplexity, times", "growth": "‖W + ΔW‖ / ‖W‖"}
+_BOUNDS = ("", "_low", "_high")
 _NAMES = {
     "tokens S": "score",
     "rewrite tokens": "efficacy",
@@ -48,7 +49,7 @@ def table_rows(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         [
             *(_text(row[name]) for name in leading),
             *(_score(name, row["scores"].get(name)) for name in names),
-            *(_multiple(row[name]) for name in _HARM),
+            *(_multiple(row, name) for name in _HARM),
         ]
         for row in rows
     ]
@@ -65,10 +66,12 @@ def csv_table(rows: Sequence[Row]) -> bytes:
     names = _shown_scores(rows)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    bounds = [f"{name}{part}" for name in names for part in ("", " low", " high")]
-    writer.writerow(["editor", "facts", "group", "lambda", "asked", *_HARM, *bounds])
+    bounds = [f"{name}{part}" for name in names for part in _BOUNDS]
+    harm = [*(f"perplexity{part}" for part in _BOUNDS), "growth"]
+    head = ["editor", "facts", "group", "lambda", "asked", *harm, *bounds]
+    writer.writerow(name.replace("_", " ") for name in head)
     for row in rows:
-        cells = [row[name] for name in ("method", "count", "group", "lambda", "asked", *_HARM)]
+        cells = [row.get(name) for name in ("method", "count", "group", "lambda", "asked", *harm)]
         for name in names:
             cells += _factored(name, row["scores"].get(name) or (None,) * 3)
         writer.writerow(["" if cell is None else _in_csv(cell) for cell in cells])
@@ -94,9 +97,13 @@ def _text(value: Any) -> str:
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _multiple(value: float | None) -> str:
-    """Of the base's; none where the model gives no numbers any more."""
-    return "–" if value is None else f"{value:.3f}"
+def _multiple(row: Row, name: str) -> str:
+    """Of the base's; none where the model gives no numbers any more, and no bounds where the row has none."""
+    value, low, high = (row.get(f"{name}{part}") for part in _BOUNDS)
+    if value is None:
+        return "–"
+    shown = f"{value:.3f}"
+    return shown if low is None or high is None or low == high else f"{shown} ({low:.3f} to {high:.3f})"
 
 
 def _factored(name: str, found: Sequence[float | None]) -> list[float | None]:
