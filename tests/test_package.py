@@ -17,8 +17,10 @@ def test_the_wheel_holds_the_package_alone_and_all_of_it(tmp_path: Path) -> None
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"patchkit"}
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "patchkit").rglob("*.py")}
-    assert modules <= set(names)
+    inside = {path.relative_to(ROOT) for path in (ROOT / "patchkit").rglob("*") if path.is_file()}
+    ours = {path.as_posix() for path in inside if "__pycache__" not in path.parts}
+    assert {Path(name).suffix for name in ours} >= {".py", ".jinja", ".typed"}
+    assert {name for name in names if name.startswith("patchkit/")} == ours
 
 
 def test_benchmarks_run_from_a_checkout() -> None:
