@@ -256,7 +256,7 @@ def course_of(settings=SETTINGS, text=(), facts=FACTS):
 
 def test_training_lowers_its_loss(monkeypatch):
     """On what is trained on and on what is held out; the parameters that are kept are the best ones."""
-    monkeypatch.setattr(training, "_VALIDATE_EVERY", 10)
+    monkeypatch.setattr(Course, "validate_every", 10)
     model, course = course_of(replace(SETTINGS, learning_rate=3e-3))
     steps = range(100, 110)
 
@@ -279,7 +279,7 @@ def test_training_lowers_its_loss(monkeypatch):
 
 
 def test_a_training_that_gets_no_better_ends(monkeypatch):
-    monkeypatch.setattr(training, "_VALIDATE_EVERY", 1)
+    monkeypatch.setattr(Course, "validate_every", 1)
     monkeypatch.setattr(training, "_PATIENCE", 2)
     model, course = course_of(replace(SETTINGS, learning_rate=0.1))
     network, report = train(model, course, steps=50)
@@ -288,6 +288,15 @@ def test_a_training_that_gets_no_better_ends(monkeypatch):
     with frozen(model):
         untrained = course.untrained()
     assert all(torch.equal(t, network.tensors[name]) for name, t in untrained.tensors.items())
+
+
+def test_a_validation_is_at_most_a_quarter_of_the_batches():
+    """49 facts held out, edited one at a time, would otherwise cost as much as the 50 steps between them."""
+    _, course = course_of(replace(SETTINGS, edits=1))
+    for held, edits, every in ((1, 1, 50), (49, 1, 196), (49, 10, 50), (100, 7, 60)):
+        own = replace(course, held=[course.held[0]] * held, settings=replace(SETTINGS, edits=edits))
+        assert own.validate_every == every
+        assert len(list(own._held_draws())) <= every / 4
 
 
 def test_a_training_begins_at_the_best_of_some_rates():
@@ -352,7 +361,7 @@ def test_the_same_training_gives_the_same_bytes():
 
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch, at):
-    monkeypatch.setattr(training, "_VALIDATE_EVERY", 2)
+    monkeypatch.setattr(Course, "validate_every", 2)
     whole, wanted = train(*course_of(), steps=6)
     steps = []
 

@@ -37,6 +37,8 @@ _HELD_OUT, _MOST_HELD_OUT = 0.1, 100  # of the lessons, and at most
 _NEIGHBOURS_ASKED = 2  # of a fact that is held out
 _AT_ONCE = 32  # facts whose gradients are read together
 _CHOOSING = 10  # facts by which α's start is chosen, at least, as far as so many are held out
+_VALIDATE_EVERY = 50  # steps at least
+_STEPS_A_DRAW = 4  # steps that go before each batch of a validation, so that those are most of a training
 _RATES = (1e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 1e-3)  # what α may start at
 
 
@@ -128,6 +130,11 @@ class Course:
             layers,
             settings,
         )
+
+    @property
+    def validate_every(self) -> int:
+        """Steps from one validation to the next."""
+        return max(_VALIDATE_EVERY, _STEPS_A_DRAW * -(-len(self.held) // self.settings.edits))
 
     def name(self, base: str) -> str:
         """The file of a checkpoint that goes on with this, on the base of that fingerprint."""

@@ -28,7 +28,6 @@ __all__ = ["Report", "train"]
 Progress = Callable[[str, int, int], None]
 
 _RATE_OF_RATES = 0.02  # of log α: a fiftieth of α a step at most
-_VALIDATE_EVERY = 50  # steps
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch names them
 _PATIENCE = 10  # validations without a better one
 _KEEP_EVERY = 20.0  # seconds between two checkpoints
@@ -73,7 +72,7 @@ def train(
             if time.monotonic() - kept >= keep_every:
                 run.keep()
                 kept = time.monotonic()
-        if run.step % _VALIDATE_EVERY:
+        if run.step % course.validate_every:
             run.validate()
     tell(progress, "training", steps, steps)
     run.forget()
@@ -119,7 +118,7 @@ class _Run:
         if minutes is not None and self.seconds >= 60 * minutes:
             return f"{minutes:g} minutes"
         if self.stale >= _PATIENCE:
-            return f"no better for {self.stale * _VALIDATE_EVERY} steps"
+            return f"no better for {self.stale * self.course.validate_every} steps"
         return ""
 
     def advance(self) -> None:
@@ -132,7 +131,7 @@ class _Run:
             raise BadInput(f"step {self.step + 1}: the loss is not a number; lower --learning-rate")
         self.adam.step()
         self.step += 1
-        if self.step % _VALIDATE_EVERY == 0:
+        if self.step % self.course.validate_every == 0:
             self.validate()
         self.seconds += time.monotonic() - begun
 
