@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import click
@@ -128,16 +128,18 @@ def swept_page() -> str:
 
 
 def _swept(name: str) -> str:
-    """The table as the sweep wrote it; of the intervals, which are all in its JSON, the whole's alone."""
+    """The table as the sweep wrote it; of the intervals, which are all in its JSON, those of the whole and of
+    perplexity."""
     rows = json.loads((SWEPT.parent / "results" / f"{name}.json").read_text("utf-8"))
     head, *lines = markdown_table(rows).decode().splitlines()
-    kept = next(place for place, name in enumerate(head.split(" | ")) if name in ("S", "score"))
+    shown = {"S", "score", "perplexity, times"}
+    kept = {place for place, name in enumerate(head.split(" | ")) if name in shown}
     return "".join(f"{line}\n" for line in [head, *(_plain(line, kept) for line in lines)])
 
 
-def _plain(line: str, kept: int) -> str:
+def _plain(line: str, kept: Collection[int]) -> str:
     cells = line.split(" | ")
-    return " | ".join(cell if place == kept else _INTERVAL.sub("", cell) for place, cell in enumerate(cells))
+    return " | ".join(cell if place in kept else _INTERVAL.sub("", cell) for place, cell in enumerate(cells))
 
 
 if __name__ == "__main__":
