@@ -32,6 +32,7 @@ SECTIONS = (
     "large",
     "depth",
     "methods",
+    "sequences",
     "choose",
     "merging",
     "harm",

@@ -1,4 +1,4 @@
-"""Which editor is best: batches of one to a hundred facts, and batches on batches, against published MEMIT.
+"""Which editor is best: batches of one to a hundred facts, against published MEMIT.
 
 Odd cases, which chose no recipe; where those do not suffice, all cases, and the notes say so. What was
 measured is kept (`Laboratory.kept`): a section that was stopped goes on where it was.
@@ -31,7 +31,7 @@ from patchkit.evaluation.measure import compare, observe
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
 
-__all__ = ["DEFAULT", "PLAIN", "Outcome", "Shape", "contest", "measure", "notes"]
+__all__ = ["DEFAULT", "PLAIN", "Outcome", "Shape", "contest", "contestants", "measure", "notes"]
 
 PLAIN, DEFAULT = "MEMIT as published", "the default"
 _SHOWN = ("ES", "PS", "NS", "S", "argmax", "paraphrase argmax", "generation")
@@ -59,20 +59,11 @@ class Shape:
         return self.size * self.batches * self.apart
 
 
-_SHAPES = {
-    Effort.QUICK: (Shape(2, apart=2), Shape(2, 2)),
-    Effort.USUAL: (Shape(1, apart=30), Shape(10, apart=10), Shape(100), Shape(50, 4)),
-    Effort.FULL: (
-        Shape(1, apart=30),
-        Shape(10, apart=10),
-        Shape(100),
-        Shape(50, 4),
-        Shape(50, 20),
-    ),
-}
+_QUICK, _USUAL = (Shape(2, apart=2),), (Shape(1, apart=30), Shape(10, apart=10), Shape(100))
+_SHAPES = {Effort.QUICK: _QUICK, Effort.USUAL: _USUAL, Effort.FULL: _USUAL}
 
 
-def _contestants(lab: Laboratory) -> dict[str, Recipe]:
+def contestants(lab: Laboratory) -> dict[str, Recipe]:
     """The recipes by name: published MEMIT, the default, parts of it, its search with other solves."""
     norm = reference_norm(lab.model, lab.tokenizer, lab.facts("even", _ANCHORED), lab.default)
     return {
@@ -88,12 +79,12 @@ def _contestants(lab: Laboratory) -> dict[str, Recipe]:
 
 
 def measure(effort: Effort) -> Measured:
-    """Scores in percent after the last batch, each less published MEMIT's on the same facts."""
+    """Scores in percent, each less published MEMIT's on the same facts."""
     lab = laboratory(effort)
-    contestants = _contestants(lab)
+    every = contestants(lab)
     rows, bars = [], []
     for shape in _SHAPES[effort]:
-        more, found, _ = contest(lab, shape, contestants)
+        more, found, _ = contest(lab, shape, every)
         rows += more
         if shape == Shape(100):
             gained = difference(found[DEFAULT].counts, found[PLAIN].counts)
@@ -105,7 +96,7 @@ def measure(effort: Effort) -> Measured:
 
 
 def contest(
-    lab: Laboratory, shape: Shape, contestants: Mapping[str, Recipe]
+    lab: Laboratory, shape: Shape, recipes: Mapping[str, Recipe]
 ) -> tuple[list[dict[str, Cell]], dict[str, Outcome], float]:
     """Each recipe on the facts of one shape: rows, whose differences are from the first recipe; what was
     found; and the base's perplexity."""
@@ -113,7 +104,7 @@ def contest(
     before = read(Loaded(lab.model, lab.tokenizer), text).perplexity
     found: dict[str, Outcome] = {}
     rows = []
-    for name, recipe in contestants.items():
+    for name, recipe in recipes.items():
         found[name] = _Contest(lab, recipe, shape, text).run()
         rows.append(_row(shape, name, found[name], next(iter(found.values())), before))
         print(rows[-1], file=sys.stderr, flush=True)
