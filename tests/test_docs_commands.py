@@ -205,7 +205,7 @@ FOR = {
     "--sample 300": "--sample 5",
     "--counts 1,10,100": "--counts 1,3",
     "--counts 1,3,10,30,100,300 ": "--counts 1,2 ",
-    "--counts 1000 ": "--counts 1,3 ",
+    "--counts 1000 ": "--counts 3 ",
     "--counts 100 ": "--counts 3 ",
     "--counts 30 ": "--counts 2 ",
     "--counts 10,30,60 ": "--counts 2 ",
@@ -244,7 +244,8 @@ def _counterfact(case: int, subject: str, prompt: str, said: str) -> dict[str, A
     relation = "P641" if "sport" in prompt else "P131"
     rewrite = {"subject": subject, "prompt": prompt, "relation_id": relation, **targets}
     others = {"neighborhood_prompts": ["Japan lies in"], "generation_prompts": [f"{subject} is"]}
-    return {"case_id": case, "requested_rewrite": rewrite, **others}
+    rephrased = [f"So {prompt.format(subject)}"]
+    return {"case_id": case, "requested_rewrite": rewrite, "paraphrase_prompts": rephrased, **others}
 
 
 @pytest.fixture(scope="module")
