@@ -31,6 +31,7 @@ SECTIONS = (
     "recipe",
     "large",
     "depth",
+    "mend",
     "methods",
     "sequences",
     "choose",

@@ -23,7 +23,7 @@ from patchkit.actions.harm import TEXT
 from patchkit.actions.workbench import Workbench, stacked_weights
 from patchkit.algebra.factors import Patch
 from patchkit.editing.anchor import reference_norm
-from patchkit.editing.editor import find_editor
+from patchkit.editing.editor import Editor, find_editor
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import text_for
 from patchkit.evaluation.harm import growths, read
@@ -96,16 +96,20 @@ def measure(effort: Effort) -> Measured:
 
 
 def contest(
-    lab: Laboratory, shape: Shape, recipes: Mapping[str, Recipe]
+    lab: Laboratory,
+    shape: Shape,
+    recipes: Mapping[str, Recipe],
+    trained: Mapping[str, Editor] | None = None,
 ) -> tuple[list[dict[str, Cell]], dict[str, Outcome], float]:
     """Each recipe on the facts of one shape: rows, whose differences are from the first recipe; what was
-    found; and the base's perplexity."""
+    found; and the base's perplexity. ``trained``: the editors by name of those that need training first."""
     text = list(text_for(lab.model, lab.tokenizer, TEXT, folder=lab.cache, base=lab.checkpoint.fingerprint()))
     before = read(Loaded(lab.model, lab.tokenizer), text).perplexity
     found: dict[str, Outcome] = {}
     rows = []
     for name, recipe in recipes.items():
-        found[name] = _Contest(lab, recipe, shape, text).run()
+        editor = (trained or {}).get(name) or find_editor(recipe.method)
+        found[name] = _Contest(lab, editor, recipe, shape, text).run()
         rows.append(_row(shape, name, found[name], next(iter(found.values())), before))
         print(rows[-1], file=sys.stderr, flush=True)
     return rows, found, before
@@ -149,8 +153,10 @@ def _row(shape: Shape, name: str, one: Outcome, first: Outcome, before: float) -
 class _Contest:
     """One recipe on the facts of one shape."""
 
-    def __init__(self, lab: Laboratory, plain: Recipe, shape: Shape, text: Sequence[str]) -> None:
-        self.lab, self.shape, self.text = lab, shape, text
+    def __init__(
+        self, lab: Laboratory, editor: Editor, plain: Recipe, shape: Shape, text: Sequence[str]
+    ) -> None:
+        self.lab, self.editor, self.shape, self.text = lab, editor, shape, text
         self.recipe = lab.resolve(plain) if plain.reads("templates") else plain
         self.bench = Workbench(lab.checkpoint, lab.model, lab.tokenizer)
 
@@ -194,13 +200,13 @@ class _Contest:
 
     def _patches(self, facts: Sequence[Fact]) -> list[Patch]:
         """Each batch edited on those before it, as commits one after another are."""
-        lab, editor = self.lab, find_editor(self.recipe.method)
+        lab = self.lab
         statistics = lab.statistics(self.recipe) if self.recipe.reads("statistics_text") else None
         patches: list[Patch] = []
         for first in range(0, len(facts), self.shape.size):
             part = facts[first : first + self.shape.size]
             self.bench.put(patches)
-            edited = editor.edit(
+            edited = self.editor.edit(
                 lab.model,
                 lab.tokenizer,
                 part,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from patchkit.errors import BadInput
@@ -79,14 +80,23 @@ def number(value: Cell) -> str:
 def show(console: Console, name: str, measured: Measured) -> None:
     """A section on the terminal: its table, then a line for each bar and note.
 
-    A table wider than the terminal lies on its side where it then needs fewer columns.
+    A table wider than the terminal lies on its side where it then needs fewer columns; where it has no room
+    that way either, each row is a paragraph.
     """
     lines = [list(measured.rows[0]), *([number(value) for value in row.values()] for row in measured.rows)]
-    table = _table(name, lines)
+    sides: list[Sequence[Sequence[str]]] = (
+        [lines, list(zip(*lines, strict=True))] if len(lines) < len(lines[0]) else [lines]
+    )
     unbounded = console.options.update_width(_UNBOUNDED)
-    if len(lines) < len(lines[0]) and console.measure(table, options=unbounded).maximum > console.width:
-        table = _table(name, list(zip(*lines, strict=True)))
-    console.print(table)
+    tables = [_table(name, side) for side in sides]
+    fitting = [t for t in tables if console.measure(t, options=unbounded).maximum <= console.width]
+    if fitting:
+        console.print(fitting[0])
+    else:
+        console.print(name, style="bold", highlight=False)
+        for cells in lines[1:]:
+            row = "; ".join(f"{title} {cell}" for title, cell in zip(lines[0], cells, strict=True))
+            console.print(Padding(row, (0, 0, 0, 2)), highlight=False)
     for bar in measured.bars:
         console.print(str(bar), style="green" if bar.met else "bold red", highlight=False)
     for note in measured.notes:

@@ -81,6 +81,15 @@ def test_a_table_that_is_too_wide_lies_on_its_side(width, first):
     assert sum(line.count("0.125") for line in said) == 20, "no cell is cut"
 
 
+def test_a_table_too_wide_either_way_is_a_paragraph_a_row():
+    rows = [{"recipe": f"number {n}", "less, of all": f"+{n}.0 (-1.0 to +2.0)", "S": n} for n in range(9)]
+    console = Console(file=io.StringIO(), width=30)
+    show(console, "section", Measured(rows))
+    said = " ".join(console.file.getvalue().split())
+    assert said.startswith("section recipe number 0; less, of all +0.0 (-1.0 to +2.0); S 0 recipe number 1;")
+    assert "…" not in said
+
+
 def test_results_are_kept_section_by_section_and_compared(tmp_path):
     path = tmp_path / "results.json"
     old = Measured([{"what": "a", "s": 2.0, "how": "x"}, {"what": "b", "s": 3.0, "how": "x"}])

@@ -68,7 +68,7 @@ def command() -> None:
     "--learning-rate",
     type=click.FloatRange(min=0, min_open=True, max=1),
     callback=finite,
-    default=1e-3,
+    default=1e-4,
     show_default=True,
     help="Of Adam.",
 )

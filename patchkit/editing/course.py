@@ -49,7 +49,7 @@ class Settings:
 
     edits: int = 10
     rank: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 1e-4
     seed: int = 0
 
 
