@@ -30,10 +30,10 @@ PAGE = Path(__file__).with_name("commands.md")
 MODELS = Path(__file__).with_name("models.md")
 _BEGIN, _END = "<!-- models: written by python docs/generate.py -->", "<!-- end of models -->"
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
-MEASURED = [
-    Path(__file__).with_name(name) for name in ("recipes.md", "performance.md", "merging.md", "evaluation.md")
-]
 _RESULTS = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+MEASURED = [
+    page for page in sorted(Path(__file__).parent.glob("*.md")) if _RESULTS.search(page.read_text("utf-8"))
+]
 SWEPT = Path(__file__).with_name("results.md")
 _SWEEP = re.compile(r"(<!-- sweep: ([\w-]+) -->\n).*?(<!-- end of sweep -->)", re.DOTALL)
 _INTERVAL = re.compile(r" \(\S+ to \S+\)")

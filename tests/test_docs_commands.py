@@ -179,7 +179,7 @@ EXAMPLES = sorted(
 NOT_RUN = {
     r"https://|--push-to-hub|--dtype float32": "asks the network",
     r"--records (counterfact|zsre) |tune counterfact ": "asks the network for records: test_datasets.py",
-    r"mend train|--method mend|odd20": "trains for minutes: test_mend_commands.py",
+    r"mend train|--method mend": "trains for minutes: test_mend_commands.py",
     r"patchkit tune ": "tries for minutes: test_tune.py",
     r"old-gpt2": "wants weights as pickles: test_pickles.py",
     r"--fact .*=theirs|merge --continue": "wants a merge that stopped: test_merging.py and docs/merging.md",
