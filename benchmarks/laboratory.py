@@ -59,6 +59,7 @@ _SMALL = {
     "statistics_length": 16,
     "steps": 4,
     "nullspace_threshold": 1.0,
+    "curvature": 0.5,  # as the default on the real model: it asks more of the statistics
 }
 
 

@@ -48,7 +48,7 @@ def measure(effort: Effort) -> Measured:
         put_weights(lab.model, weights, lab.checkpoint)
 
     def fresh() -> Statistics:
-        return Statistics(collected.layers, collected.tokens)
+        return Statistics(collected.layers, collected.tokens, collected.curvature)
 
     lab_weights = [lab.anatomy.weights[layer] for layer in recipe.layers]
     before = lab.observe(upper)
