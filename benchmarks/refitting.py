@@ -10,14 +10,14 @@ import statistics
 import time
 
 from benchmarks.laboratory import laboratory
-from benchmarks.quality import interval, tally
+from benchmarks.quality import Tally, interval, tally
 from benchmarks.report import Bar, Effort, Measured
 from patchkit.algebra.factors import Delta
 from patchkit.algebra.rounding import materialise
 from patchkit.editing.editor import Edited
 from patchkit.editing.memit import Memit
 from patchkit.editing.statistics import Statistics
-from patchkit.evaluation.measure import compare
+from patchkit.evaluation.measure import compare, observe
 from patchkit.models.loading import put_weights
 
 __all__ = ["measure"]
@@ -50,13 +50,16 @@ def measure(effort: Effort) -> Measured:
     def fresh() -> Statistics:
         return Statistics(collected.layers, collected.tokens, collected.curvature)
 
+    def asked() -> Tally:
+        return tally(compare(upper, before, observe(lab.model, lab.tokenizer, upper, batch_size=64)))
+
     lab_weights = [lab.anatomy.weights[layer] for layer in recipe.layers]
     before = lab.observe(upper)
     under = editor.edit(lab.model, lab.tokenizer, below, recipe, fresh())
     put(under)
     stacked = editor.edit(lab.model, lab.tokenizer, upper, recipe, fresh())
     put(stacked)
-    alone = tally(compare(upper, before, lab.observe(upper)))
+    alone = asked()
     put()
     assert stacked.solution is not None
     targets = stacked.solution.targets
@@ -73,7 +76,7 @@ def measure(effort: Effort) -> Measured:
     timed = {"committed anew": statistics.median(anew_seconds), "refitted": statistics.median(again_seconds)}
     for what, edit in {"left as it was": stacked, "committed anew": anew, "refitted": again}.items():
         put(edit)
-        counts = tally(compare(upper, before, lab.observe(upper)))
+        counts = asked()
         scores[what] = interval(counts)["ES"].value
         shown = {name: interval(counts)[name].value for name in ("ES", "PS", "NS", "S", "argmax")}
         rows.append({"edit": what, "s": timed.get(what), **shown})
