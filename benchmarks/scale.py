@@ -26,12 +26,16 @@ COUNTS = {Effort.QUICK: (2, 4), Effort.USUAL: (10, 100), Effort.FULL: (10, 100, 
 def measure(effort: Effort) -> Measured:
     """One edit of each size with the default recipe, in a process of its own; statistics are there.
 
-    The last one runs once more, is killed with half of its targets found, and is started again.
+    The facts of the last one are edited in batches of the size before it too: facts are of unlike length, so
+    only the same ones tell what a batch saves. It runs once more, is killed with half of its targets found,
+    and is started again.
     """
     counts = COUNTS[effort]
-    runs = {count: _whole(effort, count) for count in counts}
-    rows = [{"facts": count, **run} for count, run in runs.items()]
-    least, fewer, most = runs[counts[0]], runs[counts[-2]], runs[counts[-1]]
+    runs = {count: _whole(effort, count, count) for count in counts}
+    parted = _whole(effort, counts[-1], counts[-2])
+    rows = [{"facts": count, "a batch": count, **run} for count, run in runs.items()]
+    rows.append({"facts": counts[-1], "a batch": counts[-2], **parted})
+    least, most = runs[counts[0]], runs[counts[-1]]
     found, kept = _killed(effort, counts[-1])
     bars = [
         Bar(
@@ -41,8 +45,8 @@ def measure(effort: Effort) -> Measured:
             most=True,
         ),
         Bar(
-            f"s a fact, {counts[-1]} facts over {counts[-2]}",
-            most["s a fact"] / fewer["s a fact"],
+            f"s a fact, {counts[-1]} facts in one batch over batches of {counts[-2]}",
+            most["s a fact"] / parted["s a fact"],
             1.0,
             most=True,
         ),
@@ -64,8 +68,8 @@ def _batch(effort: Effort) -> int:
     return Budget.of("auto", laboratory(effort).model.device).facts
 
 
-def _whole(effort: Effort, count: int) -> dict[str, float]:
-    with tempfile.TemporaryDirectory() as folder, _apart(effort, count, folder) as run:
+def _whole(effort: Effort, count: int, size: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder, _apart(effort, count, size, folder) as run:
         assert run.stdout is not None
         return json.loads(list(run.stdout)[-1])["done"]
 
@@ -73,10 +77,10 @@ def _whole(effort: Effort, count: int) -> dict[str, float]:
 def _killed(effort: Effort, count: int) -> tuple[int, int]:
     """Targets found when the run was killed, and those that the next run began with."""
     with tempfile.TemporaryDirectory() as folder:
-        with _apart(effort, count, folder) as run:
+        with _apart(effort, count, count, folder) as run:
             found = next(done for done in _found(run) if 2 * done >= count)
             run.send_signal(signal.SIGKILL)
-        with _apart(effort, count, folder) as run:
+        with _apart(effort, count, count, folder) as run:
             kept = next(_found(run))
             run.kill()
     return found, kept
@@ -89,15 +93,16 @@ def _found(run: subprocess.Popen[str]) -> Iterator[int]:
             yield said["found"]
 
 
-def _apart(effort: Effort, count: int, folder: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "benchmarks.scale", effort.value, str(count), folder]
+def _apart(effort: Effort, count: int, size: int, folder: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "benchmarks.scale", effort.value, str(count), str(size), folder]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def _work(effort: Effort, count: int, folder: Path) -> dict[str, float]:
+def _work(effort: Effort, count: int, size: int, folder: Path) -> dict[str, Any]:
+    """``size`` facts at a time, each batch on the base alone. The estimate is that of a single batch."""
     lab = laboratory(effort)
     facts = lab.facts("both", count)
-    recipe = lab.resolve(lab.default_of(count))
+    recipe = lab.resolve(lab.default_of(size))
     statistics = lab.statistics(recipe)
     told: list[tuple[int, float]] = []
 
@@ -107,18 +112,36 @@ def _work(effort: Effort, count: int, folder: Path) -> dict[str, float]:
             print(json.dumps({"found": done}), flush=True)
 
     begun = time.perf_counter()
-    edited = Memit().edit(
-        lab.model, lab.tokenizer, facts, recipe, statistics, unfinished=folder, progress=progress
-    )
+    edits = [
+        Memit()
+        .edit(
+            lab.model,
+            lab.tokenizer,
+            facts[first : first + size],
+            recipe,
+            statistics,
+            unfinished=folder,
+            progress=progress,
+        )
+        .timings
+        for first in range(0, count, size)
+    ]
     seconds = time.perf_counter() - begun
     phases: dict[str, Any] = {
-        f"{name}, s a fact": edited.timings[name] / count for name in ("targets", "keys", "solve")
+        f"{name}, s a fact": sum(timings[name] for timings in edits) / count
+        for name in ("targets", "keys", "solve")
     }
-    start, end = told[0][1], told[-1][1]
-    quarter = next((count / done * (at - start) for done, at in told if 4 * done >= count), end - start)
-    estimate = {"estimate at 1/4": quarter / max(end - start, 1e-9)}
+    estimate = {"estimate at 1/4": _estimate(told, count) if size == count else None}
     return {"s a fact": seconds / count, **phases, **estimate, "peak MB": peak_memory() / 1e6}
 
 
+def _estimate(told: list[tuple[int, float]], count: int) -> float:
+    """The whole time of the search as it is told with a quarter found, over the real."""
+    start, end = told[0][1], told[-1][1]
+    quarter = next((count / done * (at - start) for done, at in told if 4 * done >= count), end - start)
+    return quarter / max(end - start, 1e-9)
+
+
 if __name__ == "__main__":
-    print(json.dumps({"done": _work(Effort(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))}))
+    of = Effort(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    print(json.dumps({"done": _work(*of)}))
