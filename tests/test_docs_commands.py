@@ -206,6 +206,7 @@ FOR = {
     "--counts 1,10,100": "--counts 1,3",
     "--counts 1,3,10,30,100,300 ": "--counts 1,2 ",
     "--counts 1000 ": "--counts 3 ",
+    "--counts 500 ": "--counts 3 ",
     "--counts 100 ": "--counts 3 ",
     "--counts 30 ": "--counts 2 ",
     "--counts 10,30,60 ": "--counts 2 ",
@@ -233,9 +234,11 @@ def _zsre(subject: str, prompt: str, said: str) -> dict[str, Any]:
     return {
         "subject": subject,
         "src": question,
+        "rephrase": f"So {question}",
         "alt": "Microsoft",
         "answers": [said],
         "loc": "Paris lies in",
+        "loc_ans": "France",
     }
 
 
