@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from dataclasses import replace
@@ -10,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 from tiny_models import FACTS, tiny_model, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 
+from patchkit.errors import BadInput
 from patchkit.evaluation import likelihood
-from patchkit.evaluation.generation import continue_greedily, normalise, says
+from patchkit.evaluation.generation import NEW_TOKENS, continue_greedily, length_of, normalise, says
 from patchkit.evaluation.likelihood import Score, score_targets
 from patchkit.evaluation.measure import FactChange, FactState, PromptState, compare, observe, summarise
 from patchkit.facts import Fact
@@ -144,6 +147,17 @@ def test_a_checkpoints_own_sampling_settings_do_not_change_what_is_measured() ->
         (" ?", "!", False),
         (" हिंदी", "हिंदू", False),
         (" snake_case", "snake case", True),
+        (" C++ by a team", "C++", True),
+        (" C by a team", "C++", False),
+        (" C++ by a team", "C", False),
+        (" C# is", "c#", True),
+        (" C# is", "C++", False),
+        (" -5 degrees", "\u22125", True),
+        (" 5 degrees", "-5", False),
+        (" .NET framework", ".NET", True),
+        (" net income", ".NET", False),
+        (" 1990-1995", "1990", True),
+        (" (Paris)", "Paris", True),
     ],
 )
 def test_says(said: str, target: str, true: bool) -> None:
@@ -155,6 +169,48 @@ def test_normalise_is_idempotent_and_empty_for_punctuation() -> None:
         assert normalise(normalise(text)) == normalise(text)
     assert normalise(" A  b—C!") == "a b c"
     assert normalise("?!…") == ""
+
+
+def test_a_long_target_has_room_to_be_said() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    said = greedy(model, tokenizer, FACTS[0].text, 16)
+    (state,) = observe(model, tokenizer, [replace(FACTS[0], target=said.strip())])
+    assert length_of(tokenizer, said.strip()) > NEW_TOKENS
+    assert state.rewrite.says
+
+
+def test_free_generation_goes_on_before_an_end_that_the_tokenizer_appends() -> None:
+    model, plain, ending = tiny_model("llama"), tiny_tokenizer(), copy.deepcopy(tiny_tokenizer())
+    end = ("</s>", ending.eos_token_id)
+    ending.backend_tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[end])
+    prompts = [fact.text for fact in FACTS]
+    assert ending(prompts[0])["input_ids"][-1] == ending.eos_token_id != plain(prompts[0])["input_ids"][-1]
+    assert continue_greedily(model, ending, prompts) == continue_greedily(model, plain, prompts)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_prompt_longer_than_the_model_reads_is_refused_by_name(kind: str) -> None:
+    model, tokenizer = tiny_model(kind), tiny_tokenizer()
+    longest = model.config.max_position_embeddings
+    long = "Ann " * (longest + 1)
+    for ask in (
+        lambda: score_targets(model, tokenizer, [*PAIRS, (long, "Rome")]),
+        lambda: continue_greedily(model, tokenizer, ["Ann", long]),
+        lambda: observe(model, tokenizer, [replace(FACTS[0], paraphrases=(long,))]),
+    ):
+        with pytest.raises(BadInput, match=rf'^"Ann Ann .*the model reads {longest}; shorten'):
+            ask()
+
+
+def test_the_last_place_that_a_model_reads_can_be_asked() -> None:
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
+    longest, prompt = model.config.max_position_embeddings, "I"
+    while len(tokenizer(f"{prompt} I")["input_ids"]) <= longest - 3:
+        prompt += " I"
+    taken = len(tokenizer(prompt)["input_ids"])
+    assert len(continue_greedily(model, tokenizer, [prompt], longest - taken + 1)) == 1
+    with pytest.raises(BadInput, match="shorten"):
+        continue_greedily(model, tokenizer, [prompt], longest - taken + 2)
 
 
 def test_observe_measures_each_prompt_of_each_fact() -> None:

@@ -384,6 +384,20 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path, monkeypatch, at):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_training_kept_past_the_steps_asked_for_is_not_taken(tmp_path):
+    wanted, _ = train(*course_of(), steps=2)
+
+    def kill(phase, done, total):
+        if phase == "training" and done == 4:
+            raise KeyboardInterrupt
+
+    options = {"unfinished": tmp_path, "base": "x", "keep_every": 0.0}
+    with pytest.raises(KeyboardInterrupt):
+        train(*course_of(), steps=6, progress=kill, **options)
+    network, report = train(*course_of(), steps=2, **options)
+    assert (report.steps, network.to_bytes()) == (2, wanted.to_bytes())
+
+
 def test_a_text_stays_where_there_are_no_neighbours():
     _, tokenizer, _ = parts()
     bare = tuple(replace(fact, neighbors=()) for fact in FACTS)

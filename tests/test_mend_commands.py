@@ -163,6 +163,16 @@ def test_a_killed_training_is_taken_up(
     assert list((knowledge / ".git" / "patchkit" / "unfinished").glob("mend-*")) == []
 
 
+def test_a_sweep_edits_with_what_was_trained(cli: Cli, knowledge: Path, home: Path) -> None:
+    """As a commit of the same facts does: the edit that is scored is that of the network."""
+    records = facts_file(home, *RECORDS, name="records.jsonl")
+    cli.ok("mend", "train", records, "--edits", "2", "--rank", "4", "--steps", "4")
+    asked = ("--records", records, "--counts", "1", "--methods", "mend,ft", "--out", home / "swept", "--json")
+    rows = cli.ok("eval", "sweep", "scaling", *asked).json["rows"]
+    assert [row["method"] for row in rows] == ["unedited", "mend", "ft"]
+    assert rows[1]["growth"] != 1.0
+
+
 def test_gc_keeps_a_network_that_a_patch_names(cli: Cli, knowledge: Path, home: Path) -> None:
     path = Path(trained(cli, home)["path"])
     then = time.time() - 30 * 86400

@@ -139,6 +139,32 @@ def test_edit_keeps_statistics_and_uses_the_bases_own_recipe(cache: Path) -> Non
     assert patchkit.edit(again, tokenizer, [ANN]).id == patch.id
 
 
+def test_edit_refuses_a_model_that_is_not_its_checkpoint_any_more(cache: Path) -> None:
+    """Or what is kept for the base would be of what was edited into it."""
+    model, tokenizer = loaded(torch.float32)
+    patch = patchkit.edit(model, tokenizer, [ANN])
+    kept = {path: path.read_bytes() for path in cache.rglob("*.safetensors")}
+    edited = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(BadInput, match=rf"^{next(iter(patch.deltas))}: the model has another weight than"):
+        patchkit.edit(model, tokenizer, [DUTCH])
+    assert {path: path.read_bytes() for path in cache.rglob("*.safetensors")} == kept
+    assert all(value.equal(edited[name]) for name, value in model.state_dict().items())
+
+
+def test_edit_measures_a_model_in_training_as_it_is_without(cache: Path) -> None:
+    model, tokenizer = loaded(torch.float32)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    model.train()
+    patch = patchkit.edit(model, tokenizer, [ANN])
+    assert model.training
+    again, _ = loaded(torch.float32)
+    for path in cache.rglob("*.safetensors"):
+        path.unlink()
+    assert patchkit.edit(again, tokenizer, [ANN]).id == patch.id
+
+
 def test_edit_of_a_model_that_came_from_nowhere() -> None:
     model, tokenizer = loaded()
     model.name_or_path = ""

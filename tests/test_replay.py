@@ -72,6 +72,16 @@ def test_the_replayed_tail_gives_the_whole_models_logits(kind, layer, shared):
     assert_same(model, tail.keep(torch.tensor(stay)), [rows[i] for i in stay], layer)
 
 
+@pytest.mark.parametrize("kind", tiny_models.CONFIGS)
+def test_as_many_rows_as_heads_are_narrowed_as_rows_alone(kind):
+    """Four heads: what has a number for each of them, and none for the rows, stays whole."""
+    model = tiny_models.tiny_model(kind)
+    rows = rows_of(SHAPES[:4])
+    tail = capture(model, anatomy_of(model), rows, layer=1)
+    for stay in ([2], [3, 0]):
+        assert_same(model, tail.keep(torch.tensor(stay)), [rows[i] for i in stay], 1)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_row_that_begins_with_the_subject_has_no_past(kind):
     model = tiny_models.tiny_model(kind)

@@ -165,6 +165,14 @@ def test_a_folder_names_all_that_was_asked_of_it(tmp_path: Path) -> None:
         refused = pytest.raises(WouldOverwrite, match=rf"other settings \({says}\)")
         with refused, Rows.open(tmp_path, {**other, **changed}):
             pass
+    large = {**ASKED, "counts": [500], "many": {"facts": 500}}
+    with Rows.open(tmp_path, large) as rows:  # rows of few facts have no recipe of many
+        assert list(rows.by_key.values()) == [ROW]
+    with Rows.open(tmp_path, ASKED):
+        assert json.loads((tmp_path / "sweep.json").read_text())["many"] == large["many"]
+    refused = pytest.raises(WouldOverwrite, match=r"other settings \(many\)")
+    with refused, Rows.open(tmp_path, {**large, "many": {"facts": 400}}):
+        pass
     (tmp_path / "sweep.json").write_bytes(before.replace(b'"counts": [', b'"counts": [{},'))
     with pytest.raises(BadInput, match=r"sweep\.json: cannot be read"), Rows.open(tmp_path, ASKED):
         pass

@@ -12,6 +12,7 @@ from patchkit.actions.workbench import Workbench
 from patchkit.editing.recipe import positions
 from patchkit.errors import BadInput
 from patchkit.evaluation.generation import continue_greedily
+from patchkit.models.tokens import tokenise
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository
@@ -65,7 +66,7 @@ def ask(
 def _check_room(bench: Workbench, prompts: Sequence[str], new_tokens: int) -> None:
     longest = positions(bench.model.config)
     for place, prompt in enumerate(prompts, 1):
-        count = len(bench.tokenizer(prompt)["input_ids"])
+        count = len(tokenise(bench.tokenizer, [prompt])[0].ids)
         if longest is not None and count + new_tokens - 1 > longest:  # the last one is said, not read
             raise BadInput(
                 f"prompt {place}: {count} tokens and {new_tokens} to come, but the model reads {longest}; "
@@ -79,7 +80,7 @@ def _answers(bench: Workbench, prompts: Sequence[str], new_tokens: int, top: int
 
 
 def _next(bench: Workbench, prompt: str, top: int) -> tuple[tuple[str, float], ...]:
-    ids = torch.tensor([bench.tokenizer(prompt)["input_ids"]], device=bench.model.device)
+    ids = torch.tensor([tokenise(bench.tokenizer, [prompt])[0].ids], device=bench.model.device)
     with torch.no_grad():
         logits = bench.model(input_ids=ids, use_cache=False).logits[0, -1].float()
     probabilities, tokens = logits.softmax(-1).topk(min(top, logits.shape[-1]))

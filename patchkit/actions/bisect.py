@@ -96,7 +96,7 @@ class _Asker:
         self._patches: dict[str, Patch] = {}
 
     def __call__(self, commit: str) -> bool:
-        from patchkit.evaluation.generation import continue_greedily, says
+        from patchkit.evaluation.generation import NEW_TOKENS, continue_greedily, length_of, says
 
         if commit == BASE:
             self._bench.put(())
@@ -105,7 +105,9 @@ class _Asker:
             if fingerprint != self._base:
                 raise BadInput(f"{commit[:10]}: stands on another base than HEAD; name ends with one base")
             self._put(self._repository.stack(commit))
-        (said,) = continue_greedily(self._bench.model, self._bench.tokenizer, [self._prompt])
+        model, tokenizer = self._bench.model, self._bench.tokenizer
+        room = max(NEW_TOKENS, length_of(tokenizer, self._expect))
+        (said,) = continue_greedily(model, tokenizer, [self._prompt], room)
         return says(said, self._expect)
 
     def _put(self, stack: Stack) -> None:

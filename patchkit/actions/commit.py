@@ -33,7 +33,7 @@ from patchkit.actions.given import as_batch
 from patchkit.actions.harm import asking_of, moved
 from patchkit.actions.workbench import Workbench
 from patchkit.algebra.factors import Patch
-from patchkit.editing.editor import Trained, find_editor
+from patchkit.editing.editor import ready_editor
 from patchkit.editing.kept import key_of
 from patchkit.editing.many import described
 from patchkit.editing.recipe import Recipe
@@ -144,10 +144,8 @@ def commit(
     began_on, stack = repository.store.standing(), repository.stack()
     recipe = repository.recipe(overrides, facts=len(batch.facts))
     large = recipe != repository.recipe(overrides)
-    editor = find_editor(recipe.method)
-    if isinstance(editor, Trained):
-        home = repository.store.private / "statistics"
-        recipe = editor.load(home, repository.settings.base_fingerprint, recipe)
+    home = repository.store.private / "statistics"
+    editor, recipe = ready_editor(recipe, home, repository.settings.base_fingerprint)
     if not replace:
         refuse_clashes(batch, stack)
     patches = repository.patches(stack)

@@ -14,14 +14,14 @@ from patchkit.actions.given import Facts, as_batch
 from patchkit.algebra.factors import Patch
 from patchkit.algebra.rounding import materialise
 from patchkit.checkpoint import Checkpoint
-from patchkit.editing.editor import Below, Edited, Trained, find_editor
+from patchkit.editing.editor import Below, Edited, ready_editor
 from patchkit.editing.many import recipe_of_batch
 from patchkit.editing.published import many_for, recipe_for
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.errors import BadInput
 from patchkit.facts import Fact
-from patchkit.models.loading import stored_parameters
+from patchkit.models.loading import frozen, stored_parameters
 from patchkit.models.names import StoredNames
 from patchkit.models.sources import cache_folder, resolve_base
 
@@ -48,7 +48,8 @@ def edit(
     user's cache.
     ``trained``: the folder of what an editor was trained to, ``patchkit path statistics`` of the repository.
     The edited weights are base + Σ B A rounded once to the model's dtype: where that is the base's
-    dtype, they are those of a build. Raises FactsError, or BadInput for a model that cannot be edited.
+    dtype, they are those of a build. Raises FactsError, or BadInput for a model that cannot be edited, or
+    whose weights are not the checkpoint's any more: a patch on patches is a repository's to make.
     """
     batch = as_batch(facts)
     place = base if base is not None else getattr(model, "name_or_path", "")
@@ -57,17 +58,17 @@ def edit(
             "the model does not say where it was loaded from; name its checkpoint with base=FOLDER"
         )
     checkpoint = Checkpoint.open(resolve_base(place, download=False).folder)
+    _refuse_other_weights(model, checkpoint)
     if recipe is None:
         recipe = recipe_of_batch(recipe_for(model.config), many_for(model.config), len(batch.facts))
     if statistics is None and recipe.reads("statistics_text"):
         folder = cache_folder() / "statistics"
-        statistics = statistics_for(
-            model, tokenizer, recipe, folder=folder, base=checkpoint.fingerprint(), progress=progress
-        )
-    editor = find_editor(recipe.method)
-    if isinstance(editor, Trained):
-        kept = Path(trained) if trained is not None else cache_folder() / "statistics"
-        recipe = editor.load(kept, checkpoint.fingerprint(), recipe)
+        with frozen(model):
+            statistics = statistics_for(
+                model, tokenizer, recipe, folder=folder, base=checkpoint.fingerprint(), progress=progress
+            )
+    kept = Path(trained) if trained is not None else cache_folder() / "statistics"
+    editor, recipe = ready_editor(recipe, kept, checkpoint.fingerprint())
     edited = editor.edit(
         model, tokenizer, batch.facts, recipe, statistics, batch_size=batch_size, progress=progress
     )
@@ -77,6 +78,20 @@ def edit(
             weight = parameters[name]
             weight.copy_(materialise(weight.detach().cpu(), [delta], name))
     return as_patch(edited, batch.facts, model, checkpoint, ())
+
+
+def _refuse_other_weights(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """BadInput names a weight that is not the checkpoint's: what is measured and kept would not be of it.
+
+    One of another shape, such as embeddings with tokens added, is not compared.
+    """
+    for name, parameter in stored_parameters(model, checkpoint).items():
+        own, stored = parameter.detach().cpu(), checkpoint.read(name)
+        if own.shape == stored.shape and not torch.equal(own, stored.to(own.dtype)):
+            raise BadInput(
+                f"{name}: the model has another weight than {checkpoint.folder}; load it anew and edit all "
+                "facts at once, or commit patch on patch in a repository"
+            )
 
 
 def below(patches: Sequence[Patch], model: PreTrainedModel, checkpoint: Checkpoint) -> list[Below]:

@@ -19,7 +19,7 @@ from patchkit.actions.edit import as_patch
 from patchkit.actions.harm import own_text
 from patchkit.actions.sweep_rows import Rows
 from patchkit.actions.workbench import stacked_weights
-from patchkit.editing.editor import Edited, Trained, find_editor
+from patchkit.editing.editor import Edited, Editor, ready_editor
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.evaluation.answers import FOLDER
@@ -115,12 +115,12 @@ def sweep(
     if texts and not any(case.texts for case in chosen):
         raise BadInput(f"{cases.source}: has no beginnings of texts (generation_prompts); leave out --texts")
     trials = plan(asked, chosen, cases.source)
-    recipes = {method: _recipe(repository, method, 1) for method in asked.methods}
+    recipes = {method: _ready(repository, method, 1)[1] for method in asked.methods}
     for method, recipe in recipes.items():
         if asked.study == "tradeoff" and not recipe.reads("lambda"):
             raise BadInput(f"{method}: reads no λ, so it has no trade-off over it; leave it out of --methods")
     sizes = {(trial.method, trial.count) for trial in trials if trial.method != UNEDITED}
-    by_size = {(method, count): _recipe(repository, method, count) for method, count in sorted(sizes)}
+    by_size = {(method, count): _ready(repository, method, count) for method, count in sorted(sizes)}
     asking = Asking(repository.checkpoint(), device, repository.store.private / FOLDER, told)
     settings = {
         "study": asked.study,
@@ -138,7 +138,7 @@ def sweep(
         "recipes": {method: recipe.to_dict() for method, recipe in recipes.items()},
         "computed_with": asking.computed_with,
     }
-    if any(recipe != recipes[method] for (method, _), recipe in by_size.items()):
+    if any(recipe != recipes[method] for (method, _), (_, recipe) in by_size.items()):
         settings["many"] = repository.settings.many
     failed: list[str] = []
     unreferenced = () if references is None else references.notes(chosen)
@@ -164,14 +164,11 @@ def sweep(
         return Swept(settings, rows, files, (*cases.notes, *unreferenced), tuple(failed))
 
 
-def _recipe(repository: Repository, method: str, facts: int) -> Recipe:
-    """The recipe that a commit of so many facts would have."""
+def _ready(repository: Repository, method: str, facts: int) -> tuple[Editor, Recipe]:
+    """The editor and the recipe that a commit of so many facts would have."""
     recipe = repository.recipe({"method": method}, facts=facts)
-    editor = find_editor(recipe.method)
-    if isinstance(editor, Trained):
-        home = repository.store.private / "statistics"
-        return editor.load(home, repository.settings.base_fingerprint, recipe)
-    return recipe
+    home = repository.store.private / "statistics"
+    return ready_editor(recipe, home, repository.settings.base_fingerprint)
 
 
 def _failure(trial: Trial, error: BadInput) -> str:
@@ -203,13 +200,13 @@ class _Bench:
         repository: Repository,
         asking: Asking,
         cases: Sequence[Case],
-        recipes: Mapping[tuple[str, int], Recipe],
+        editors: Mapping[tuple[str, int], tuple[Editor, Recipe]],
         options: tuple[int | None, int, bool, References | None, int | str],
         targets: Path,
         told: Progress,
     ) -> None:
         self.repository, self.asking, self.cases = repository, asking, cases
-        self.recipes = recipes
+        self.editors = editors
         self.sample, self.seed, self.texts, self.references, self.batch_size = options
         self.targets, self.told = targets, told
         self.base: dict[int, Seen] = {}
@@ -286,10 +283,11 @@ class _Bench:
 
     def _edit(self, trial: Trial, facts: Sequence[Any]) -> Edited:
         bench = self.asking.bench
-        recipe, statistics = self._prepared(self.recipes[trial.method, trial.count])
+        editor, recipe = self.editors[trial.method, trial.count]
+        recipe, statistics = self._prepared(recipe)
         if trial.lambda_ is not None:
             recipe = recipe.override(lambda_=trial.lambda_)
-        return find_editor(recipe.method).edit(
+        return editor.edit(
             bench.model,
             bench.tokenizer,
             facts,

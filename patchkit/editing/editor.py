@@ -179,6 +179,13 @@ def _place(name: str) -> tuple[str, str]:
     return module, attribute
 
 
+def ready_editor(recipe: Recipe, folder: Path, base: str) -> tuple[Editor, Recipe]:
+    """The editor of a recipe, with what it was trained to on ``base``, if it was; and the recipe that names
+    that. ``folder`` holds the statistics. As `find_editor` and `Trained.load`."""
+    editor = find_editor(recipe.method)
+    return editor, editor.load(folder, base, recipe) if isinstance(editor, Trained) else recipe
+
+
 def find_editor(name: str) -> Editor:
     """The editor of that name. BadInput where there is none, Unavailable where it fails to load."""
     module, attribute = _place(name)

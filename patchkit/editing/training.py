@@ -65,7 +65,7 @@ def train(
     with float32_compute(model), frozen(model):
         try_out(model, anatomy_of(model), [course.layers[0] - 1], course.lessons[0].edit.tokens)
         kept = time.monotonic()
-        run = _Run.begin(course, unfinished and unfinished / course.name(base), progress)
+        run = _Run.begin(course, unfinished and unfinished / course.name(base), steps, progress)
         while not (why := run.over(steps, minutes)):
             run.advance()
             tell(progress, "training", run.step, steps)
@@ -96,8 +96,9 @@ class _Run:
         self.best = self._copied()
 
     @classmethod
-    def begin(cls, course: Course, path: Path | None, progress: Progress | None) -> _Run:
-        """Where the checkpoint at ``path`` stands; from the identity where there is none."""
+    def begin(cls, course: Course, path: Path | None, steps: int, progress: Progress | None) -> _Run:
+        """Where the checkpoint at ``path`` stands; from the identity where there is none, or it is past
+        the ``steps`` that are asked for."""
         begun = time.monotonic()
         blank = course.identity({})
         kept = read_kept(path, _shapes(blank))
@@ -105,7 +106,8 @@ class _Run:
             norms = {name: kept[f"norms.{name}"].to(tensor) for name, tensor in blank.norms.items()}
             run = cls(course, replace(blank, norms=norms), path)
             run._take(kept)
-            return run
+            if run.step <= steps:
+                return run
         run = cls(course, course.untrained(progress), path)
         run.before = run.after = course.validate(run.network)
         run.seconds = time.monotonic() - begun

@@ -15,14 +15,23 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-__all__ = ["NEW_TOKENS", "continue_greedily", "normalise", "says"]
+from patchkit.evaluation.room import check_room
+from patchkit.models.tokens import tokenise
+
+__all__ = ["NEW_TOKENS", "continue_greedily", "length_of", "normalise", "says"]
 
 # Thai, Lao, Burmese, Khmer; kana and the Chinese characters.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
 )
 
+_TELLING = re.compile(r"(?<=[\w+#])[+#]|(?<!\w)[-+](?=\d)|(?<![\w.])\.(?=\w)")
 NEW_TOKENS = 12  # the same for every prompt: the target's length is not leaked
+
+
+def length_of(tokenizer: Any, object_: str) -> int:
+    """Tokens of an object that follows a prompt."""
+    return len(tokenizer(f" {object_}", add_special_tokens=False)["input_ids"])
 
 
 def continue_greedily(
@@ -30,9 +39,11 @@ def continue_greedily(
 ) -> list[str]:
     """The most probable token after another, ``new_tokens`` of them or up to the end of text.
 
-    Returns one continuation for each prompt, without the prompt.
+    Returns one continuation for each prompt, without the prompt. BadInput names a prompt that leaves the
+    model no room for ``new_tokens``.
     """
-    ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    ids = [list(text.ids) for text in tokenise(tokenizer, prompts)]
+    check_room(model, zip(prompts, (len(row) + new_tokens - 1 for row in ids), strict=True))
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     texts = [""] * len(ids)
     for start in range(0, len(order), batch_size):
@@ -70,10 +81,16 @@ def _only(model: Any, config: GenerationConfig) -> Iterator[None]:
         model.generation_config = own
 
 
-def normalise(text: str) -> str:
-    """Compatibility-composed, case-folded, only letters, marks and digits, spaces collapsed."""
+def normalise(text: str, *, signs: bool = False) -> str:
+    """Compatibility-composed, case-folded, only letters, marks and digits, spaces collapsed.
+
+    With ``signs`` those stay without which another thing is named: C++ and C#, -5, .NET.
+    """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join("".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text).split())
+    text = text.replace("\u2212", "-")  # the minus of typography
+    stay = {found.start() for found in _TELLING.finditer(text)} if signs else set()
+    kept = (c if at in stay or unicodedata.category(c)[0] in "LMN" else " " for at, c in enumerate(text))
+    return " ".join("".join(kept).split())
 
 
 def says(continuation: str, target: str) -> bool:
@@ -82,7 +99,7 @@ def says(continuation: str, target: str) -> bool:
     A target of punctuation alone is compared as it is; a script that writes no spaces between words
     has no whole words to ask for.
     """
-    said, wanted = normalise(continuation), normalise(target)
+    said, wanted = normalise(continuation, signs=True), normalise(target, signs=True)
     if not wanted:
         return continuation.strip().startswith(target.strip())
     return said.startswith(wanted) if _UNSPACED.match(wanted[-1]) else f"{said} ".startswith(f"{wanted} ")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from patchkit.evaluation.room import check_room
 from patchkit.models.tokens import split_target
 
 __all__ = ["Score", "score_targets"]
@@ -49,9 +50,12 @@ class Score:
 def score_targets(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[Score]:
     """Score each (prompt, object); the object follows the prompt after a space.
 
-    Objects of one prompt share its forward pass wherever one row of tokens holds the other.
+    Objects of one prompt share its forward pass wherever one row of tokens holds the other. BadInput names a
+    prompt that is longer than the model reads, or an object without tokens.
     """
     split = [split_target(tokenizer, prompt, target) for prompt, target in pairs]
+    lengths = (len(prompt) + len(target) - 1 for prompt, target in split)
+    check_room(model, zip((prompt for prompt, _ in pairs), lengths, strict=True))
     # Each row predicts its object: all tokens of prompt and object but the last.
     rows, place = _without_prefixes([(*prompt, *target)[:-1] for prompt, target in split])
     readers: list[list[int]] = [[] for _ in rows]

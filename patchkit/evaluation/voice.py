@@ -7,7 +7,7 @@ from dataclasses import astuple
 from typing import Any, Protocol
 
 from patchkit.evaluation.answers import Answers
-from patchkit.evaluation.generation import continue_greedily
+from patchkit.evaluation.generation import continue_greedily, length_of
 from patchkit.evaluation.likelihood import Score, score_targets
 
 __all__ = ["Loaded", "Remembered", "Voice"]
@@ -42,7 +42,7 @@ class Loaded:
         return continue_greedily(self.model, self.tokenizer, prompts, new_tokens=new_tokens)
 
     def length(self, object_: str) -> int:
-        return len(self.tokenizer(f" {object_}", add_special_tokens=False)["input_ids"])
+        return length_of(self.tokenizer, object_)
 
 
 class Remembered:
@@ -70,4 +70,4 @@ class Remembered:
         return [known[prompt, new_tokens] for prompt in prompts]
 
     def length(self, object_: str) -> int:
-        return Loaded(None, self.tokenizer).length(object_)
+        return length_of(self.tokenizer, object_)

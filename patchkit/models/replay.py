@@ -117,8 +117,7 @@ class Tail:
             if isinstance(value, tuple | list):
                 return type(value)(narrow(item) for item in value)
             if isinstance(value, dict):
-                # Bloom's and Falcon's "alibi" is [R x heads, 1, S].
-                return {name: heads(v) if name == "alibi" else narrow(v) for name, v in value.items()}
+                return {name: named(name, v) for name, v in value.items()}
             if id(value) in done:
                 return done[id(value)]
             if isinstance(value, FrozenCache):
@@ -126,6 +125,11 @@ class Tail:
             elif isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == count:
                 done[id(value)] = value.index_select(0, rows)
             return done.get(id(value), value)
+
+        def named(name: str, value: Any) -> Any:
+            if name == "position_bias":  # MPT's is [heads, 1, S], of all rows alike
+                return value
+            return heads(value) if name == "alibi" else narrow(value)  # Bloom's, Falcon's: [R x heads, 1, S]
 
         def heads(value: Any) -> Any:
             if not isinstance(value, Tensor):

@@ -51,6 +51,8 @@ def tokenise(tokenizer: Any, texts: Sequence[str]) -> list[Tokenised]:
             f"{type(tokenizer).__name__} is a slow tokenizer, which cannot say where a token stands; "
             "use the base's fast tokenizer (tokenizer.json)"
         )
+    if not texts:
+        return []
     found = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)
     rows = zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
     return [_without_end(ids, spans, special) for ids, spans, special in rows]
