@@ -222,6 +222,39 @@ def test_keys_of_rome_do_not_depend_on_how_many_are_read_together(monkeypatch):
     assert_close(parts.solution.keys[name].double(), whole.solution.keys[name].double(), 1e-6)
 
 
+@pytest.mark.parametrize("at", [1, 3])
+def test_rome_goes_on_behind_the_facts_of_a_killed_run_to_the_same_bits(tmp_path, monkeypatch, at):
+    monkeypatch.setattr(rome, "_KEEP_EVERY", 0.0)
+    model, tokenizer, statistics, wanted = edit("rome")
+    recipe, sought = RECIPES["rome"], []
+
+    def kill(phase, done, total):
+        if phase == "targets" and done == at:
+            raise KeyboardInterrupt
+
+    def watch(phase, done, total):
+        if phase == "targets":
+            sought.append(done)
+
+    def run(facts, progress):
+        options = {"unfinished": tmp_path, "progress": progress}
+        return find_editor("rome").edit(model, tokenizer, facts, recipe, statistics, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(FACTS, kill)
+    run(FACTS[::-1], None)  # other facts before each, so other values
+    again = run(FACTS, watch)
+    assert sought[0] == at
+    assert (again.steps, again.losses) == (wanted.steps, wanted.losses)
+    for name, delta in wanted.deltas.items():
+        assert torch.equal(again.deltas[name].B, delta.B)
+        assert torch.equal(again.deltas[name].A, delta.A)
+    assert torch.equal(again.solution.targets, wanted.solution.targets)
+    sought.clear()
+    run(FACTS, watch)
+    assert sought == [len(FACTS)]
+
+
 def test_rome_corrected_and_not_are_two_edits():
     one, two = (edit("rome", recipe=RECIPES["rome"].override(mean_key=m))[3] for m in (True, False))
     (first,), (second,) = one.deltas.values(), two.deltas.values()

@@ -12,8 +12,10 @@ on them, the keys and C⁻¹k̄, is computed for all facts at once.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from patchkit.algebra.factors import Delta, Solution
 from patchkit.editing.batching import BatchSize
 from patchkit.editing.curvature import Walk
 from patchkit.editing.editor import Edited
+from patchkit.editing.kept import key_of, read_kept, write_kept
 from patchkit.editing.keys import collect_inputs, collect_states
 from patchkit.editing.mass import add, resolve, restored, rewriting_of
 from patchkit.editing.recipe import Recipe
@@ -30,7 +33,7 @@ from patchkit.editing.solve import exact_device, scaled_inverse_keys
 from patchkit.editing.statistics import Statistics
 from patchkit.editing.targets import find_targets
 from patchkit.editing.task import RefitterBase, Task, tell
-from patchkit.editing.templates import Passage, drift_passages
+from patchkit.editing.templates import Passage, drift_passages, plain
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.outlet import Outlet
 from patchkit.models.trial import try_out
@@ -38,6 +41,10 @@ from patchkit.models.trial import try_out
 __all__ = ["Rome"]
 
 _AT_ONCE = 256  # facts whose keys are read together
+_KEEP_EVERY = 20.0  # seconds between two writings of the values
+
+Found = tuple[Tensor, int, float]
+"""A fact's value [d_out], the steps that it took, and its last loss."""
 
 
 class Rome(RefitterBase):
@@ -48,8 +55,8 @@ class Rome(RefitterBase):
     def update(self, task: Task) -> Edited:
         """Write the facts in their order, with the values that are known; the others' are sought on the way.
 
-        The contexts of one fact are optimised together, the facts one after another. Nothing is kept in
-        ``unfinished``: a fact's value is of the model with the facts before it.
+        The contexts of one fact are optimised together, the facts one after another. Kept in ``unfinished``
+        are the values of the first facts, so that a run that was killed goes on behind them to the same bits.
         """
         model, anatomy, layer = task.model, task.anatomy, task.recipe.layers[0]
         count, sought = len(task.facts), set(task.sought)
@@ -60,14 +67,19 @@ class Rome(RefitterBase):
             outlet = try_out(model, anatomy, recipe.layers, rewriting[0][0].tokens)[layer]
         with task.timer("keys"):
             writer = _Writer.of(model, anatomy, rewriting, drift, recipe, task.moments, outlet)
+        kept = _Kept.of(task, rewriting, drift, recipe, writer)
         with restored([anatomy.weight(layer)]):
-            for fact in range(count):
+            with task.timer("solve"):
+                for found in kept.read(len(writer.W)):
+                    writer.write(*found)
+            for fact in range(len(writer.values), count):
                 tell(task.progress, "targets", fact, count)
                 with task.timer("targets"):
-                    known = None if task.known is None or fact in sought else task.known[fact]
-                    value = writer.seek(fact, task.batch_size) if known is None else known
+                    known = None if task.known is None or fact in sought else (task.known[fact], 0, 0.0)
+                    found = writer.seek(fact, task.batch_size) if known is None else known
                 with task.timer("solve"):
-                    writer.write(fact, value)
+                    writer.write(*found)
+                kept.write(writer, last=fact + 1 == count)
             tell(task.progress, "targets", count, count)
         name = anatomy.weights[layer]
         solution = Solution(torch.stack(writer.values), {name: writer.keys})
@@ -148,7 +160,7 @@ class _Writer:
         so_far = (b * (a @ k) for b, a in zip(self.B, self.A, strict=False))
         return self.W @ k + self.bias + sum(so_far)
 
-    def seek(self, fact: int, batch_size: BatchSize) -> Tensor:
+    def seek(self, fact: int, batch_size: BatchSize) -> Found:
         """v of a fact (ROME eq. 4): what the weight writes for the bare prompt, moved by the δ that makes the
         model say the target, on the model with the facts before it."""
         layer, texts = self.recipe.layers[0], [self.rewriting[fact]]
@@ -166,22 +178,61 @@ class _Writer:
             walk=self.walk,
             batch_size=batch_size,
         )
-        self.steps[fact:] = found.steps
-        self.losses[fact:] = found.losses
         change = (found.z.to(before) - before).to(now)
-        return now + (change[0] if self.outlet.plain else self._aimed(now, change[0]))
+        value = now + (change[0] if self.outlet.plain else self._aimed(now, change[0]))
+        return value, found.steps[0], found.losses[0]
 
     def _aimed(self, now: Tensor, change: Tensor) -> Tensor:
         here, dtype = self.model.device, self.model.dtype
         return self.outlet.pull_back(now[None].to(here, dtype), change[None].to(here, dtype))[0].to(now)
 
-    def write(self, fact: int, value: Tensor) -> None:
-        """Λ: what the key still misses (ROME eq. 2), put on the weight."""
-        if len(self.steps) == fact:
-            self.steps.append(0)
-            self.losses.append(0.0)
+    def write(self, value: Tensor, steps: int, loss: float) -> None:
+        """Λ of the next fact: what its key still misses (ROME eq. 2), put on the weight."""
+        fact = len(self.values)
         self.values.append(value.float().cpu())
+        self.steps.append(steps)
+        self.losses.append(loss)
         b = (self.values[-1].to(self.A) - self.written(self.keys[fact])).float().to(self.A)
         self.B.append(b)
         term = Delta(b[:, None], self.A[fact : fact + 1], transposed=self.anatomy.transposed)
         add(self.anatomy.weight(self.recipe.layers[0]), term)
+
+
+@dataclass
+class _Kept:
+    """The values of the first facts, kept every ``_KEEP_EVERY`` seconds; nowhere where ``path`` is None."""
+
+    path: Path | None
+    at: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        rewriting: Sequence[Sequence[Passage]],
+        drift: Sequence[Passage],
+        recipe: Recipe,
+        writer: _Writer,
+    ) -> _Kept:
+        """Named by all that values depend on beside the weights: the facts in their order, recipe and C."""
+        if task.unfinished is None or task.known is not None:
+            return cls(None)
+        walked = None if writer.walk is None else writer.walk.origin
+        key = key_of({"recipe": recipe.to_dict(), "texts": plain(rewriting, drift), "walk": walked})
+        return cls(task.unfinished / f"{recipe.method}-{key}.safetensors")
+
+    def read(self, width: int) -> list[Found]:
+        """The values [d_out = ``width``] that are there, with the steps and the loss of each."""
+        kept = read_kept(self.path, {"values": [None, width], "steps": [None], "losses": [None]})
+        if kept is None:
+            return []
+        return list(zip(kept["values"], kept["steps"].tolist(), kept["losses"].tolist(), strict=True))
+
+    def write(self, writer: _Writer, *, last: bool) -> None:
+        """Those found so far, if it is time to."""
+        if self.path is None or not (last or time.monotonic() - self.at >= _KEEP_EVERY):
+            return
+        steps = torch.tensor(writer.steps)
+        losses = torch.tensor(writer.losses, dtype=torch.float64)
+        write_kept(self.path, {"values": torch.stack(writer.values), "steps": steps, "losses": losses})
+        self.at = time.monotonic()

@@ -26,7 +26,7 @@ from patchkit.editing.descent import descent_of
 from patchkit.editing.kept import key_of, read_kept, write_kept
 from patchkit.editing.losses import Drift, Rewriting, log_probabilities
 from patchkit.editing.recipe import Recipe
-from patchkit.editing.templates import Passage
+from patchkit.editing.templates import Passage, plain
 from patchkit.errors import BadInput
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.packing import pack
@@ -178,12 +178,8 @@ def _key(
         if name not in _OF_THE_SOLVE and not name.startswith("statistics")
     }
     settings["layers"] = recipe.layers[-1]  # those below take their share of what is found here
-    texts = [
-        [[list(p.tokens), p.subject, p.target] for p in (*of, d)]
-        for of, d in zip(rewriting, drift, strict=True)
-    ]
     walked = {} if walk is None else {"walk": walk.origin}
-    return key_of({"recipe": settings, "texts": texts, **walked})
+    return key_of({"recipe": settings, "texts": plain(rewriting, drift), **walked})
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +22,7 @@ from patchkit.facts import Fact
 from patchkit.models.past import Row
 from patchkit.models.tokens import tokenise
 
-__all__ = ["Passage", "drift_passages", "rewriting_passages", "write_templates"]
+__all__ = ["Passage", "drift_passages", "plain", "rewriting_passages", "write_templates"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,14 @@ def rewriting_passages(
     for fact, passage in zip(_repeat(facts, len(templates)), passages, strict=True):
         _check(fact, passage, longest)
     return [passages[i : i + len(templates)] for i in range(0, len(passages), len(templates))]
+
+
+def plain(rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage]) -> list[list[Any]]:
+    """Of each fact all passages as JSON has them, to name what was found on them."""
+    return [
+        [[list(text.tokens), text.subject, text.target] for text in (*texts, last)]
+        for texts, last in zip(rewriting, drift, strict=True)
+    ]
 
 
 def drift_passages(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], prompt: str) -> list[Passage]:
