@@ -8,7 +8,6 @@ can be checked without a model, and lists *all* faults of a file with their line
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from patchkit.errors import BadInput, NotFound
 from patchkit.fact import UNSEEN, Fact, Key, Reverse, fact_of, kind_of, normal, shown
+from patchkit.files import standard_input
 from patchkit.jsonlines import MAX_LINE, numbered_values
 from patchkit.records import Record, native_records
 
@@ -99,7 +99,7 @@ def parse_apart(data: bytes, name: str) -> Batch:
 def read_facts(source: str | Path) -> Batch:
     """The facts of a file, or of standard input for "-"; FactsError, or NotFound without a file."""
     if source == "-":
-        return parse_facts(sys.stdin.buffer.read(MAX_FILE + 1), "standard input")
+        return parse_facts(standard_input(MAX_FILE + 1), "standard input")
     name = os.fspath(source)
     try:
         with open(source, "rb") as file:

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -27,6 +28,7 @@ __all__ = [
     "is_temporary",
     "move_durably",
     "reading",
+    "standard_input",
     "sync",
     "write_durably",
     "writing",
@@ -47,6 +49,13 @@ def writing(path: Path) -> Iterator[None]:
         where = error.filename or path
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise NotWritten(f"{where}: {reason}; make room or give write access, then try again") from error
+
+
+def standard_input(limit: int = -1) -> bytes:
+    """All of standard input, or its first ``limit`` bytes; `NotFound` where it is closed."""
+    if sys.stdin is None:
+        raise NotFound("standard input: is closed; name a file, or give something to read")
+    return sys.stdin.buffer.read(limit)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from patchkit.errors import PatchkitError
 from patchkit.facts import Fact, FactsError, load_canonical
 from patchkit.git import lfs
 from patchkit.git.lfs import begins_pointer
+from patchkit.git.locks import at_root, git_at_root
 from patchkit.git.store import ATTRIBUTES, PATCHES, Entry, GitStore, Tree
 from patchkit.patch import DELTA, FACTS, KEYS, Header, read_patch_header, valid_patch_name
 from patchkit.problem import Problem, one_line
@@ -29,7 +30,7 @@ _KINDS = {
     "160000": "is another repository (a gitlink)",
     "40000": "is a folder inside a patch",
 }
-_REMOVE = "take it out and commit: git rm -r -- {}"
+_REMOVE = "take it out and commit: {} rm -r -- {}"
 
 Believed = tuple[Header, tuple[Fact, ...], str]
 Folders = dict[str, dict[str, Entry]]
@@ -126,7 +127,8 @@ def _believe(store: GitStore, name: str, files: Mapping[str, Entry]) -> Believed
             return Problem(
                 f"{where}/{file}",
                 f"is not the one that {DELTA} was made with (a merge or an edit mixed two versions)",
-                f"put back the files of one version: git checkout COMMIT -- {_quoted(store.prefix + where)}",
+                "put back the files of one version: "
+                f"{git_at_root(store)} checkout COMMIT -- {at_root(store, where)}",
             )
     return header, load_canonical(data[FACTS], FACTS), hash_bytes(data[DELTA])
 
@@ -179,7 +181,7 @@ def _plain(store: GitStore, entry: Entry) -> Problem:
     return Problem(
         one_line(entry.path),
         "lies in Git itself, and this stack is kept in Git LFS",
-        f"git add --renormalize -- {_quoted(store.prefix + entry.path)}, and commit it",
+        f"{git_at_root(store)} add --renormalize -- {at_root(store, entry.path)}, and commit it",
     )
 
 
@@ -198,7 +200,9 @@ def _without_attributes(store: GitStore) -> Problem:
 
 
 def _problem(store: GitStore, path: str, message: str) -> Problem:
-    return Problem(one_line(path), one_line(message), _REMOVE.format(_quoted(store.prefix + path)))
+    return Problem(
+        one_line(path), one_line(message), _REMOVE.format(git_at_root(store), at_root(store, path))
+    )
 
 
 def _quoted(path: str) -> str:

@@ -119,11 +119,18 @@ class Stack:
         return {fact.key: (patch.name, fact) for patch in self.patches for fact in patch.facts}
 
     def by_date(self, history: Sequence[Commit]) -> list[tuple[StoredPatch, Commit | None]]:
-        """The patches, oldest first, each with the commit that added it (`GitStore.history`)."""
+        """The patches, oldest first, each with the commit that added it (`GitStore.history`).
+
+        Of those that came in one commit (a squashed merge), the one that was solved on fewer comes first.
+        """
         added = added_in(history)
         place = {commit.id: -number for number, commit in enumerate(history)}
-        pairs = [(patch, added.get(patch.name)) for patch in self.patches]
-        return sorted(pairs, key=lambda pair: (place[pair[1].id] if pair[1] else -len(place), pair[0].name))
+
+        def age(pair: tuple[StoredPatch, Commit | None]) -> tuple[int, int, str]:
+            patch, commit = pair
+            return place[commit.id] if commit else -len(place), len(patch.header.solved_on), patch.name
+
+        return sorted(((patch, added.get(patch.name)) for patch in self.patches), key=age)
 
 
 class TreeProblems(BadInput):

@@ -114,19 +114,21 @@ def _names(fact: Fact) -> set[str]:
 def _origins(
     repository: Repository, stack: Stack, facts: list[tuple[str, Fact]]
 ) -> dict[tuple[str, tuple[str, str]], Commit]:
-    """For each (patch, fact) the newest commit by which that patch came to say it so."""
+    """For each (patch, fact) the newest commit by which that patch came to say it so; the merge that
+    brought it in only where no other commit did."""
     wanted = {(name, fact.key): fact for name, fact in facts}
     found: dict[tuple[str, tuple[str, str]], Commit] = {}
+    brought: dict[tuple[str, tuple[str, str]], Commit] = {}
     if not wanted or stack.commit is None:
         return found
     for entry in history_of(repository.store, repository.store.history(stack.commit)):
         for move in entry.facts or ():
             mark = (move.patch, move.fact.key)
             if move.kind != "removed" and mark in wanted and move.fact == wanted[mark]:
-                found.setdefault(mark, entry.commit)
+                (brought if len(entry.commit.parents) > 1 else found).setdefault(mark, entry.commit)
         if len(found) == len(wanted):
             break
-    return found
+    return {**brought, **found}
 
 
 def measure(
@@ -150,7 +152,7 @@ def measure(
     stack = repository.stack(revision)
     if not stack.patches:
         raise NotFound("no patch is in force, so what the model says is the base's own; see patchkit ask")
-    writers = writers_of(repository.store.history(revision))
+    writers = writers_of(repository.store.history(revision), merges=False)
     bench = repository.workbench(device)
 
     def said() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.card import card_of, check_licence
 from patchkit.actions.changes import remembered
 from patchkit.algebra.factors import Patch
-from patchkit.builds.build import BuildRecord
+from patchkit.builds.build import BuildRecord, check_claim, check_place
 from patchkit.builds.build import build as write_build
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput
+from patchkit.files import writing
 from patchkit.shipping.card import CARD, markdown
 from patchkit.stack import Stack, StoredPatch, Updates
 
@@ -64,6 +66,7 @@ def build(
     folder = out or repository.build_folder
     if dry_run:
         repository.patches(stack)
+        _check_destination(checkpoint, folder)
         return None
     edited = {
         patch.id: {name: entry.stored_shape for name, entry in patch.header.weights.items()}
@@ -75,6 +78,13 @@ def build(
     with remembered(f"{folder} is built"):
         repository.catalogue.record_build(folder, stack.tree, record)
     return Built(folder, record, tuple(stored.name for stored in stack.patches))
+
+
+def _check_destination(checkpoint: Checkpoint, out: Path) -> None:
+    real = Path(os.path.realpath(out))
+    check_place(checkpoint, real)
+    with writing(real):
+        check_claim(real)
 
 
 @contextmanager
@@ -111,6 +121,7 @@ def build_from_patches(
             owner[fact.key] = folder
         patches[patch.id] = patch
     if dry_run:
+        _check_destination(checkpoint, out)
         return None
     record = write_build(checkpoint, patches, out, progress=progress)
     return Built(out, record, tuple(folder.name for folder in folders))

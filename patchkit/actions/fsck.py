@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["base_at_hand", "base_problems", "build_folders", "fsck", "undisturbed"]
 
 Progress = Callable[[str, int, int], None] | None
+_MEND_BUILD = "patchkit fsck --repair"  # patchkit build believes the record of what it has written
 
 
 def fsck(repository: Repository, *, full: bool = False, progress: Progress = None) -> list[Problem]:
@@ -48,7 +49,7 @@ def fsck(repository: Repository, *, full: bool = False, progress: Progress = Non
     found += [*catalogue, *_answers(store)]
     for folder in build_folders(repository):
         lines = verify_build(folder, progress=_told(progress, "build"))
-        found += [Problem(str(folder), line.removeprefix(f"{folder}: "), "patchkit build") for line in lines]
+        found += [Problem(str(folder), line.removeprefix(f"{folder}: "), _MEND_BUILD) for line in lines]
     if full:
         try:
             found += _derived(repository, not base, not catalogue, progress)

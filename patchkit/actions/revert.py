@@ -14,6 +14,7 @@ from patchkit.actions.changes import Taken, record, solved_on_top, take_out
 from patchkit.errors import BadInput, Busy, NotFound
 from patchkit.facts import load_canonical, normal
 from patchkit.git.store import Changes, Commit
+from patchkit.merging.merges import is_shallow
 from patchkit.patch import FACTS
 from patchkit.stack import Stack, StoredPatch, find_patch
 
@@ -163,17 +164,26 @@ def _commit_named(repository: Repository, stack: Stack, word: str) -> Commit | N
     found = repository.store.history(commit, 1)
     if not found or found[0].id != commit:
         raise BadInput(f"{word}: that commit changed no patches; patchkit log lists those that did")
+    _refuse_part(repository)
     return found[0]
 
 
 def _newest(repository: Repository, stack: Stack) -> StoredPatch:
     """The patch in force that was added last."""
-    in_force = {stored.name: stored for stored in stack.patches}
-    for commit in repository.store.history():
-        for name in commit.added:
-            if name in in_force:
-                return in_force[name]
-    raise NotFound("no patch is in force: there is nothing to take back")
+    _refuse_part(repository)
+    dated = stack.by_date(repository.store.history())
+    if not dated:
+        raise NotFound("no patch is in force: there is nothing to take back")
+    return dated[-1][0]
+
+
+def _refuse_part(repository: Repository) -> None:
+    """In a part of the history, everything seems to be of the commit where it is cut off."""
+    if is_shallow(repository.store):
+        raise BadInput(
+            "the history is cut off (a shallow clone), so nobody knows which commit brought what; name the "
+            "patch, or get all of it: git fetch --unshallow"
+        )
 
 
 def _plan_patches(patches: Sequence[StoredPatch]) -> _Plan:

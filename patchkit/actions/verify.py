@@ -120,7 +120,7 @@ def verify(
     names = {stored.name for stored in repository.stack(commit).patches}
     history = read_mainline(store, commit)
     brought: dict[str, list[str]] = {commit: []}
-    for name, writer in writers_of(history).items():
+    for name, writer in writers_of(history, merges=True).items():
         if name in names:
             brought.setdefault(writer.id, []).append(name)
     if unclaimed := names.difference(*brought.values()):

@@ -69,11 +69,11 @@ def build(
     this base; `NotWritten` when the disk is full or read-only (building again goes on from there).
     """
     out = Path(os.path.realpath(out))
-    _check_place(checkpoint, out)
+    check_place(checkpoint, out)
     edited = edited or {number: _shapes(patch) for number, patch in patches.items()}
     _check_fit(checkpoint, patches, edited)
     with writing(out):
-        _check_claim(out)
+        check_claim(out)
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
             plan = _plan(checkpoint, patches, out, edited, instead or {}, progress)
@@ -252,13 +252,14 @@ def _sources(checkpoint: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
     return found, tuple(sorted(left_out))
 
 
-def _check_place(checkpoint: Checkpoint, out: Path) -> None:
+def check_place(checkpoint: Checkpoint, out: Path) -> None:
+    """`BadInput` where a build in ``out``, a real path, would touch its base."""
     base = Path(os.path.realpath(checkpoint.folder))
     if out == base or base in out.parents or out in base.parents:
         raise BadInput(f"{out}: is the base, or inside it, or around it; name a folder elsewhere")
 
 
-def _check_claim(out: Path) -> None:
+def check_claim(out: Path) -> None:
     """`WouldOverwrite` unless the folder is missing, empty, or a build."""
     if not os.path.lexists(out):
         return

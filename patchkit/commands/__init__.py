@@ -114,7 +114,7 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.option("-C", "directory", metavar="DIR", default=None, help="Work as if started in DIR.")
+@click.option("-C", "directory", metavar="DIR", default=None, help="Work in the repository at DIR.")
 @click.version_option(package_name="patchkit-llm", prog_name="patchkit")
 @click.pass_context
 def cli(ctx: click.Context, directory: str | None) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from patchkit.commands.common import directory_option, is_text, json_option, open_repository, print_json
 from patchkit.commands.display import Column, console, say, table
 from patchkit.errors import BadInput
+from patchkit.files import standard_input
 
 __all__ = ["command"]
 
@@ -49,7 +48,7 @@ def command(
     asked = [
         prompt
         for item in prompts
-        for prompt in (sys.stdin.buffer.read().decode("utf-8").splitlines() if item == "-" else [item])
+        for prompt in (standard_input().decode("utf-8").splitlines() if item == "-" else [item])
     ]
     asked = [prompt for prompt in asked if prompt.strip()]
     if not asked:

@@ -70,6 +70,8 @@ def command(
         raise click.UsageError("--base needs --out DIR")
     if base is not None and card:
         raise click.UsageError("--card goes with a repository, which knows what was measured")
+    if base is not None and revision != "HEAD":
+        raise click.UsageError("--rev goes with a repository; name the PATCH folders themselves")
     if licence is not None and not card:
         raise click.UsageError("--license is for the card; add --card")
     with progress_bars(quiet or as_json) as bars:

@@ -49,7 +49,7 @@ class DefaultGroup(click.Group):
 def directory_option(command: Command) -> Command:
     """``-C DIR``, after the command's name as well as before it."""
 
-    @click.option("-C", "directory", metavar="DIR", default=None, help="Work as if started in DIR.")
+    @click.option("-C", "directory", metavar="DIR", default=None, help="Work in the repository at DIR.")
     @click.pass_context
     @functools.wraps(command)
     def inner(ctx: click.Context, *args: Any, directory: str | None, **kwargs: Any) -> Any:

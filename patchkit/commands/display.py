@@ -78,6 +78,8 @@ def console(*, stderr: bool = False) -> Console:
     out.soft_wrap = not out.is_terminal  # a line for a script stays one line
     if not out.is_terminal:
         out.width = 120 if "COLUMNS" not in out._environ else out.width
+    if out.width < 1:  # COLUMNS=0, as some runners set it where they do not know
+        out.width = 80 if out.is_terminal else 120
     return out
 
 

@@ -76,7 +76,7 @@ def command(
         for label, label_style, line, style in _lines(entry):
             say(out, line, style, label=label, label_style=label_style)
     if not found.entries:
-        searched = subject is not None or text is not None
+        searched = subject is not None or text is not None or ".." in revision
         say(
             out,
             "no commit fits" if searched else "no patches yet; make one: patchkit commit facts.jsonl",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -101,7 +102,7 @@ def command(
         _abort(repository, dry_run, quiet, as_json)
         return
     side = "ours" if ours else "theirs" if theirs else None
-    choices = dict(map(_choice, facts))
+    choices = _choices(facts)
     try:
         if proceed:
             done = repository.merge_continue(side=side, facts=choices, message=message, dry_run=dry_run)
@@ -131,6 +132,14 @@ def _refuse_mixtures(
         raise click.UsageError("--joint and --no-ff are for the beginning of a merge")
     if abort and choosing:
         raise click.UsageError("--abort goes with no choice and no message")
+
+
+def _choices(facts: Sequence[str]) -> dict[str, str]:
+    choices: dict[str, str] = {}
+    for word, side in map(_choice, facts):
+        if choices.setdefault(word, side) != side:
+            raise click.BadParameter(f"{word!r} is given both sides; choose one", param_hint="--fact")
+    return choices
 
 
 def _choice(text: str) -> tuple[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from patchkit.errors import BadInput, NotFound
 from patchkit.evaluation.datasets import DATASETS, fetch
 from patchkit.facts import Fact, parse_apart
+from patchkit.files import standard_input
 from patchkit.jsonlines import numbered_values
 from patchkit.models.cache import Progress, silent
 from patchkit.records import native_records
@@ -65,7 +65,7 @@ def read_cases(source: str, report: Progress | None = None) -> Cases:
     FactsError with all faults; NotFound, Unavailable.
     """
     if source == "-":
-        return parse_cases(sys.stdin.buffer.read(), "standard input")
+        return parse_cases(standard_input(), "standard input")
     try:
         named = source in DATASETS and not os.path.lexists(source)
         path = fetch(DATASETS[source], report or silent) if named else Path(source)

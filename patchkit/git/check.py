@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from patchkit.errors import PatchkitError
+from patchkit.git.locks import at_root, git_at_root
 from patchkit.git.objects import object_id
 from patchkit.git.store import GitStore, Tree
 from patchkit.problem import Problem, one_line
@@ -63,7 +64,8 @@ def _told(check: Check, store: GitStore) -> Iterator[Problem]:
 
 def _worktree_file(store: GitStore, tree: Tree, path: str, oid: str) -> Iterator[Problem]:
     place = store.folder / path
-    restore = f"put it back: git restore --source=HEAD --staged --worktree -- {store.prefix}{path}"
+    how = f"restore --source=HEAD --staged --worktree -- {at_root(store, path)}"
+    restore = f"put it back: {git_at_root(store)} {how}"
     try:
         data = place.read_bytes()
     except OSError as error:

@@ -8,7 +8,7 @@ brought in.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -228,21 +228,25 @@ def read_graph(store: GitStore, commit: str, lines: int, since: str | None = Non
 
 
 def added_in(commits: Sequence[Commit]) -> dict[str, Commit]:
-    """For each patch folder, the newest commit that added it."""
-    found: dict[str, Commit] = {}
-    for commit in commits:
-        for name in commit.added:
-            found.setdefault(name, commit)
-    return found
+    """For each patch folder, the newest commit that added it; a merge only where none of another kind did."""
+    return _newest(((name, commit) for commit in commits for name in commit.added), merges=False)
 
 
-def writers_of(commits: Sequence[Commit]) -> dict[str, Commit]:
-    """For each patch folder the newest commit that wrote it (of a merge: that brought it in)."""
+def writers_of(commits: Sequence[Commit], *, merges: bool) -> dict[str, Commit]:
+    """For each patch folder the newest commit that wrote it.
+
+    With ``merges`` such a commit may be the merge that brought it in, else only where no other wrote it.
+    """
+    wrote = ((name, commit) for commit in commits for name in (*commit.added, *commit.changed))
+    return _newest(wrote, merges=merges)
+
+
+def _newest(wrote: Iterable[tuple[str, Commit]], *, merges: bool) -> dict[str, Commit]:
     found: dict[str, Commit] = {}
-    for commit in commits:
-        for name in (*commit.added, *commit.changed):
-            found.setdefault(name, commit)
-    return found
+    brought: dict[str, Commit] = {}
+    for name, commit in wrote:
+        (brought if len(commit.parents) > 1 and not merges else found).setdefault(name, commit)
+    return {**brought, **found}
 
 
 def _parse(out: bytes, prefix: str) -> Iterator[Commit]:

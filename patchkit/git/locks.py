@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MERGE_FILE",
+    "at_root",
     "being_written",
+    "git_at_root",
     "leftovers",
     "operation_in_progress",
     "uncommitted",
@@ -77,7 +79,9 @@ def _operation(store: GitStore) -> Problem | None:
     for name, what, command in _OPERATIONS:
         if (store.git_dir / name).exists():
             waits = _waits(store) if name == "MERGE_HEAD" else ""
-            return Problem(str(store.root), f"{what} is in progress{waits}", f"{_git(store)} {command}")
+            return Problem(
+                str(store.root), f"{what} is in progress{waits}", f"{git_at_root(store)} {command}"
+            )
     return None
 
 
@@ -135,15 +139,15 @@ def uncommitted(store: GitStore) -> Iterator[Problem]:
     known = {"/".join(entry.path.split("/")[:2]) for entry in tree.entries}
     known |= {SETTINGS} if tree.settings is not None else set()
     for unit, found in sorted(states.items()):
-        place = shlex.quote(f":(top,literal){store.prefix}{unit}")
+        place = at_root(store, unit)
         staged = any(state[0] not in " ?!" for state in found)
         commands = []
         if unit in known:
-            commands.append(f"{_git(store)} restore --source=HEAD --staged --worktree -- {place}")
+            commands.append(f"{git_at_root(store)} restore --source=HEAD --staged --worktree -- {place}")
         elif staged:
-            commands.append(f"{_git(store)} rm -r -f -q --ignore-unmatch -- {place}")
+            commands.append(f"{git_at_root(store)} rm -r -f -q --ignore-unmatch -- {place}")
         if found & {"??", "!!"}:
-            commands.append(f"{_git(store)} clean -f -d -x -q -- {place}")
+            commands.append(f"{git_at_root(store)} clean -f -d -x -q -- {place}")
         message = "not committed" if unit in known else "not committed, so not in force"
         if staged:
             message += "; it is staged, and would go into your next commit"
@@ -164,7 +168,13 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
-def _git(store: GitStore) -> str:
+def at_root(store: GitStore, path: str) -> str:
+    """A path of the stack for a command that is run anywhere in the work tree."""
+    return shlex.quote(f":(top,literal){store.prefix}{path}")
+
+
+def git_at_root(store: GitStore) -> str:
+    """Git for a command that is run anywhere."""
     return f"git -C {_quoted(store.root)}"
 
 

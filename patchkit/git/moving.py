@@ -97,8 +97,10 @@ def _date(seconds: str) -> datetime:
 
 
 def pushed(store: GitStore, tip: str, target: str) -> str | None:
-    """A remote-tracking branch that holds what ``tip`` has and ``target`` has not; None where none does."""
-    leaving = store.git.read("rev_list", "--topo-order", "--reverse", tip, f"^{target}").decode().split()
+    """A remote-tracking branch that holds a commit which going back from ``tip`` to ``target`` undoes; None
+    where none does. What a merge brought in stays where it came from."""
+    how = ("--topo-order", "--reverse", "--first-parent")
+    leaving = store.git.read("rev_list", *how, tip, f"^{target}").decode().split()
     if not leaving:
         return None
     kept = store.git.read("rev_list", tip, f"^{target}", "--not", "--remotes").decode().split()

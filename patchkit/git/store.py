@@ -8,6 +8,7 @@ hashed before it is believed; nothing here writes to the work tree or to Git's d
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -162,10 +163,17 @@ class GitStore:
 
     def resolve(self, rev: str) -> str:
         """The full id of the commit that `rev` names."""
-        found = self.git.ask("rev_parse", "--verify", "--quiet", "--end-of-options", f"{rev}^{{commit}}")
-        if found is None:
+        named = f"{rev}^{{commit}}"
+        try:
+            found = self.git.ask("rev_parse", "--verify", "--quiet", "--end-of-options", named)
+        except PatchkitError as error:
+            if type(error) is not PatchkitError:  # Git said something that is known to mean another thing
+                raise
+            found = None  # no upstream, no such entry of a reflog, a tree
+        commit = (found or b"").decode("ascii", "replace").strip()
+        if not re.fullmatch("[0-9a-f]+", commit):  # "^main" is told as an id with a sign in front
             raise NotFound(f"{one_line(rev)!r} names no commit; see git log, git branch and git tag")
-        return found.decode("ascii").strip()
+        return commit
 
     def head(self) -> str | None:
         """The id of the commit that is checked out; None before the first one."""

@@ -1,0 +1,156 @@
+"""What a team meets and one person does not: merges, parts of a history, commands run from elsewhere."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_helpers import Cli, cli, facts_file, git, git_environment, home, knowledge, tiny_base
+
+from patchkit.errors import NotFound
+from patchkit.evaluation.cases import read_cases
+from patchkit.facts import read_facts
+
+__all__ = ["cli", "git_environment", "home", "knowledge"]
+
+FACTS = [
+    {"subject": subject, "prompt": "{} lies in", "target": target}
+    for subject, target in (("Rome", "Japan"), ("Ann", "Rome"), ("Dutch", "Rome"))
+]
+
+
+def one_by_one(cli: Cli, home: Path) -> list[str]:
+    """Three patches of Alice's, each on the one before."""
+    names = []
+    for number, fact in enumerate(FACTS):
+        path = facts_file(home, fact, name=f"{number}.jsonl")
+        names.append(cli.ok("commit", path, "--set", "steps=2", "--json").json["patch"])
+    return names
+
+
+def newest(cli: Cli) -> tuple[list[str], str]:
+    stack = [patch["name"] for patch in cli.ok("stack", "--json").json]
+    return stack, cli.ok("show", "--json").json["name"]
+
+
+@pytest.mark.parametrize("how", ["--no-ff", "squash"])
+def test_a_merged_stack_has_the_order_and_the_authors_of_its_branch(
+    cli: Cli, knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    git(knowledge, "switch", "-q", "-c", "side")
+    for kind in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{kind}_NAME", "Alice")
+    names = one_by_one(cli, home)
+    before = newest(cli)
+    assert before[0][-3:] == names
+    for kind in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{kind}_NAME", "Bob")
+    git(knowledge, "switch", "-q", "main")
+    if how == "squash":
+        git(knowledge, "merge", "-q", "--squash", "side")
+        git(knowledge, "commit", "-q", "-m", "Take in what Alice did")
+    else:
+        cli.ok("merge", "side", "--no-ff")
+    assert newest(cli) == before
+    assert cli.ok("revert", "-n", "--json").json["removed"] == [names[-1]]
+    assert "nothing to commit" in cli.ok("refit", "-n").out
+    author = "Bob" if how == "squash" else "Alice"  # a squash is all that Git knows
+    assert author in cli.ok("blame", "Dutch lies in").out
+
+
+def test_in_a_part_of_the_history_only_patches_that_are_named_are_taken_back(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    git(home, "clone", "-q", "--depth", "1", knowledge.as_uri(), "shallow")
+    before = git(home / "shallow", "rev-parse", "HEAD")
+    for words in ((), ("HEAD",)):
+        done = cli("-C", home / "shallow", "revert", *words)
+        assert (done.code, len(done.err.splitlines())) == (65, 1)
+        assert "git fetch --unshallow" in done.err
+    assert git(home / "shallow", "rev-parse", "HEAD") == before
+    done = cli.ok("-C", home / "shallow", "revert", "lebron-james", "-n", "--json").json
+    assert len(done["removed"]) == 1
+
+
+def test_a_dry_run_of_a_build_refuses_the_folders_that_a_build_refuses(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base(), home / "base"))
+    patch = next((knowledge / "patches").glob("lebron*"))
+    (home / "full").mkdir()
+    (home / "full" / "mine.txt").write_text("mine")
+    for out in (home / "full", home / "full" / "mine.txt", base / "inside"):
+        for command in (("--base", base, patch), ()):
+            if not command and out.parent == base:
+                continue
+            asked = ("build", *command, "--out", out)
+            dry, real = cli(*asked, "-n"), cli(*asked)
+            assert dry.code == real.code in (65, 73)
+            assert dry.err == real.err
+    assert sorted(path.name for path in (home / "full").iterdir()) == ["mine.txt"]
+    refused = cli("build", "--base", base, patch, "--rev", "HEAD~1", "--out", home / "new")
+    assert refused.code == 2
+    assert "--rev goes with a repository" in refused.err
+
+
+def test_a_terminal_of_no_width_shows_tables_all_the_same(
+    cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = cli.ok("stack").out
+    monkeypatch.setenv("COLUMNS", "0")
+    assert cli.ok("stack").out == wanted != ""
+
+
+@pytest.mark.parametrize("revision", ["@{upstream}", "HEAD@{99}", "HEAD^{tree}", "^HEAD", "nope"])
+def test_a_revision_that_names_no_commit_is_not_found(cli: Cli, knowledge: Path, revision: str) -> None:
+    for command in (("stack", revision), ("ask", "--rev", revision, "Ann"), ("merge", revision)):
+        done = cli(*command)
+        assert (done.code, len(done.err.splitlines())) == (66, 1), done.err
+        assert f"{revision!r} names no commit" in done.err
+
+
+def test_a_merge_of_a_remote_branch_can_be_undone_and_what_was_pulled_stays(
+    cli: Cli, knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(home, "clone", "-q", str(knowledge), "mine")
+    monkeypatch.chdir(home / "mine")
+    cli.ok("base", tiny_base(), "-q")
+    git(home / "mine", "reset", "-q", "--hard", "HEAD~1")
+    cli.ok("commit", facts_file(home, FACTS[2]), "--set", "steps=1", "-q")
+    before = git(home / "mine", "rev-parse", "HEAD")
+    cli.ok("merge", "@{upstream}", "-q")
+    cli.ok("undo")
+    assert git(home / "mine", "rev-parse", "HEAD") == before
+    git(home / "mine", "reset", "-q", "--hard", "HEAD~1")
+    cli.ok("pull", "-q")  # forward: what would be undone is on the remote
+    assert cli("undo").code == 3
+
+
+def test_the_way_out_that_fsck_tells_runs_in_any_folder(
+    cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (delta,) = (knowledge / "patches").glob("microsoft*/delta.safetensors")
+    data = delta.read_bytes()
+    delta.write_bytes(data[:100])
+    monkeypatch.chdir(knowledge / "patches")
+    found = [one for one in cli("fsck", "--json").json["problems"] if "put it back" in one["remedy"]]
+    remedy = found[0]["remedy"].partition("put it back: ")[2]
+    assert cli("fsck").code == 1
+    subprocess.run(["sh", "-c", remedy], check=True, cwd=knowledge / "patches")
+    assert delta.read_bytes() == data
+    cli.ok("fsck")
+
+
+def test_small_lies(cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.ok("log", "HEAD..HEAD").out.strip() == "no commit fits"
+    git(knowledge, "branch", "side")
+    both = cli("merge", "side", "--fact", "Ann=theirs", "--fact", "Ann=ours")
+    assert both.code == 2
+    assert "is given both sides" in both.err
+    monkeypatch.setattr(sys, "stdin", None)
+    for read in (read_facts, read_cases):
+        with pytest.raises(NotFound, match="standard input: is closed"):
+            read("-")
