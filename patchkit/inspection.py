@@ -127,8 +127,7 @@ def _believe(store: GitStore, name: str, files: Mapping[str, Entry]) -> Believed
             return Problem(
                 f"{where}/{file}",
                 f"is not the one that {DELTA} was made with (a merge or an edit mixed two versions)",
-                "put back the files of one version: "
-                f"{git_at_root(store)} checkout COMMIT -- {at_root(store, where)}",
+                f"put back the files of one version: git checkout COMMIT -- {_quoted(store.prefix + where)}",
             )
     return header, load_canonical(data[FACTS], FACTS), hash_bytes(data[DELTA])
 
