@@ -188,7 +188,7 @@ def test_free_generation_goes_on_before_an_end_that_the_tokenizer_appends() -> N
     assert continue_greedily(model, ending, prompts) == continue_greedily(model, plain, prompts)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_a_prompt_longer_than_the_model_reads_is_refused_by_name(kind: str) -> None:
     model, tokenizer = tiny_model(kind), tiny_tokenizer()
     longest = model.config.max_position_embeddings
@@ -200,6 +200,13 @@ def test_a_prompt_longer_than_the_model_reads_is_refused_by_name(kind: str) -> N
     ):
         with pytest.raises(BadInput, match=rf'^"Ann Ann .*the model reads {longest}; shorten'):
             ask()
+
+
+def test_a_model_that_computes_its_positions_reads_on() -> None:
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    long = "Ann " * model.config.max_position_embeddings + "is"
+    (score,) = score_targets(model, tokenizer, [(long, "Dutch")])
+    assert score.log_probability == pytest.approx(literal(model, tokenizer, long, "Dutch")[0], rel=1e-4)
 
 
 def test_the_last_place_that_a_model_reads_can_be_asked() -> None:
