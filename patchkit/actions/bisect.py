@@ -96,7 +96,7 @@ class _Asker:
         self._patches: dict[str, Patch] = {}
 
     def __call__(self, commit: str) -> bool:
-        from patchkit.evaluation.generation import NEW_TOKENS, continue_greedily, length_of, says
+        from patchkit.evaluation.generation import continue_greedily, room_for, says
 
         if commit == BASE:
             self._bench.put(())
@@ -106,7 +106,7 @@ class _Asker:
                 raise BadInput(f"{commit[:10]}: stands on another base than HEAD; name ends with one base")
             self._put(self._repository.stack(commit))
         model, tokenizer = self._bench.model, self._bench.tokenizer
-        room = max(NEW_TOKENS, length_of(tokenizer, self._expect))
+        room = room_for(tokenizer, [self._expect])
         (said,) = continue_greedily(model, tokenizer, [self._prompt], room)
         return says(said, self._expect)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import GenerationConfig
 from patchkit.evaluation.room import check_room
 from patchkit.models.tokens import tokenise
 
-__all__ = ["NEW_TOKENS", "continue_greedily", "length_of", "normalise", "says"]
+__all__ = ["NEW_TOKENS", "continue_greedily", "length_of", "normalise", "room_for", "says"]
 
 # Thai, Lao, Burmese, Khmer; kana and the Chinese characters.
 _UNSPACED = re.compile(
@@ -32,6 +32,11 @@ NEW_TOKENS = 12  # the same for every prompt: the target's length is not leaked
 def length_of(tokenizer: Any, object_: str) -> int:
     """Tokens of an object that follows a prompt."""
     return len(tokenizer(f" {object_}", add_special_tokens=False)["input_ids"])
+
+
+def room_for(tokenizer: Any, objects: Iterable[str]) -> int:
+    """Tokens to let a model say behind every prompt, so that the longest of the objects has room."""
+    return max([NEW_TOKENS, *(length_of(tokenizer, each) for each in objects)])
 
 
 def continue_greedily(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from patchkit.evaluation.generation import NEW_TOKENS, continue_greedily, length_of, says
+from patchkit.evaluation.generation import continue_greedily, room_for, says
 from patchkit.evaluation.likelihood import Score, score_targets
 from patchkit.facts import Fact
 
@@ -112,7 +112,7 @@ def observe(model: Any, tokenizer: Any, facts: Sequence[Fact], batch_size: int =
     objects += [(text, fact.was) for fact, text in prompts if fact.was is not None]
     scores = score_targets(model, tokenizer, objects)
     targets, wases = scores[: len(prompts)], iter(scores[len(prompts) :])
-    room = max(NEW_TOKENS, *(length_of(tokenizer, fact.target) for fact in facts)) if facts else NEW_TOKENS
+    room = room_for(tokenizer, [fact.target for fact in facts])
     said = iter(continue_greedily(model, tokenizer, [fact.text for fact in facts], room, batch_size))
     states = iter(
         [
