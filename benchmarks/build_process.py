@@ -27,7 +27,7 @@ def _work(what: str, place: Path) -> None:
     if what == "peft":
         _merge_by_peft(place, patch)
     else:
-        build(checkpoint, {} if what == "revert" else {patch.id: patch}, place / "out")
+        build(checkpoint, {} if what == "revert" else {patch.id: patch}, place / "out", untouched=True)
     seconds = time.perf_counter() - begun
     print(json.dumps({"s": seconds, "MB": peak_memory() / 1e6}))
 

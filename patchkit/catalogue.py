@@ -118,10 +118,16 @@ class Catalogue(Beliefs):
         return [{**row, "record": json.loads(row["record"])} for row in rows]
 
     def known_fingerprint(self, folder: Path) -> str | None:
-        """A base's fingerprint, if no file of it changed in size, time or place since it was hashed."""
-        rows = self.rows("select * from fingerprints where folder = ?", str(folder.resolve()))
-        listing = _listing(folder)
+        """A checkpoint's fingerprint, if no file of it changed in size, time or place since it was hashed."""
+        rows, listing = self._remembered(folder), _listing(folder)
         return rows[0]["fingerprint"] if rows and listing and rows[0]["files"] == listing[0] else None
+
+    def written_since(self, folder: Path) -> bool:
+        """Whether a file of a checkpoint whose fingerprint was known changed in size, time or place."""
+        return bool(self._remembered(folder)) and self.known_fingerprint(folder) is None
+
+    def _remembered(self, folder: Path) -> list[dict[str, Any]]:
+        return self.rows("select * from fingerprints where folder = ?", str(folder.resolve()))
 
     # -- what was measured here ------------------------------------------------------------
 
@@ -180,8 +186,8 @@ class Catalogue(Beliefs):
             rows = [{"base": base, "weight": weight, "norm": norm} for weight, norm in base_norms.items()]
             db["base_weights"].upsert_all(rows, pk=("base", "weight"))
 
-    def record_build(self, folder: Path, tree: str, record: Any) -> None:
-        """A build that was written; `record` is a `BuildRecord`."""
+    def record_build(self, folder: Path, tree: str, record: Any, fingerprint: str) -> None:
+        """A build that was written just now: its `BuildRecord`, and the fingerprint of its weights."""
         value = record.to_json()
         row = {
             "folder": str(folder.resolve()),
@@ -192,6 +198,7 @@ class Catalogue(Beliefs):
         }
         with self.writing() as db:
             db["builds"].upsert(row, pk="folder")
+            _put_fingerprint(db, folder, _listing(folder), fingerprint)
 
     def remember_fingerprint(self, folder: Path, fingerprint: str) -> None:
         """Keep a base's fingerprint for `known_fingerprint`; it is no harm where that cannot be."""
@@ -200,8 +207,7 @@ class Catalogue(Beliefs):
             return
         try:
             with self.writing() as db:
-                row = {"folder": str(folder.resolve()), "files": listing[0], "fingerprint": fingerprint}
-                db["fingerprints"].upsert(row, pk="folder")
+                _put_fingerprint(db, folder, listing, fingerprint)
         except PatchkitError:
             return
 
@@ -223,6 +229,12 @@ class Catalogue(Beliefs):
         if patch is not None:
             _known_patch(db, patch)
         return {"patch": patch, "date": _now(), "environment": row["id"]}
+
+
+def _put_fingerprint(db: Any, folder: Path, listing: tuple[str, float] | None, fingerprint: str) -> None:
+    if listing is not None:
+        row = {"folder": str(folder.resolve()), "files": listing[0], "fingerprint": fingerprint}
+        db["fingerprints"].upsert(row, pk="folder")
 
 
 def _known_patch(db: Any, patch: str) -> None:

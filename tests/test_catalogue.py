@@ -144,7 +144,7 @@ def test_what_was_measured_survives_reindex(store: GitStore, catalogue: Catalogu
         def to_json(self) -> dict[str, Any]:
             return {"base": BASE, "patches": [one.id]}
 
-    catalogue.record_build(tmp_path / "out", "tree", Record())
+    catalogue.record_build(tmp_path / "out", "tree", Record(), "sha256:0")
     for _ in range(2):
         rows = catalogue.results(one.id)
         assert [(row["line"], row["before"], row["after"]) for row in rows] == [

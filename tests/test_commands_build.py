@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patchkit.repository import Repository
+from patchkit.tensors import header_of_file
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
 
@@ -83,6 +85,27 @@ def test_build_goes_to_its_place_and_is_brought_up_to_date(cli: Cli, knowledge: 
     assert hashes(place) == hashes(tiny_base())
     shutil.rmtree(place)
     assert f"build {place}: gone" in cli.ok("status").out
+
+
+def test_a_build_that_another_program_wrote_into_is_put_right(cli: Cli, knowledge: Path) -> None:
+    """At the same size, in an edited tensor and in one that no patch edits; and one that was only touched."""
+    place = Path(cli.ok("path", "build").out.strip())
+    cli.ok("build", "-q")
+    whole, weights = hashes(place), place / "model.safetensors"
+    found = Repository.open(knowledge).stack()
+    edited = next(iter(found.patches[0].header.weights))
+    header = header_of_file(weights)
+    unedited = next(name for name in header.tensors if name != edited)
+    for names in ([edited], [unedited], [edited, unedited], []):
+        with weights.open("r+b") as file:
+            for name in names:
+                file.seek(header.tensors[name].start)
+                file.write(b"\xff\xff")
+        os.utime(weights)
+        assert f"build {place}: perhaps altered (its weights were written to since" in cli.ok("status").out
+        cli.ok("build", "-q")
+        assert hashes(place) == whole
+        assert cli.ok("status", "--json").json["builds"] == [{"folder": str(place), "state": "up to date"}]
 
 
 def test_build_out_at_a_revision(cli: Cli, knowledge: Path, home: Path) -> None:

@@ -16,7 +16,7 @@ from patchkit.algebra.factors import Patch
 from patchkit.builds.build import BuildRecord, check_claim, check_place
 from patchkit.builds.build import build as write_build
 from patchkit.checkpoint import Checkpoint
-from patchkit.errors import BadInput
+from patchkit.errors import BadInput, PatchkitError
 from patchkit.files import writing
 from patchkit.shipping.card import CARD, markdown
 from patchkit.stack import Stack, StoredPatch, Updates
@@ -74,10 +74,29 @@ def build(
     }
     patches = Updates(repository.store, stack)
     with _card(repository, stack, revision, licence, wanted=card) as instead:
-        record = write_build(checkpoint, patches, folder, edited=edited, instead=instead, progress=progress)
+        record = write_build(
+            checkpoint,
+            patches,
+            folder,
+            edited=edited,
+            instead=instead,
+            untouched=_untouched(repository, checkpoint, folder),
+            progress=progress,
+        )
     with remembered(f"{folder} is built"):
-        repository.catalogue.record_build(folder, stack.tree, record)
+        repository.catalogue.record_build(folder, stack.tree, record, record.fingerprint(checkpoint))
     return Built(folder, record, tuple(stored.name for stored in stack.patches))
+
+
+def _untouched(repository: Repository, checkpoint: Checkpoint, folder: Path) -> bool:
+    """Whether the weights in the folder are those that a build wrote last, by their times and places."""
+    try:
+        known, old = repository.catalogue.known_fingerprint(folder), BuildRecord.read(folder)
+    except PatchkitError:  # the build itself says what is wrong with the record
+        return False
+    if known is None or old is None or old.tensors.keys() != checkpoint.tensors.keys():
+        return False
+    return old.fingerprint(checkpoint) == known
 
 
 def _check_destination(checkpoint: Checkpoint, out: Path) -> None:

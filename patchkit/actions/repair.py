@@ -161,7 +161,7 @@ class _Mender:
             return False, left[0].removeprefix(f"{folder}: ")
         row = next((row for row in self.repository.catalogue.builds() if row["folder"] == path), None)
         if row is not None:
-            self.repository.catalogue.record_build(folder, row["tree"], new)
+            self.repository.catalogue.record_build(folder, row["tree"], new, new.fingerprint(checkpoint))
         count = len(wrong)
         return True, f"brought in line: {count} tensor{'' if count == 1 else 's'} written again"
 

@@ -51,7 +51,8 @@ class Row:
 @dataclass(frozen=True)
 class Build:
     """A build written from here. ``state``: "up to date", "behind", "unfinished", "gone", "damaged" (a file
-    is missing or of another length; `fsck` hashes them) or "not known", where the tree cannot be believed.
+    is missing or of another length), "perhaps altered" (its weights were written to since, and building
+    again or `fsck` would hash them) or "not known", where the tree cannot be believed.
     """
 
     folder: str
@@ -178,6 +179,8 @@ def _builds(repository: Repository, stack: Stack | None) -> list[Build]:
             state = "unfinished"
         elif not looks_whole(folder, record):
             state = "damaged"
+        elif repository.catalogue.written_since(folder):
+            state = "perhaps altered"
         elif wanted is None:
             state = "not known"
         else:

@@ -38,6 +38,7 @@ from patchkit.checkpoint import (
     Progress,
     fingerprint_of,
     hash_range,
+    hash_tensors,
     is_weights,
 )
 from patchkit.errors import BadInput, Busy, WouldOverwrite
@@ -56,6 +57,7 @@ def build(
     *,
     edited: Edited | None = None,
     instead: Mapping[str, Path] | None = None,
+    untouched: bool = False,
     progress: Progress = None,
 ) -> BuildRecord:
     """Write the base with ``patches`` (by id) on it to the folder ``out``, and say what is there.
@@ -65,6 +67,8 @@ def build(
     files; where it tells of every patch in that build too, those that the same patches edit as before are
     not computed again, and ``patches`` is only asked for those whose numbers are needed.
     ``instead``: files that stand in it by these names, in place of the base's or beside them.
+    ``untouched``: nobody else wrote into the weights of the build that is there, so that its record is
+    believed; else they are hashed, and what is not as it says is written again.
     `WouldOverwrite` for any other folder; `BadInput` for a patch that is not of
     this base; `NotWritten` when the disk is full or read-only (building again goes on from there).
     """
@@ -76,7 +80,7 @@ def build(
         check_claim(out)
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
-            plan = _plan(checkpoint, patches, out, edited, instead or {}, progress)
+            plan = _plan(checkpoint, patches, out, edited, instead or {}, untouched, progress)
             return plan.old if plan.old is not None and plan.nothing_to_do else _carry_out(plan, progress)
 
 
@@ -96,8 +100,8 @@ class _Plan:
     ``edited``: the tensors that any patch edits; ``deltas``: the updates of those that are to be computed.
     ``sources``: the base's files to be in it. ``kept``: those that are there and whole (a weights file:
     but for its tensors). ``held``: tensors of kept files that do not hold the base's bytes, with the hash
-    of what they hold, or None if that is not known. ``new``: the record to be; its ``touched`` are the
-    tensors that are as they should be already.
+    of what they hold, or None if that is not known; ``altered``: those that another program wrote.
+    ``new``: the record to be; its ``touched`` are the tensors that are as they should be already.
     """
 
     checkpoint: Checkpoint
@@ -109,6 +113,7 @@ class _Plan:
     new: BuildRecord
     kept: set[str]
     held: dict[str, str | None]
+    altered: set[str]
 
     @property
     def nothing_to_do(self) -> bool:
@@ -117,6 +122,7 @@ class _Plan:
             and self.old == replace(self.new, touched=self.old.touched)
             and self.old.touched.keys() == self.edited
             and self.kept == self.sources.keys()
+            and not self.altered
         )
 
     @property
@@ -131,6 +137,7 @@ def _plan(
     out: Path,
     edited: Edited,
     instead: Mapping[str, Path],
+    untouched: bool,
     progress: Progress,
 ) -> _Plan:
     old = BuildRecord.read(out)
@@ -149,16 +156,17 @@ def _plan(
         start = checkpoint.files[name].data_start
         if old is not None and old.weights.get(name) == file and _is_whole(out / name, file, start):
             kept.add(name)
-    held = _held(old, checkpoint, kept)
+    altered = set() if old is None or untouched else _altered(old, checkpoint, out, kept, progress)
+    held = {**_held(old, checkpoint, kept), **dict.fromkeys(altered)}
     wanted = {number: edited[number] for number in patches}
     touched = old.still_right(edited, wanted) if old else {}
-    touched = {name: digest for name, digest in touched.items() if name in held}
+    touched = {name: digest for name, digest in touched.items() if name in held and name not in altered}
     names = {name for shapes in wanted.values() for name in shapes}
     pending = _pending(names, held, touched)
     needed = {number: patches[number] for number in wanted if not wanted[number].keys().isdisjoint(pending)}
     _check_base(needed, base)
     new = BuildRecord(FINISHED, base, tuple(sorted(patches)), files, weights, hashes, touched, (), left_out)
-    return _Plan(checkpoint, out, sources, names, stacked(needed.values()), old, new, kept, held)
+    return _Plan(checkpoint, out, sources, names, stacked(needed.values()), old, new, kept, held, altered)
 
 
 def _pending(edited: Iterable[str], held: Iterable[str], right: Iterable[str]) -> list[str]:
@@ -226,6 +234,15 @@ def _held(old: BuildRecord | None, checkpoint: Checkpoint, kept: set[str]) -> di
     edited = {**old.touched, **dict.fromkeys(old.pending)}
     files = {name: checkpoint.tensors[name][0] for name in edited if name in checkpoint.tensors}
     return {name: edited[name] for name, file in files.items() if file in kept}
+
+
+def _altered(
+    old: BuildRecord, checkpoint: Checkpoint, out: Path, kept: set[str], progress: Progress
+) -> set[str]:
+    """The tensors of kept files whose bytes are not those of the record."""
+    there = {name: place for name, place in checkpoint.tensors.items() if place[0] in kept}
+    found = hash_tensors(out, there, progress)
+    return {name for name, digest in found.items() if digest != old.expected(name)}
 
 
 def _sources(checkpoint: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:

@@ -41,4 +41,4 @@ def mend_build(
         pending = tuple(sorted({*record.pending, *record.touched, *wrong}))
         unfinished = replace(record, state=UNFINISHED, pending=pending)
         write_durably(folder / BUILD_RECORD, unfinished.to_bytes())
-    return build(checkpoint, patches, folder, progress=progress)
+    return build(checkpoint, patches, folder, untouched=True, progress=progress)

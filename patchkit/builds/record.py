@@ -79,6 +79,11 @@ class BuildRecord:
         """The hash that a tensor of the finished build has."""
         return self.touched.get(tensor, self.tensors[tensor])
 
+    def fingerprint(self, checkpoint: Checkpoint) -> str:
+        """Of the build as a checkpoint; ``checkpoint``: its base, whose dtypes and shapes it has."""
+        hashes = {name: self.expected(name) for name in self.tensors}
+        return fingerprint_of((info for _, info in checkpoint.tensors.values()), hashes)
+
     def still_right(self, edited: Edited, wanted: Edited) -> dict[str, str]:
         """The edited tensors, with their hashes, that the patches ``wanted`` edit as the build's own did.
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["command"]
 
+_ALTERED = " (its weights were written to since: patchkit build hashes them, and puts right what differs)"
+
 
 def _base_hint(status: Status) -> str:
     """Where the base is not where it was, or nobody said where it is, how to go on."""
@@ -54,7 +56,9 @@ def command(directory: str, quiet: bool, as_json: bool) -> None:
         else:
             say(out, f"in force: {counted(status.patches, 'patch')}, {counted(status.facts, 'fact')}")
         for build in status.builds:
-            say(out, f"build {build.folder}: {build.state}", "" if build.state == "up to date" else WARNING)
+            hint = _ALTERED if build.state == "perhaps altered" else ""
+            style = "" if build.state == "up to date" else WARNING
+            say(out, f"build {build.folder}: {build.state}{hint}", style)
         for problem in status.leftovers:
             say(out, f"half done: {problem}", WARNING)
     if status.problems:

@@ -336,10 +336,7 @@ def _past(cache: DynamicCache, rows: Tensor, length: int) -> FrozenCache:
         assert each.keys is not None
         assert each.values is not None
         keys, values = (part[..., :length, :].index_select(0, rows) for part in (each.keys, each.values))
-        layer = FrozenLayer()
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        layers.append(layer)
+        layers.append(FrozenLayer.of(keys, values))
     return FrozenCache(layers)
 
 

@@ -9,8 +9,8 @@ ALiBi are the model's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -63,17 +63,69 @@ class Prefix:
     lengths: Tensor
 
 
-class FrozenLayer(DynamicLayer):
-    """A cache layer that shows its past before the new tokens and never grows."""
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """One block's keys and values [groups, heads, P, head_dim], there once; ``rows`` [R]: whose each sees."""
+
+    keys: Tensor
+    values: Tensor
+    rows: Tensor
+
+    def of_rows(self) -> tuple[Tensor, Tensor]:
+        return self.keys.index_select(0, self.rows), self.values.index_select(0, self.rows)
+
+    def keep(self, rows: Tensor) -> _Opening:
+        return replace(self, rows=self.rows.index_select(0, rows))
+
+
+class _OpenedLayer(DynamicLayer):
+    """A cache layer that grows, and shows its rows' opening before what is their own."""
+
+    def __init__(self, opening: _Opening | None = None) -> None:
+        super().__init__()
+        self.opening = opening
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
+        super().update(key_states, value_states, *args, **kwargs)
+        return self.seen(_own(self))
+
+    def get_seq_length(self) -> int:
+        return super().get_seq_length() + (0 if self.opening is None else self.opening.keys.shape[-2])
+
+    def seen(self, *own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The opening's keys and values and these, one behind the other."""
+        parts = own if self.opening is None else (self.opening.of_rows(), *own)
+        if len(parts) == 1:
+            return parts[0]
+        keys, values = zip(*parts, strict=True)
+        return torch.cat(keys, -2), torch.cat(values, -2)
+
+
+class FrozenLayer(_OpenedLayer):
+    """A cache layer that shows its past before the new tokens and never grows."""
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, opening: _Opening | None = None) -> FrozenLayer:
+        layer = cls(opening)
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        return layer
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        new = key_states, value_states
+        return self.seen(_own(self), new) if self.is_initialized else self.seen(new)
+
+    def keep(self, rows: Tensor) -> FrozenLayer:
+        """The past of some of the rows."""
+        opening = None if self.opening is None else self.opening.keep(rows)
         if not self.is_initialized:
-            return key_states, value_states
-        assert self.keys is not None
-        assert self.values is not None
-        return torch.cat([self.keys, key_states], -2), torch.cat([self.values, value_states], -2)
+            return FrozenLayer(opening)
+        keys, values = _own(self)
+        return FrozenLayer.of(keys.index_select(0, rows), values.index_select(0, rows), opening)
 
 
 class FrozenCache(Cache):
@@ -85,13 +137,7 @@ class FrozenCache(Cache):
 
     def keep(self, rows: Tensor) -> FrozenCache:
         """The past of some of the rows."""
-
-        def kept(layer: FrozenLayer) -> FrozenLayer:
-            if not layer.is_initialized:
-                return layer
-            return _layer(FrozenLayer, *_map(lambda t: t.index_select(0, rows), layer))
-
-        return FrozenCache([kept(layer) for layer in self.frozen])
+        return FrozenCache([layer.keep(rows) for layer in self.frozen])
 
     def forget(self, until: int) -> None:
         """Drop the past of blocks 0..``until``, which nothing runs again."""
@@ -136,7 +182,13 @@ class Openings:
     ) -> Openings:
         """Run ``texts`` (of `openings_of`) through blocks 0..``until``."""
         past = empty(model, len(texts))
-        return cls(texts, extend(model, anatomy, past, [*texts.values()], until) if texts else past)
+        if texts:
+            past = extend(model, anatomy, past, [*texts.values()], until)
+            assert past.cache is not None
+            for layer in map(_known, past.cache.layers):
+                if layer.is_initialized:  # a block that was handed through holds nothing
+                    layer.keys, layer.values = (_blanked(side, past.mask) for side in _own(layer))
+        return cls(texts, past)
 
     def fitting(self, model: PreTrainedModel, rows: Sequence[Row]) -> Openings:
         """These, or none where padding may not stand between the tokens of one of the rows."""
@@ -150,7 +202,7 @@ class Openings:
         """The past that each row begins with, and what is left to run behind it."""
         places = {group: place for place, group in enumerate(self.texts)}
         own = [places.get(row.group) for row in rows]
-        past = _spread_over(self.past, own) if places else empty(model, len(rows))
+        past = _opened(self.past, own) if places else empty(model, len(rows))
         return past, [self.rest(row) for row in rows]
 
 
@@ -213,16 +265,14 @@ def extend(
     return Past(cache, mask, past.lengths + new.sum(1))
 
 
-def _spread_over(common: Past, places: Sequence[int | None]) -> Past:
+def _opened(common: Past, places: Sequence[int | None]) -> Past:
     """Give each row its group's past; a row without one sees none of it."""
     device = common.mask.device
     index = torch.tensor([place or 0 for place in places], device=device)
     present = torch.tensor([place is not None for place in places], device=device)
     cache = DynamicCache()
     assert common.cache is not None
-    cache.layers = [
-        _layer(DynamicLayer, *_map(lambda t: t.index_select(0, index), x)) for x in common.cache.layers
-    ]
+    cache.layers = [_OpenedLayer(_Opening(*_own(_known(layer)), index)) for layer in common.cache.layers]
     return Past(cache, common.mask[index] & present[:, None], common.lengths[index] * present)
 
 
@@ -234,44 +284,53 @@ def _together(
     device = pasts[0].mask.device
     mask = torch.zeros(count, width, dtype=torch.bool, device=device)
     lengths = torch.zeros(count, dtype=torch.long, device=device)
-    layers: list[FrozenLayer] = []
+    layers: list[list[tuple[Tensor, DynamicLayer]]] = [[] for _ in anatomy.blocks]
     for places, past in zip(groups, pasts, strict=True):
         rows = torch.tensor(places, device=device)
         own = past.mask.shape[1] - opened
         columns = torch.tensor([*range(opened), *range(width - own, width)], dtype=torch.long, device=device)
-        at = rows[:, None], columns
-        mask[at], lengths[rows] = past.mask, past.lengths
-        if past.cache is None:
-            continue
-        layers = layers or [
-            _layer(FrozenLayer, *_map(lambda t: t.new_zeros(count, t.shape[1], width, t.shape[3]), layer))
-            for layer in past.cache.layers
-        ]
-        # A padded column may hold NaN (it had nothing to look at), and 0 · NaN would reach the output.
-        blank = ~past.mask[:, :, None, None]
-        for layer, found in zip(layers, past.cache.layers, strict=True):
-            for into, part in zip(_map(_same, layer), _map(_same, found), strict=True):
-                into[rows[:, None], :, columns] = part.transpose(1, 2).masked_fill(blank, 0)
-    return Prefix(FrozenCache(layers or [FrozenLayer() for _ in anatomy.blocks]), mask, lengths)
+        mask[rows[:, None], columns], lengths[rows] = past.mask, past.lengths
+        for into, layer in zip(layers, past.cache.layers if past.cache else (), strict=False):
+            into.append((rows, _known(layer)))
+    return Prefix(FrozenCache([_frozen(parts, mask[:, opened:]) for parts in layers]), mask, lengths)
 
 
-def _layer(kind: type[Any], keys: Tensor, values: Tensor) -> Any:
-    layer = kind()
-    layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
-    return layer
+def _frozen(parts: Sequence[tuple[Tensor, DynamicLayer]], mask: Tensor) -> FrozenLayer:
+    """One block's pasts of groups of rows as one; ``mask`` [R, P] is true where a row has its own."""
+    opening: _Opening | None = None
+    for rows, layer in parts:
+        if isinstance(layer, _OpenedLayer) and layer.opening is not None:
+            opening = opening or replace(layer.opening, rows=rows.new_zeros(len(mask)))
+            opening.rows[rows] = layer.opening.rows
+    own = [(rows, _own(layer)) for rows, layer in parts if layer.is_initialized]
+    if not own:
+        return FrozenLayer(opening)
+    keys, values = (t.new_zeros(len(mask), t.shape[1], mask.shape[1], t.shape[3]) for t in own[0][1])
+    for rows, found in own:
+        for side, part in zip((keys, values), found, strict=True):
+            side[rows, :, mask.shape[1] - part.shape[2] :] = part
+    return FrozenLayer.of(_blanked(keys, mask), _blanked(values, mask), opening)
 
 
-def _map(function: Callable[[Tensor], Tensor], layer: Any) -> tuple[Tensor, Tensor]:
-    if type(layer) not in (DynamicLayer, FrozenLayer):
+def _blanked(side: Tensor, mask: Tensor) -> Tensor:
+    """Keys or values with 0 where no token stands: such a column may hold NaN (it had nothing to look at),
+    and 0 · NaN would reach the output."""
+    return side.masked_fill(~mask[:, None, :, None], 0)
+
+
+def _known(layer: object) -> DynamicLayer:
+    if not isinstance(layer, DynamicLayer) or type(layer) not in (DynamicLayer, _OpenedLayer, FrozenLayer):
         raise BadInput(
             f"the model keeps a {type(layer).__name__} where attention keys and values are expected"
         )
-    return function(layer.keys), function(layer.values)
+    return layer
 
 
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+def _own(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
+    """What a layer holds of its rows alone."""
+    assert layer.keys is not None
+    assert layer.values is not None
+    return layer.keys, layer.values
 
 
 def padded(texts: Sequence[tuple[int, ...]], device: torch.device, *, left: bool) -> tuple[Tensor, Tensor]:
