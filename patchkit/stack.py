@@ -268,8 +268,10 @@ def _settings(store: GitStore, tree: Tree) -> tuple[Settings | None, list[Proble
     try:
         return parse_settings(store.read(tree.settings.oid)), []
     except PatchkitError as error:
-        message, _, remedy = str(error).removeprefix(f"{SETTINGS}: ").rpartition("; ")
-        return None, [Problem(SETTINGS, message or remedy, remedy if message else "mend it and commit it")]
+        place, _, said = str(error).partition(": ")
+        place, said = (place, said) if place.startswith(f"{SETTINGS}:") else (SETTINGS, str(error))
+        message, _, remedy = said.removeprefix(f"{SETTINGS}: ").rpartition("; ")
+        return None, [Problem(place, message or remedy, remedy if message else "mend it and commit it")]
 
 
 def _wrong_bases(patches: Sequence[StoredPatch], settings: Settings) -> Iterator[Problem]:

@@ -432,10 +432,13 @@ def test_quiet(cli: Cli, knowledge: Path, home: Path) -> None:
 
 def test_fsck_and_reindex(cli: Cli, knowledge: Path) -> None:
     assert "every byte is as it was written" in cli.ok("fsck").out
-    assert cli.ok("fsck", "--json").json == {"problems": []}
+    assert cli.ok("fsck", "--json").json == {"problems": [], "base_checked": True}
     found = cli.ok("reindex", "--json").json
     assert (found["patches"], found["facts"]) == (2, 2)
     assert "2 patches" in cli.ok("reindex").out
+    git(knowledge, "config", "patchkit.base", str(knowledge / "gone"))
+    assert f"the base was not looked at: it is not at {knowledge / 'gone'} any more" in cli.ok("fsck").out
+    assert cli.ok("fsck", "--json").json == {"problems": [], "base_checked": False}
     name = slugs(knowledge)[0]
     path = knowledge / "patches" / name / "delta.safetensors"
     data = bytearray(path.read_bytes())

@@ -296,6 +296,7 @@ ROWS = [
     Row("a scale that is no number", ("apply", "microsoft", "--scale", "nan"), 65, "a scale of nan"),
     Row("a scale without end", ("apply", "microsoft", "--scale", "inf"), 65, "a scale of inf"),
     Row("a scale in words", ("apply", "microsoft", "--scale", "much"), 2, "is not a valid float"),
+    Row("an apply of what is in force", ("apply", "microsoft"), 65, "is in force as it is"),
     Row("a scale of no patch", ("apply", "nobody", "--scale", "2"), 66, "there is no such folder"),
     Row("a gate that is none", (*ANN, "--gate", "x"), 65, "--gate 'x'"),
     Row(

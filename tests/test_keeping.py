@@ -83,6 +83,7 @@ def test_all_is_derived_again_and_nothing_is_said(root: Path) -> None:
     assert _problems(root, "--full") == []
     assert json.loads(fine(here("-C", root / "kb", "fsck", "--full", "--repair", "--json")).out) == {
         "problems": [],
+        "base_checked": True,
         "repairs": [],
     }
     assert snapshot(root / "kb") == before

@@ -384,6 +384,9 @@ def test_settings_that_are_missing_or_wrong(store: GitStore) -> None:
     (store.folder / "patchkit.toml").write_text("[base]\nsource = 3\n")
     commit_all(store)
     assert _found(store)[0].path == "patchkit.toml"
+    (store.folder / "patchkit.toml").write_text("[base]\n[base\n")
+    commit_all(store)
+    assert str(_found(store)[0]).startswith("patchkit.toml:2: is not TOML")
     (store.folder / "patchkit.toml").unlink()
     (store.folder / "patchkit.toml").symlink_to("elsewhere")
     commit_all(store)

@@ -65,7 +65,9 @@ def apply(
     """
     if not dry_run:
         repository.store.ensure_ready()
-    if scale != 1.0 and (stored := _in_force(repository, folder)) is not None:
+    if (scale != 1.0 or not folder.exists()) and (stored := _in_force(repository, folder)) is not None:
+        if scale == 1.0:
+            raise BadInput(f"{stored.name}: is in force as it is; to change it, name a --scale")
         return _scale_in_force(repository, stored, scale, message, dry_run)
     patch = Patch.load(folder)
     base = repository.settings.base_fingerprint

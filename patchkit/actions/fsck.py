@@ -28,10 +28,10 @@ from patchkit.stack import problems
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["base_at_hand", "base_problems", "build_folders", "fsck", "undisturbed"]
+__all__ = ["base_at_hand", "base_problems", "build_folders", "fsck", "undisturbed", "without_base"]
 
 Progress = Callable[[str, int, int], None] | None
-_MEND_BUILD = "patchkit fsck --repair"  # patchkit build believes the record of what it has written
+_MEND_BUILD = "patchkit fsck --repair"  # patchkit build believes a record where no file's time changed
 
 
 def fsck(repository: Repository, *, full: bool = False, progress: Progress = None) -> list[Problem]:
@@ -152,6 +152,17 @@ def _base(repository: Repository, progress: Callable[[int, int, str], None] | No
     if place is None or not os.path.isdir(place):
         return []
     return base_problems(place, repository.settings.base_fingerprint, progress)
+
+
+def without_base(repository: Repository) -> str | None:
+    """Why `fsck` did not look at the base; None where it did."""
+    try:
+        place = repository.store.config_get(repository.store.base_key)
+    except PatchkitError as error:
+        return error.message
+    if place is None:
+        return "nobody said where it lies on this machine"
+    return None if os.path.isdir(place) else f"it is not at {place} any more"
 
 
 def base_problems(

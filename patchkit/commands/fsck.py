@@ -33,7 +33,7 @@ def command(
 ) -> None:
     """Hash Git's objects, the patches in force, the work tree's patches, the base and the builds
     again, trusting no time stamps, and look through the catalogue. Exit code 1 if anything is not
-    as it was written.
+    as it was written. A base that is not on this machine is not looked at, which is said.
 
     With --full, also of every patch version that a branch or tag reaches: its hashes, and its id
     from its numbers; each edited tensor of the builds, computed again from base and patches; and
@@ -72,6 +72,8 @@ def command(
 
 def _check(repository: Repository, full: bool, repair: bool, quiet: bool, as_json: bool) -> list[Problem]:
     """Check and, if asked, repair; the problems that are left."""
+    from patchkit.actions.fsck import without_base
+
     repairs: list[Repair] = []
     with progress_bars(quiet or as_json) as progress:
         if repair:
@@ -79,14 +81,18 @@ def _check(repository: Repository, full: bool, repair: bool, quiet: bool, as_jso
             found = [each.problem for each in repairs if not each.mended]
         else:
             found = repository.fsck(progress, full=full)
+    missing = without_base(repository)
     if as_json:
         extra = {"repairs": [each.to_dict() for each in repairs]} if repair else {}
-        print_json({"problems": [problem.to_dict() for problem in found], **extra})
+        problems = [problem.to_dict() for problem in found]
+        print_json({"problems": problems, "base_checked": missing is None, **extra})
     elif not quiet:
         _tell(repairs)
         if not found and not repairs:
             derived = " and comes out again as it is" if full else ""
             say(console(), f"every byte is as it was written{derived}", GOOD)
+        if missing is not None:
+            say(console(), f"the base was not looked at: {missing} (patchkit base PATH)", WARNING)
     return found
 
 

@@ -6,7 +6,9 @@ grow while memory allows and back off when it does not.
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -59,11 +61,22 @@ def in_batches(order: Sequence[int], budget: Budget, work: Callable[[list[int], 
         if _fits(work, batch, budget):
             start += len(batch)
             budget = budget.larger()
+            _trim()
         else:
             budget = budget.smaller()
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def _trim() -> None:
+    """Hand the heap's free pages back to the system, where glibc is the allocator.
+
+    It keeps what a batch freed, in pieces that the next batch, of other lengths, does not fit into.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _fits(work: Callable[[list[int], Budget], None], batch: list[int], budget: Budget) -> bool:

@@ -25,7 +25,7 @@ from patchkit.errors import BadInput
 from patchkit.facts import Fact
 from patchkit.models.anatomy import anatomy_of, attention_outputs
 from patchkit.models.hooks import stand_in
-from patchkit.models.past import FrozenCache, FrozenLayer
+from patchkit.models.past import FrozenCache, FrozenLayer, Shared
 from patchkit.models.tokens import tokenise
 
 __all__ = ["CLASSES", "KINDS", "Prompt", "Traced", "Tracer", "default_window", "deviation", "prompt_of"]
@@ -335,8 +335,7 @@ def _past(cache: DynamicCache, rows: Tensor, length: int) -> FrozenCache:
         assert isinstance(each, DynamicLayer)
         assert each.keys is not None
         assert each.values is not None
-        keys, values = (part[..., :length, :].index_select(0, rows) for part in (each.keys, each.values))
-        layers.append(FrozenLayer.of(keys, values))
+        layers.append(FrozenLayer(Shared(each.keys[..., :length, :], each.values[..., :length, :], rows)))
     return FrozenCache(layers)
 
 

@@ -9,7 +9,7 @@ ALiBi are the model's own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
@@ -31,6 +31,7 @@ __all__ = [
     "Past",
     "Prefix",
     "Row",
+    "Shared",
     "empty",
     "extend",
     "openings_of",
@@ -64,68 +65,62 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
-class _Opening:
-    """One block's keys and values [groups, heads, P, head_dim], there once; ``rows`` [R]: whose each sees."""
+class Shared:
+    """One block's keys and values [G, heads, P, head_dim], there once; ``rows`` [R]: whose each row sees."""
 
     keys: Tensor
     values: Tensor
     rows: Tensor
 
+    @property
+    def width(self) -> int:
+        return self.keys.shape[-2]
+
     def of_rows(self) -> tuple[Tensor, Tensor]:
         return self.keys.index_select(0, self.rows), self.values.index_select(0, self.rows)
 
-    def keep(self, rows: Tensor) -> _Opening:
+    def keep(self, rows: Tensor) -> Shared:
         return replace(self, rows=self.rows.index_select(0, rows))
 
 
 class _OpenedLayer(DynamicLayer):
     """A cache layer that grows, and shows its rows' opening before what is their own."""
 
-    def __init__(self, opening: _Opening | None = None) -> None:
+    def __init__(self, opening: Shared) -> None:
         super().__init__()
         self.opening = opening
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        super().update(key_states, value_states, *args, **kwargs)
-        return self.seen(_own(self))
+        return _joined(self.opening.of_rows(), super().update(key_states, value_states, *args, **kwargs))
 
     def get_seq_length(self) -> int:
-        return super().get_seq_length() + (0 if self.opening is None else self.opening.keys.shape[-2])
-
-    def seen(self, *own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The opening's keys and values and these, one behind the other."""
-        parts = own if self.opening is None else (self.opening.of_rows(), *own)
-        if len(parts) == 1:
-            return parts[0]
-        keys, values = zip(*parts, strict=True)
-        return torch.cat(keys, -2), torch.cat(values, -2)
+        return self.opening.width + super().get_seq_length()
 
 
-class FrozenLayer(_OpenedLayer):
-    """A cache layer that shows its past before the new tokens and never grows."""
+class FrozenLayer(DynamicLayer):
+    """A cache layer that shows its pasts, in order, before the new tokens and never grows."""
 
-    @classmethod
-    def of(cls, keys: Tensor, values: Tensor, opening: _Opening | None = None) -> FrozenLayer:
-        layer = cls(opening)
-        layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
-        return layer
+    def __init__(self, *pasts: Shared) -> None:
+        super().__init__()
+        self.pasts = pasts
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        new = key_states, value_states
-        return self.seen(_own(self), new) if self.is_initialized else self.seen(new)
+        return _joined(*(past.of_rows() for past in self.pasts), (key_states, value_states))
 
-    def keep(self, rows: Tensor) -> FrozenLayer:
-        """The past of some of the rows."""
-        opening = None if self.opening is None else self.opening.keep(rows)
-        if not self.is_initialized:
-            return FrozenLayer(opening)
-        keys, values = _own(self)
-        return FrozenLayer.of(keys.index_select(0, rows), values.index_select(0, rows), opening)
+    def get_seq_length(self) -> int:
+        return sum(past.width for past in self.pasts)
+
+
+def _joined(*parts: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Keys and values one behind the other."""
+    if len(parts) == 1:
+        return parts[0]
+    keys, values = zip(*parts, strict=True)
+    return torch.cat(keys, -2), torch.cat(values, -2)
 
 
 class FrozenCache(Cache):
@@ -137,7 +132,7 @@ class FrozenCache(Cache):
 
     def keep(self, rows: Tensor) -> FrozenCache:
         """The past of some of the rows."""
-        return FrozenCache([layer.keep(rows) for layer in self.frozen])
+        return FrozenCache([FrozenLayer(*(past.keep(rows) for past in each.pasts)) for each in self.frozen])
 
     def forget(self, until: int) -> None:
         """Drop the past of blocks 0..``until``, which nothing runs again."""
@@ -187,7 +182,7 @@ class Openings:
             assert past.cache is not None
             for layer in map(_known, past.cache.layers):
                 if layer.is_initialized:  # a block that was handed through holds nothing
-                    layer.keys, layer.values = (_blanked(side, past.mask) for side in _own(layer))
+                    _blank(_own(layer), past.mask)
         return cls(texts, past)
 
     def fitting(self, model: PreTrainedModel, rows: Sequence[Row]) -> Openings:
@@ -272,7 +267,7 @@ def _opened(common: Past, places: Sequence[int | None]) -> Past:
     present = torch.tensor([place is not None for place in places], device=device)
     cache = DynamicCache()
     assert common.cache is not None
-    cache.layers = [_OpenedLayer(_Opening(*_own(_known(layer)), index)) for layer in common.cache.layers]
+    cache.layers = [_OpenedLayer(Shared(*_own(_known(layer)), index)) for layer in common.cache.layers]
     return Past(cache, common.mask[index] & present[:, None], common.lengths[index] * present)
 
 
@@ -297,29 +292,31 @@ def _together(
 
 def _frozen(parts: Sequence[tuple[Tensor, DynamicLayer]], mask: Tensor) -> FrozenLayer:
     """One block's pasts of groups of rows as one; ``mask`` [R, P] is true where a row has its own."""
-    opening: _Opening | None = None
+    pasts: list[Shared] = []
     for rows, layer in parts:
-        if isinstance(layer, _OpenedLayer) and layer.opening is not None:
-            opening = opening or replace(layer.opening, rows=rows.new_zeros(len(mask)))
-            opening.rows[rows] = layer.opening.rows
+        if isinstance(layer, _OpenedLayer):
+            pasts = pasts or [replace(layer.opening, rows=rows.new_zeros(len(mask)))]
+            pasts[0].rows[rows] = layer.opening.rows
     own = [(rows, _own(layer)) for rows, layer in parts if layer.is_initialized]
-    if not own:
-        return FrozenLayer(opening)
-    keys, values = (t.new_zeros(len(mask), t.shape[1], mask.shape[1], t.shape[3]) for t in own[0][1])
-    for rows, found in own:
-        for side, part in zip((keys, values), found, strict=True):
-            side[rows, :, mask.shape[1] - part.shape[2] :] = part
-    return FrozenLayer.of(_blanked(keys, mask), _blanked(values, mask), opening)
+    if own:
+        keys, values = (t.new_zeros(len(mask), t.shape[1], mask.shape[1], t.shape[3]) for t in own[0][1])
+        for rows, found in own:
+            for side, part in zip((keys, values), found, strict=True):
+                side[rows, :, mask.shape[1] - part.shape[2] :] = part
+        _blank((keys, values), mask)
+        pasts.append(Shared(keys, values, torch.arange(len(mask), device=mask.device)))
+    return FrozenLayer(*pasts)
 
 
-def _blanked(side: Tensor, mask: Tensor) -> Tensor:
-    """Keys or values with 0 where no token stands: such a column may hold NaN (it had nothing to look at),
-    and 0 · NaN would reach the output."""
-    return side.masked_fill(~mask[:, None, :, None], 0)
+def _blank(sides: Iterable[Tensor], mask: Tensor) -> None:
+    """Put 0 into keys and values where no token stands: such a column may hold NaN (it had nothing to look
+    at), and 0 · NaN would reach the output."""
+    for side in sides:
+        side.masked_fill_(~mask[:, None, :, None], 0)
 
 
 def _known(layer: object) -> DynamicLayer:
-    if not isinstance(layer, DynamicLayer) or type(layer) not in (DynamicLayer, _OpenedLayer, FrozenLayer):
+    if not isinstance(layer, DynamicLayer) or type(layer) not in (DynamicLayer, _OpenedLayer):
         raise BadInput(
             f"the model keeps a {type(layer).__name__} where attention keys and values are expected"
         )
