@@ -169,7 +169,7 @@ def collect_outputs(
 
 
 def _held(chosen: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
-    """A chunk in pieces whose keys and values fit: each row holds its opening's, however little it adds."""
+    """A chunk in pieces whose keys and values fit: each row is shown its opening too."""
     most = max(1, _HELD // max(lengths[place] for place in chosen))
     return [list(chosen[first : first + most]) for first in range(0, len(chosen), most)]
 
