@@ -122,6 +122,22 @@ def test_what_a_group_has_in_common_runs_once():
     assert prefix.lengths.tolist() == [len(row.prefix) for row in rows]
 
 
+def test_openings_are_there_once_and_rows_are_chosen_without_copies():
+    """Six rows in two groups: two openings' keys and values a block, whichever rows are left."""
+    model = tiny_models.tiny_model("llama")
+    rows = rows_of([(2, 1), (3, 1), (1, 1), (2, 1), (2, 1), (3, 1)], shared=9)
+    prefix = prefill(model, anatomy_of(model), rows, until=3)
+    some = prefix.cache.keep(torch.tensor([4, 1])).keep(torch.tensor([1]))
+    for whole, left in zip(prefix.cache.frozen, some.frozen, strict=True):
+        opening, own = whole.pasts
+        assert (len(opening.keys), opening.width, len(own.keys), own.width) == (2, 9, 6, 3)
+        for before, after in zip(whole.pasts, left.pasts, strict=True):
+            assert after.keys.data_ptr() == before.keys.data_ptr()
+            assert after.values.data_ptr() == before.values.data_ptr()
+            assert torch.equal(after.of_rows()[0], before.of_rows()[0][[1]])
+            assert torch.equal(after.of_rows()[1], before.of_rows()[1][[1]])
+
+
 @pytest.mark.parametrize("kind", tiny_models.CONFIGS)
 def test_openings_that_more_rows_have_in_common_serve_some_of_them(kind):
     """As when a batch's chunks are run behind openings that were run once: with too long a row among them."""
