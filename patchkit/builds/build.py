@@ -242,7 +242,7 @@ def _altered(
     """The tensors of kept files whose bytes are not those of the record."""
     there = {name: place for name, place in checkpoint.tensors.items() if place[0] in kept}
     found = hash_tensors(out, there, progress)
-    return {name for name, digest in found.items() if digest != old.expected(name)}
+    return {name for name in there if name not in old.tensors or found[name] != old.expected(name)}
 
 
 def _sources(checkpoint: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
