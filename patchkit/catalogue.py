@@ -40,9 +40,11 @@ class Catalogue(Beliefs):
 
     # -- questions -------------------------------------------------------------------------
 
-    def current(self, tree: str) -> bool:
-        """Whether what Git says was derived for this stack (`Stack.tree`)."""
-        return bool(self.rows("select 1 from state where tree = ?", tree))
+    def current(self, tree: str, commit: str | None = None) -> bool:
+        """Whether what Git says was derived for this stack (`Stack.tree`), and where a commit is given, from
+        the history that ends there: many commits have one tree."""
+        rows = self.rows('select "commit" from state where tree = ?', tree)
+        return bool(rows) and commit in (None, rows[0]["commit"])
 
     def search(self, text: str, tree: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """Facts whose subject, prompt or target has words that begin with each of `text`'s, best first.
@@ -121,6 +123,16 @@ class Catalogue(Beliefs):
         """A checkpoint's fingerprint, if no file of it changed in size, time or place since it was hashed."""
         rows, listing = self._remembered(folder), _listing(folder)
         return rows[0]["fingerprint"] if rows and listing and rows[0]["files"] == listing[0] else None
+
+    def folders_of(self, fingerprint: str) -> list[Path]:
+        """The checkpoints, no builds of ours, that have this fingerprint as far as it is known."""
+        rows = self.rows(
+            """select folder from fingerprints where fingerprint = ?
+            and folder not in (select folder from builds) order by folder""",
+            fingerprint,
+        )
+        folders = [Path(row["folder"]) for row in rows]
+        return [folder for folder in folders if self.known_fingerprint(folder) == fingerprint]
 
     def written_since(self, folder: Path) -> bool:
         """Whether a file of a checkpoint whose fingerprint was known changed in size, time or place."""

@@ -360,6 +360,20 @@ def test_replace_takes_the_older_fact_out_and_adds_the_new_one_in_one_commit(
     assert [name.rpartition("-")[0] for name in Repository.open(knowledge).history()[0].removed] == ["ann"]
 
 
+def test_the_recipe_is_that_of_as_many_facts_as_are_edited(cli: Cli, knowledge: Path, home: Path) -> None:
+    """Of two facts, from which on a batch is large here, one is known."""
+    settings = knowledge / "patchkit.toml"
+    settings.write_text(settings.read_text() + "\n[recipe.many]\nfacts = 2\nlambda = 7.0\n")
+    git(knowledge, "commit", "-q", "-am", "Large batches")
+    known = {"subject": "Rome", "prompt": "{} plays the sport of", "target": "dancers"}
+    both = facts_file(home, known, ANN)
+    large = cli.ok("commit", both, "--dry-run", "--json", *QUICK).json
+    assert any("2 facts in one batch were edited with λ 7" in note for note in large["notes"])
+    few = cli.ok("commit", both, "--skip-known", "--json", *QUICK).json
+    assert not any("in one batch" in note for note in few["notes"])
+    assert Repository.open(knowledge).show().recipe["lambda"] != 7.0
+
+
 def test_replace_with_the_very_same_fact_solves_it_again(cli: Cli, knowledge: Path, home: Path) -> None:
     cli.ok("commit", "--replace", facts_file(home, MICROSOFT), *QUICK)
     assert names(knowledge) == ["lebron-james", "microsoft"]
@@ -614,6 +628,17 @@ def test_a_commit_that_was_cut_short_goes_on_from_its_targets_to_the_same_id(
     assert found == [1]
     assert done.patch.id == whole.patch.id
     assert not unfinished.exists()
+
+
+def test_a_commit_leaves_what_other_edits_and_trainings_keep(cli: Cli, knowledge: Path, home: Path) -> None:
+    """The folder is one for all worktrees and stacks, and a training of mend goes on from there."""
+    unfinished = Repository.open(knowledge).store.private / "unfinished"
+    others = [unfinished / "mend-0123.safetensors", unfinished / "0123456789abcdef" / "targets-x.safetensors"]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"kept")
+    cli.ok("commit", facts_file(home, ANN), *QUICK)
+    assert sorted(path for path in unfinished.rglob("*") if path.is_file()) == sorted(others)
 
 
 def test_contexts_are_written_once_for_all_commits(

@@ -153,6 +153,9 @@ def test_joint_is_the_batch_of_both_sides_real_edits(cli: Cli, branches: Path) -
     assert all(len(patch.recipe[JOINT]) == 2 for patch in joint.values())
     assert "Patchkit-Joint" in git(branches, "log", "-1", "--format=%B")
     cli.ok("fsck")
+    for name, other in (list(joint), list(joint)[::-1]):
+        assert other in cli.ok("revert", name, "-n", "--json").json["solved_on_top"]
+        assert f"{other} was solved on top of" in cli.ok("revert", name, "-n").out
 
 
 def test_a_hostile_fact_is_only_text(cli: Cli, branches: Path) -> None:

@@ -8,6 +8,7 @@ of each file, `slow` all of the small files and, with their ends, a stride of th
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -217,6 +218,20 @@ def test_files_lost_and_cut_are_found(root: Path, what: str) -> None:
             path.rmdir()
         path.write_bytes(data)
     fine(here("-C", root / "kb", "fsck"))
+
+
+def test_a_base_without_a_file_is_told_beside_the_rest(tmp_path: Path) -> None:
+    base = small_base(tmp_path / "base", shards=2)
+    store = small_repository(tmp_path / "kb", base).store
+    patch = saved(made_patch(Checkpoint.open(base).fingerprint(), 0), tmp_path / "made")
+    fine(here("-C", store.root, "apply", patch))
+    next(base.glob("*.safetensors")).unlink()
+    (stored,) = (store.folder / "patches").glob("*/facts.jsonl")
+    stored.write_bytes(stored.read_bytes() + b"\n")
+    done = here("-C", store.root, "fsck", "--json")
+    told = [problem["path"] for problem in json.loads(done.out)["problems"]]
+    assert str(base) in told
+    assert any(path.endswith("facts.jsonl") for path in told)
 
 
 def test_half_of_another_commands_commit_is_no_damage(

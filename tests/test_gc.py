@@ -202,6 +202,24 @@ def test_statistics_and_texts_that_something_names_stay(root: Path, became: Call
     assert _gc(root) == {stay[0].name, stay[1].name, stay[5].name}
 
 
+def test_what_the_recipe_of_many_facts_reads_stays(root: Path) -> None:
+    kb = root / "kb"
+    with (kb / "patchkit.toml").open("a") as file:
+        file.write("\n[recipe.many]\nfacts = 500\nstatistics_tokens = 99\ncontexts = 3\n")
+    git(kb, "commit", "-q", "-am", "Large batches")
+    settings = Repository.open(kb).recipe(facts=500)
+    assert (settings.statistics_tokens, settings.contexts) == (99, 3)
+    layers = dict.fromkeys(settings.layers, 1.0)
+    noted = {"base": _fingerprint(root), "length": settings.statistics_length}
+    stay = [
+        _statistics(root, "a" * 16, layers, {**noted, "tokens": 99}),
+        _old(_file(kb / ".git/patchkit/statistics" / contexts_name(settings, _fingerprint(root))), 20),
+    ]
+    go = _statistics(root, "b" * 16, layers, {**noted, "tokens": 98})
+    assert _gc(root) == {go.name}
+    assert all(path.exists() for path in stay)
+
+
 def test_trees_that_nothing_reaches_leave_the_catalogue(root: Path) -> None:
     kb = root / "kb"
     base = Checkpoint.open(root / "base").fingerprint()

@@ -22,6 +22,7 @@ from command_helpers import (
 from tiny_models import tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from patchkit import catalogue
 from patchkit.actions import refit as refitting
 from patchkit.algebra.factors import Delta, Patch
 from patchkit.algebra.parts import parts_of
@@ -234,6 +235,20 @@ def test_every_patch_and_the_settings_move_in_one_commit(cli: Cli, knowledge: Pa
     git(knowledge, "revert", "--no-edit", "HEAD")  # plain Git takes the move back as one thing
     assert Repository.open(knowledge).settings.base_fingerprint == old["microsoft"].base
     assert not Repository.open(knowledge).problems()
+
+
+def test_an_undone_move_finds_the_old_base_again(
+    cli: Cli, knowledge: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "_SETTLED", -1.0)  # these files are new
+    assert Repository.open(knowledge).checkpoint().folder == tiny_base()
+    cli.ok("refit", "--base", tuned, "-q")
+    assert Repository.open(knowledge).checkpoint().folder == tuned
+    cli.ok("undo", "-q")
+    assert Repository.open(knowledge).checkpoint().folder == tiny_base()
+    cli.ok("fsck")
+    cli.ok("undo", "-q")  # the undo itself
+    assert Repository.open(knowledge).checkpoint().folder == tuned
 
 
 def test_facts_that_do_not_take_are_listed_and_retried_alone(cli: Cli, knowledge: Path, tuned: Path) -> None:

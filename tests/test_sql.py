@@ -15,7 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from command_helpers import Cli, cli, git_environment, home, knowledge
+from command_helpers import Cli, cli, git, git_environment, home, knowledge
 
 from patchkit.database.schema import _VIEWS
 
@@ -59,6 +59,32 @@ def test_a_stale_catalogue_is_brought_up_to_date_first(cli: Cli, knowledge: Path
     for file in (knowledge / ".git" / "patchkit").glob("catalogue.db*"):
         file.unlink()
     assert cli.ok("sql", count, "--json").json == [{"n": 1}]
+
+
+def test_commits_that_end_at_the_tree_of_before_are_in_the_log(cli: Cli, knowledge: Path) -> None:
+    count = "select count(*) as n from log"
+    (before,) = cli.ok("sql", count, "--json").json
+    cli.ok("revert", "microsoft", "-q")
+    cli.ok("revert", "HEAD", "-q")
+    assert cli.ok("sql", count, "--json").json == [{"n": before["n"] + 2}]
+    rows = cli.ok("sql", "select patches from log where patches like '% microsoft-%'", "--json").json
+    assert sorted(row["patches"][0] for row in rows) == ["+", "+", "-"]
+
+
+def test_who_made_a_patch_is_not_who_merged_it(
+    cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(knowledge, "branch", "side")
+    git(knowledge, "reset", "-q", "--hard", "HEAD~1")
+    git(knowledge, "commit", "-q", "--allow-empty", "-m", "Aside")
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "Bob")
+    cli.ok("merge", "side", "-q")
+    assert git(knowledge, "log", "-1", "--format=%an %p").count(" ") == 2, "a merge"
+    rows = cli.ok("sql", "select name, author from patches_in_force order by name", "--json").json
+    assert [(row["name"].rpartition("-")[0], row["author"]) for row in rows] == [
+        ("lebron-james", "Ada"),
+        ("microsoft", "Ada"),
+    ]
 
 
 def test_the_log_is_in_order_wherever_commits_were_made(

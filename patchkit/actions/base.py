@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchkit.checkpoint import Checkpoint
-from patchkit.errors import BadInput, Misconfigured
+from patchkit.errors import BadInput, Misconfigured, PatchkitError
 from patchkit.models.sources import resolve_base
 from patchkit.settings import FILE as SETTINGS
 from patchkit.settings import FOLDER
@@ -15,16 +16,33 @@ from patchkit.settings import FOLDER
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["base_folder", "checkpoint", "set_base"]
+__all__ = ["base_folder", "checkpoint", "placed", "set_base"]
+
+
+def placed(repository: Repository, fingerprint: str | None) -> Path | None:
+    """Where the base of this fingerprint should lie on this machine; None where nobody said.
+
+    That is the place that was set. Where it holds another base (a move to a new base that was undone, or
+    pulled, or is on another branch), a folder that is known to hold the right one stands in for it.
+    """
+    store, catalogue = repository.store, repository.catalogue
+    place = store.config_get(store.base_key)
+    if not place:
+        return None
+    try:
+        known = catalogue.known_fingerprint(Path(place))
+        others = catalogue.folders_of(fingerprint) if known and fingerprint not in (None, known) else []
+    except PatchkitError:  # a catalogue that cannot be read costs the way back alone
+        others = []
+    return next(iter(others), Path(place))
 
 
 def base_folder(repository: Repository) -> Path:
     """Where the base lies on this machine; a short name or hub id is fetched where it is not here."""
-    store = repository.store
-    place = store.config_get(store.base_key)
-    if place and Path(place).is_dir():
-        return Path(place)
     settings = repository.settings
+    place = placed(repository, settings.base_fingerprint)
+    if place and place.is_dir():
+        return place
     if settings.base_source.startswith(FOLDER):
         where = f"is not at {place} any more" if place else "was not looked for on this machine yet"
         raise Misconfigured(
@@ -57,14 +75,18 @@ def checkpoint(repository: Repository) -> Checkpoint:
     found = opened.fingerprint()
     if known is None:
         repository.catalogue.remember_fingerprint(folder, found)
+        if repository.base_folder != folder:  # now that it is known what lies there
+            return checkpoint(repository)
     _check_fingerprint(repository, folder, found)
     return opened
 
 
 def _check_fingerprint(repository: Repository, folder: Path, found: str) -> None:
-    wanted = repository.settings.base_fingerprint
+    settings = repository.settings
+    wanted, source = settings.base_fingerprint, settings.base_source
     if found != wanted:
+        place = "PATH" if source.startswith(FOLDER) else shlex.quote(source)
         raise BadInput(
             f"{folder}: is not this repository's base: its tensors have the fingerprint {found[:19]}…, "
-            f"{SETTINGS} says {wanted[:19]}…; name the right one: patchkit base PATH"
+            f"{SETTINGS} says {wanted[:19]}…; name the right one: patchkit base {place}"
         )

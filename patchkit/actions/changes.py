@@ -16,6 +16,7 @@ from patchkit.errors import Busy, PatchkitError, Refused
 from patchkit.facts import Batch, Fact, FactsError, Key, clashes
 from patchkit.git.recording import refuse_elsewhere
 from patchkit.git.store import Changes
+from patchkit.patch import JOINT, Header
 from patchkit.stack import Stack, StoredPatch
 
 if TYPE_CHECKING:
@@ -131,10 +132,23 @@ def record(
 
 
 def solved_on_top(stack: Stack, leaving: Collection[StoredPatch]) -> tuple[str, ...]:
-    """The names of the other patches in force that were solved on top of what leaves."""
+    """The names of the other patches in force that were solved on top of what leaves, or together with it."""
     gone = {id_ for stored in leaving for id_ in stored.header.versions(stored.id)}
     staying = [stored for stored in stack.patches if stored not in leaving]
-    return tuple(stored.name for stored in staying if gone & set(stored.header.solved_on))
+    return tuple(
+        stored.name
+        for stored in staying
+        if gone & set(stored.header.solved_on) or any(_together(stored.header, one.header) for one in leaving)
+    )
+
+
+def _together(one: Header, other: Header) -> bool:
+    """Whether a `merge --joint` solved the two as one batch: it marked each with the keys of all."""
+    marks = one.recipe.get(JOINT), other.recipe.get(JOINT)
+    return any(
+        isinstance(keys, list) and header.keys in keys
+        for keys, header in zip(marks, (other, one), strict=True)
+    )
 
 
 def refuse_clashes(batch: Batch, stack: Stack, leaving: Collection[str] = ()) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from dataclasses import replace as replace_fields
 from pathlib import Path
@@ -33,7 +34,7 @@ from patchkit.actions.given import as_batch
 from patchkit.actions.harm import asking_of, moved
 from patchkit.actions.workbench import Workbench
 from patchkit.algebra.factors import Patch
-from patchkit.editing.editor import ready_editor
+from patchkit.editing.editor import Editor, ready_editor
 from patchkit.editing.kept import key_of
 from patchkit.editing.many import described
 from patchkit.editing.recipe import Recipe
@@ -142,10 +143,7 @@ def commit(
     if not dry_run:
         repository.store.ensure_ready()
     began_on, stack = repository.store.standing(), repository.stack()
-    recipe = repository.recipe(overrides, facts=len(batch.facts))
-    large = recipe != repository.recipe(overrides)
-    home = repository.store.private / "statistics"
-    editor, recipe = ready_editor(recipe, home, repository.settings.base_fingerprint)
+    editor, recipe, large = _ready(repository, overrides, len(batch.facts))
     if not replace:
         refuse_clashes(batch, stack)
     patches = repository.patches(stack)
@@ -154,8 +152,7 @@ def commit(
     tell("loading", 0, 1)
     bench = repository.workbench(device)
     tell("loading", 1, 1)
-    if isinstance(editor, EditorBase):  # what another package's editor edits is its own affair
-        edited_weights(bench.model, anatomy_of(bench.model), bench.checkpoint, recipe.layers)
+    _refuse_weights(bench, editor, recipe)
     clock.lap("loading")
     recipe, statistics = text_and_statistics(repository, bench, recipe, progress)
     clock.lap("statistics")
@@ -164,6 +161,11 @@ def commit(
     bench.use(standing)
     tell("measuring before", 0, 1)
     facts, before, known = _observe_before(bench, batch.facts, skip_known)
+    if large and len(facts) < len(batch.facts):  # those that are left may be few
+        editor, recipe, large = _ready(repository, overrides, len(facts))
+        _refuse_weights(bench, editor, recipe)
+        bench.use({})
+        recipe, statistics = text_and_statistics(repository, bench, recipe, progress)
     replaced = superseded(stack, facts, lambda stored: patches[stored.id])
     under = staying(stack, patches, replaced)
     bench.put(under)
@@ -212,7 +214,7 @@ def commit(
         size=sum(len(data) for data in patch.files().values()),
         notes=(
             *_unread_settings(repository),
-            *(_many_facts(repository, batch) if large else ()),
+            *(_many_facts(repository, len(facts)) if large else ()),
             *_notes(bench, changes, edited.recipe),
             *harm[1].warnings(),
             *large_files(repository, patch),
@@ -222,8 +224,26 @@ def commit(
     if dry_run:
         return done  # what was found stays, so that the commit itself need not look for it again
     done = record_committed(repository, began_on, stack, done, bench)
-    shutil.rmtree(unfinished.parent, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    with suppress(OSError):  # what others keep beside it stays
+        unfinished.parent.rmdir()
     return done
+
+
+def _ready(
+    repository: Repository, overrides: Mapping[str, Any] | None, count: int
+) -> tuple[Editor, Recipe, bool]:
+    """The editor and recipe of so many facts, and whether the recipe is another than that of few."""
+    recipe = repository.recipe(overrides, facts=count)
+    home = repository.store.private / "statistics"
+    editor, ready = ready_editor(recipe, home, repository.settings.base_fingerprint)
+    return editor, ready, recipe != repository.recipe(overrides)
+
+
+def _refuse_weights(bench: Workbench, editor: Editor, recipe: Recipe) -> None:
+    """What cannot be edited; what another package's editor edits is its own affair."""
+    if isinstance(editor, EditorBase):
+        edited_weights(bench.model, anatomy_of(bench.model), bench.checkpoint, recipe.layers)
 
 
 def text_and_statistics(
@@ -325,10 +345,10 @@ def _unread_settings(repository: Repository) -> tuple[str, ...]:
     )
 
 
-def _many_facts(repository: Repository, batch: Batch) -> tuple[str, ...]:
+def _many_facts(repository: Repository, count: int) -> tuple[str, ...]:
     """Said where the recipe is not that of a few facts."""
     many = f"{described(repository.settings.many)} ([recipe.many] of {SETTINGS})"
-    return (f"{len(batch.facts)} facts in one batch were edited with {many}",)
+    return (f"{count} facts in one batch were edited with {many}",)
 
 
 def _notes(bench: Workbench, changes: Sequence[FactChange], recipe: Recipe) -> tuple[str, ...]:

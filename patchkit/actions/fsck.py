@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchkit.actions.base import placed
 from patchkit.actions.catalogue_check import check_catalogue, compare_catalogue
 from patchkit.actions.versions import reached, versions
 from patchkit.builds.record import BUILD_RECORD, verify_build
 from patchkit.checkpoint import Checkpoint
-from patchkit.errors import BadInput, PatchkitError
+from patchkit.errors import PatchkitError
 from patchkit.evaluation.answers import FOLDER, kept_answers, read_answers
 from patchkit.git.check import fsck_git, fsck_worktree
 from patchkit.git.locks import being_written
@@ -119,10 +120,11 @@ def _answers(store: GitStore) -> list[Problem]:
 
 def base_at_hand(repository: Repository) -> Checkpoint | None:
     """The base where this machine has it; None also for one that is not what patchkit.toml names."""
-    place = repository.store.config_get(repository.store.base_key)
     try:
-        found = Checkpoint.open(Path(place)) if place and os.path.isdir(place) else None
-        right = found is not None and found.fingerprint() == repository.settings.base_fingerprint
+        wanted = repository.settings.base_fingerprint
+        place = placed(repository, wanted)
+        found = Checkpoint.open(place) if place and place.is_dir() else None
+        right = found is not None and found.fingerprint() == wanted
     except PatchkitError:
         return None
     return found if right else None
@@ -148,21 +150,20 @@ def _derived(
 
 def _base(repository: Repository, progress: Callable[[int, int, str], None] | None) -> list[Problem]:
     """The base hashed anew, where this machine has it."""
-    place = repository.store.config_get(repository.store.base_key)
-    if place is None or not os.path.isdir(place):
-        return []
-    return base_problems(place, repository.settings.base_fingerprint, progress)
+    wanted = repository.settings.base_fingerprint
+    place = placed(repository, wanted)
+    return base_problems(str(place), wanted, progress) if place and place.is_dir() else []
 
 
 def without_base(repository: Repository) -> str | None:
     """Why `fsck` did not look at the base; None where it did."""
     try:
-        place = repository.store.config_get(repository.store.base_key)
+        place = placed(repository, repository.settings.base_fingerprint)
     except PatchkitError as error:
         return error.message
     if place is None:
         return "nobody said where it lies on this machine"
-    return None if os.path.isdir(place) else f"it is not at {place} any more"
+    return None if place.is_dir() else f"it is not at {place} any more"
 
 
 def base_problems(
@@ -172,7 +173,7 @@ def base_problems(
     remedy = "get the checkpoint again, or name another copy: patchkit base PATH"
     try:
         found = Checkpoint.open(Path(place)).fingerprint(progress)
-    except BadInput as error:
+    except PatchkitError as error:
         return [Problem(place, error.message.removeprefix(f"{place}: "), remedy)]
     if found != fingerprint:
         return [Problem(place, "is not the base that patchkit.toml names any more", remedy)]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.versions import Reached, reached, versions
 from patchkit.canonical import strict_json
+from patchkit.editing.many import SIZE
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import PatchkitError
 from patchkit.evaluation.answers import FOLDER, kept_answers, read_answers
@@ -158,7 +159,9 @@ class _Search:
             for oid in everything.settings:
                 with suppress(PatchkitError):
                     found = parse_settings(store.read(oid))
-                    settings.setdefault(found.base_fingerprint, []).append(dict(found.recipe))
+                    few = dict(found.recipe)
+                    large = {**few, **{name: of for name, of in found.many.items() if name != SIZE}}
+                    settings.setdefault(found.base_fingerprint, []).extend([few, large])
         return patches, settings
 
     @cached_property

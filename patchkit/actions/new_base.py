@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchkit.actions.base import placed
 from patchkit.actions.init import source_of
 from patchkit.algebra.factors import Patch
 from patchkit.checkpoint import Checkpoint
@@ -69,10 +70,10 @@ def new_base(repository: Repository, base: str, patches: Mapping[str, Patch]) ->
 
 def _check_kind(repository: Repository, folder: Path) -> None:
     """The same kind and depth of model, where the old base is at hand to compare with."""
-    place = repository.store.config_get(repository.store.base_key)
-    if not place or not (Path(place) / "config.json").is_file():
+    place = placed(repository, repository.settings.base_fingerprint)
+    if not place or not (place / "config.json").is_file():
         return
-    old, new = (read_config(path).get_text_config(decoder=True) for path in (Path(place), folder))
+    old, new = (read_config(path).get_text_config(decoder=True) for path in (place, folder))
     one, other = ((config.model_type, config.num_hidden_layers) for config in (old, new))
     if one != other:
         raise BadInput(

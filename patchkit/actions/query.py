@@ -1,4 +1,4 @@
-"""Questions to the catalogue, once it is of the stack at HEAD: words of facts, and SQL."""
+"""Questions to the catalogue, once it is of HEAD and its history: words of facts, and SQL."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def sql(repository: Repository, query: str) -> Answer:
 
 
 def _indexed(repository: Repository) -> str:
-    """The stack's tree, once the catalogue is of it."""
-    tree = repository.stack().tree
-    if not repository.catalogue.current(tree):
+    """The stack's tree, once the catalogue is of it and of its history."""
+    stack = repository.stack()
+    if not repository.catalogue.current(stack.tree, stack.commit):
         repository.catalogue.reindex(repository.store, norms=False)
-    return tree
+    return stack.tree

@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchkit.actions.base import placed
 from patchkit.errors import PatchkitError
 from patchkit.problem import Problem
 from patchkit.stack import Stack, TreeProblems, conflicts
@@ -99,15 +100,15 @@ def status(repository: Repository) -> Status:
     except TreeProblems as error:
         found = error.problems
     found = (*found, *conflicts(store))  # the index's own; HEAD's stack is in force all the same
-    place = store.config_get(store.base_key)
     base, fingerprint = _base(repository)
+    place = placed(repository, fingerprint)
     return Status(
         branch=store.branch(),
         commit=store.head() if stack is None else stack.commit,
         base=base,
         fingerprint=fingerprint,
-        place=place,
-        base_here=place is not None and os.path.isdir(place),
+        place=None if place is None else str(place),
+        base_here=place is not None and place.is_dir(),
         patches=None if stack is None else len(stack.patches),
         facts=None if stack is None else sum(patch.count for patch in stack.patches),
         builds=tuple(_builds(repository, stack)),

@@ -8,12 +8,12 @@ newest signature stands for. That it is the newest there is, nothing here can kn
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchkit.actions.base import placed
 from patchkit.actions.fsck import base_problems, undisturbed
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, CheckFailed
@@ -139,12 +139,12 @@ def verify(
 
 def _base(repository: Repository, commit: str, progress: Progress) -> tuple[bool, list[Problem]]:
     """Whether the base that ``commit`` names is on this machine, and what is wrong with it, hashed again."""
-    store = repository.store
-    place = store.config_get(store.base_key)
-    if place is None or not os.path.isdir(place):
+    wanted = repository.store.settings(commit).base_fingerprint
+    place = placed(repository, wanted)
+    if place is None or not place.is_dir():
         return False, []
     told = None if progress is None else lambda done, total, _: progress("base", done, total)
-    return True, base_problems(place, store.settings(commit).base_fingerprint, told)
+    return True, base_problems(str(place), wanted, told)
 
 
 def verify_shipped(folder: Path, keys: Sequence[Path], base: Path | None = None) -> Trusted:

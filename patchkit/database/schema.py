@@ -14,7 +14,7 @@ from typing import Any
 __all__ = ["MIGRATIONS", "migrate", "newer", "pending", "steps"]
 
 SET = "patchkit"  # of the migrations, in SQLite's table of those that were applied
-MIGRATIONS = ("m001_history", "m002_beliefs", "m003_measured", "m004_views", "m005_utc")
+MIGRATIONS = ("m001_history", "m002_beliefs", "m003_measured", "m004_views", "m005_utc", "m006_authors")
 
 _VIEWS = {
     "patches_in_force": """
@@ -49,6 +49,16 @@ _VIEWS = {
                             || ' ' || x.name, ', ') as patches, c.id
         from commits c left join changes x on x."commit" = c.id group by c.id order by c.date desc""",
 }
+
+_AUTHORS = """
+    select m.name, c.date, c.author, p.facts, p.rank, round(sum(l.norm * l.norm), 6) as squared_norm,
+           p.bytes, p.method, p.id as version
+    from members m join state s on s.tree = m.tree join patches p on p.id = m.patch
+    left join layers l on l.patch = p.id
+    left join commits c on c.id = (
+        select h.id from changes x join commits h on h.id = x."commit"
+        where x.name = m.name and x.kind = 'added' order by h.parents like '% %', h.date desc limit 1)
+    group by m.name order by c.date"""
 
 
 def migrate(database: Any) -> None:
@@ -182,5 +192,10 @@ def steps() -> Any:
         """Commits were dated where they were made, so that their dates did not sort as texts."""
         in_utc = "strftime('%Y-%m-%dT%H:%M:%S+00:00', date)"  # nothing for a date that SQLite does not know
         db.execute(f"update commits set date = {in_utc} where {in_utc} is not null")
+
+    @migrations()
+    def m006_authors(db: Any) -> None:
+        """A merge adds what it brought; who made a patch is who committed it, as `stack` has it."""
+        db.create_view("patches_in_force", _AUTHORS, replace=True)
 
     return migrations
