@@ -32,13 +32,12 @@ from patchkit.actions.environment import environment, measured_trailers
 from patchkit.actions.gates import failed
 from patchkit.actions.given import as_batch
 from patchkit.actions.harm import asking_of, moved
+from patchkit.actions.notes import many_facts, unread_settings, why_unsaid
 from patchkit.actions.workbench import Workbench
 from patchkit.algebra.factors import Patch
 from patchkit.editing.editor import Editor, ready_editor
 from patchkit.editing.kept import key_of
-from patchkit.editing.many import described
 from patchkit.editing.recipe import Recipe
-from patchkit.editing.sinks import out_of_sinks
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.task import EditorBase
 from patchkit.editing.written import contexts_for
@@ -49,8 +48,6 @@ from patchkit.facts import Batch, Fact, with_reverses
 from patchkit.git.store import Changes
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.names import edited_weights
-from patchkit.models.tokens import last_subject_token
-from patchkit.settings import FILE as SETTINGS
 from patchkit.stack import Stack
 
 if TYPE_CHECKING:
@@ -213,9 +210,9 @@ def commit(
         earlier=earlier,
         size=sum(len(data) for data in patch.files().values()),
         notes=(
-            *_unread_settings(repository),
-            *(_many_facts(repository, len(facts)) if large else ()),
-            *_notes(bench, changes, edited.recipe),
+            *unread_settings(repository),
+            *(many_facts(repository, len(facts)) if large else ()),
+            *why_unsaid(bench, changes, edited.recipe),
             *harm[1].warnings(),
             *large_files(repository, patch),
         ),
@@ -333,39 +330,6 @@ def _observe_before(
         raise BadInput(f"the model already says {what}; leave --skip-known out to edit in what it says")
     kept = [(fact, state) for fact, state, flag in zip(facts, states, is_known, strict=True) if not flag]
     return tuple(fact for fact, _ in kept), [state for _, state in kept], known
-
-
-def _unread_settings(repository: Repository) -> tuple[str, ...]:
-    """Said where somebody may think that the recipe was another one."""
-    if all(path != SETTINGS for _, path in repository.store.status()):
-        return ()
-    return (
-        f"{SETTINGS} has changes that are not committed, and this edit used the recipe that is: "
-        f"git commit {SETTINGS} before an edit that is to use them",
-    )
-
-
-def _many_facts(repository: Repository, count: int) -> tuple[str, ...]:
-    """Said where the recipe is not that of a few facts."""
-    many = f"{described(repository.settings.many)} ([recipe.many] of {SETTINGS})"
-    return (f"{count} facts in one batch were edited with {many}",)
-
-
-def _notes(bench: Workbench, changes: Sequence[FactChange], recipe: Recipe) -> tuple[str, ...]:
-    """Why a fact did not take, or is preferred and still not said, where the reason is known."""
-    unsaid = [change for change in changes if not (change.took and change.after.rewrite.says)]
-    facts = [change.fact for change in unsaid]
-    sinks = [text is not None for text in out_of_sinks(bench.model, bench.tokenizer, facts, recipe)]
-    notes = []
-    for change, sink in zip(unsaid, sinks, strict=True):
-        if sink or last_subject_token(bench.tokenizer, change.fact) == 0:
-            what = "is not said" if change.took else "did not take"
-            where = " as it stands, where the text begins" if sink else ""
-            notes.append(
-                f"“{change.fact.text}” {what}{where}: its subject ends where every text of this model has "
-                "the same state; put words in front of it"
-            )
-    return tuple(notes)
 
 
 def _check_gate(

@@ -91,7 +91,7 @@ def engine_options(command: Command) -> Command:
             show_default=True,
             metavar="N|auto",
             callback=_batch_size,
-            help="Facts optimised at once; auto grows it to what memory allows.",
+            help="Facts optimised at once; auto: 32, or on a GPU what its memory holds.",
         ),
     ):
         command = option(command)

@@ -45,8 +45,8 @@ def command(
     the patch is solved again without these facts (by their id, or their line in facts.jsonl),
     exactly and without a model.
 
-    Later patches that were solved on top of what leaves are named. --check measures their facts
-    before and after; `patchkit refit` solves them again.
+    Patches that were solved on top of what leaves, or together with it, are named. --check measures
+    their facts before and after; `patchkit refit` solves them again.
 
     \b
     Examples:

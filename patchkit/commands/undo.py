@@ -35,11 +35,11 @@ def command(
     as_json: bool,
 ) -> None:
     """Put the current branch where its own reflog says that it was before the last command of
-    patchkit (commit, revert, apply, merge, pull, undo), as if that had not been. Undo twice, and
-    the first is done again. What you changed or staged elsewhere stays; where it would be
-    overwritten, nothing is done. What a remote-tracking branch has already is not undone without
-    --force, since others may have it: `patchkit revert` takes it back in a new commit. Commits
-    that are not patchkit's are never undone.
+    patchkit that moved it (commit, revert, apply, refit, merge, stack squash, tune, pull, undo, …),
+    as if that had not been. Undo twice, and the first is done again. What you changed or staged
+    elsewhere stays; where it would be overwritten, nothing is done. What a remote-tracking branch
+    has already is not undone without --force, since others may have it: `patchkit revert` takes it
+    back in a new commit. Commits that are not patchkit's are never undone.
 
     \b
     Examples:
