@@ -194,6 +194,10 @@ def test_tables_by_hand() -> None:
         "| memit | 1 | – | – | – | – | 1.250 (1.125 to 1.500) | 1.000 |",
         "| memit | 1 | – | – | – | – | 1.000 | 1.000 |",
     ]
+    (wrecked,) = markdown_table(
+        [{**ROW, "perplexity": 1.5e10, "perplexity_low": 999.0, "perplexity_high": 1e11}]
+    ).splitlines()[2:]
+    assert "| 1.50e+10 (999.000 to 1.00e+11) |" in wrecked.decode()
     head, first, second, third, _ = csv_table(rows).decode().splitlines()
     assert head.startswith(
         "editor,facts,group,lambda,asked,perplexity,perplexity low,perplexity high,growth,S,S low,S high,ES"

@@ -102,8 +102,13 @@ def _multiple(row: Row, name: str) -> str:
     value, low, high = (row.get(f"{name}{part}") for part in _BOUNDS)
     if value is None:
         return "–"
-    shown = f"{value:.3f}"
-    return shown if low is None or high is None or low == high else f"{shown} ({low:.3f} to {high:.3f})"
+    if low is None or high is None or low == high:
+        return _times(value)
+    return f"{_times(value)} ({_times(low)} to {_times(high)})"
+
+
+def _times(value: float) -> str:
+    return f"{value:.3f}" if value < 1000 else f"{value:.2e}"
 
 
 def _factored(name: str, found: Sequence[float | None]) -> list[float | None]:
