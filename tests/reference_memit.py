@@ -178,6 +178,23 @@ def memit(R, K, C, recipe):
     return R @ adjusted.T
 
 
+def memit_of_all_contexts(model, tokenizer, anatomy, facts, templates):
+    """Equation 14 with a column for each fact and template, weighed by its share in the fact's key: a solve
+    for `spread`, which asks for the layers from low to high."""
+    layers = []
+
+    def solve(R, K, C, recipe):
+        down = anatomy.downs[recipe.layers[len(layers)]]
+        layers.append(down)
+        rows = [read(model, tokenizer, down, fact, templates, inputs=True).double() for fact in facts]
+        shares = [0.5] + [0.5 / (len(templates) - 1)] * (len(templates) - 1)
+        columns = [share**0.5 * key for keys in rows for share, key in zip(shares, keys, strict=True)]
+        wanted = [share**0.5 * residual for residual in R.T for share in shares]
+        return memit(torch.stack(wanted, 1), torch.stack(columns, 1), C, recipe)
+
+    return solve
+
+
 def spread(model, tokenizer, anatomy, facts, z, recipe, templates, moments, aim=None, solve=memit):
     """Algorithm 1 with given z [N, d_model] and C by layer: dense Delta [d_out, d_in] by weight name.
 

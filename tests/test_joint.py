@@ -166,6 +166,14 @@ def test_another_recipe_is_refused_by_name(recipe: dict, says: str) -> None:
         solve_jointly(patches)
 
 
+def test_a_solve_that_weighed_its_own_contexts_is_refused_by_name() -> None:
+    world = World(5)
+    recipe = {**RECIPE, "context_weight": 1.0}
+    patches = {"one": world.patch(1, "One", recipe=recipe), "two": world.patch(1, "Two", recipe=recipe)}
+    with pytest.raises(BadInput, match=r"one: .*\(context_weight\).*merge without --joint"):
+        solve_jointly(patches)
+
+
 def test_another_base_other_weights_and_missing_keys_are_refused_by_name() -> None:
     world = World(6)
     one, two = world.patch(1, "One"), world.patch(1, "Two")

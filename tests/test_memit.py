@@ -79,6 +79,25 @@ def test_a_shrunk_c_is_solved_with(shrinkage):
     assert all((plain.deltas[n].A - d.A).norm() > 0.01 * d.A.norm() for n, d in edited.deltas.items())
 
 
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_with_context_weight_each_contexts_key_is_solved_for(kind):
+    recipe = RECIPE.override(context_weight=1.0)
+    model, tokenizer, statistics, edited = edit(kind, torch.float64, recipe=recipe)
+    templates, anatomy = edited.recipe.templates, anatomy_of(model)
+    solve = reference.memit_of_all_contexts(model, tokenizer, anatomy, FACTS, templates)
+    wanted = reference.spread(
+        *(model, tokenizer, anatomy, FACTS, edited.solution.targets.double(), edited.recipe),
+        *(templates, statistics.layers),
+        solve=solve,
+    )
+    assert_deltas(edited, wanted, 2e-6)
+    plain = edit(kind, torch.float64)[3]
+    assert torch.equal(plain.solution.targets, edited.solution.targets), "targets do not depend on it"
+    first = next(iter(plain.deltas))
+    assert torch.equal(plain.solution.keys[first], edited.solution.keys[first]), "nor do the lowest keys"
+    assert all((plain.deltas[n].A - d.A).norm() > 0.01 * d.A.norm() for n, d in edited.deltas.items())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_bases_in_any_precision_are_solved_as_their_exact_float64_selves(kind, dtype):
@@ -222,6 +241,27 @@ def test_a_fact_out_of_the_solution_is_as_if_it_had_not_been_there():
         wanted = edited.deltas[name].B[:, stay].double() @ solved
         found = fewer.deltas[name].B.double() @ fewer.deltas[name].A.double()
         assert (found - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_facts_leave_a_solve_of_all_contexts_which_keeps_its_variation():
+    """(λC + V + K_S K_Sᵀ)⁻¹ K_S of the facts that stay, V of the whole batch; the lowest layer by hand."""
+    recipe = RECIPE.override(context_weight=1.0)
+    model, tokenizer, statistics, edited = edit("llama", torch.float64, recipe=recipe)
+    name, layer = next(iter(edited.deltas)), recipe.layers[0]
+    down = anatomy_of(model).downs[layer]
+    V = torch.zeros_like(statistics.layers[layer], dtype=torch.float64)
+    for fact in FACTS:
+        keys = reference.read(model, tokenizer, down, fact, edited.recipe.templates, inputs=True).double()
+        share = torch.tensor([0.5] + [0.5 / (len(keys) - 1)] * (len(keys) - 1), dtype=torch.float64)
+        apart = keys - share @ keys
+        V += apart.T @ (share[:, None] * apart)
+    stay = [0, 2, 4]
+    K = edited.solution.keys[name][stay].double().T
+    served = recipe.lambda_ * statistics.layers[layer].double() + V
+    wanted = edited.deltas[name].B[:, stay].double() @ torch.linalg.solve(served + K @ K.T, K).T
+    fewer = Patch(FACTS, edited.deltas, BASE, "memit", {}, (), edited.solution).without([1, 3])
+    found = fewer.deltas[name].B.double() @ fewer.deltas[name].A.double()
+    assert (found - wanted).norm() < 1e-5 * wanted.norm()
 
 
 def test_contexts_are_written_once_each_without_braces():

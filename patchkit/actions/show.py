@@ -121,7 +121,7 @@ def recipe_line(method: str, recipe: Mapping[str, Any]) -> str:
     numbers = ""
     if isinstance(layers, list) and layers and all(isinstance(layer, int) for layer in layers):
         numbers = f"layers {format_layers(layers)}"
-    named = {"lambda": "λ", "shrinkage": "shrinkage", SCALE: "scaled by"}
+    named = {"lambda": "λ", "shrinkage": "shrinkage", "context_weight": "context weight", SCALE: "scaled by"}
     told = {word: recipe.get(name) for name, word in named.items()}
     rest = [f"{word} {value:g}" for word, value in told.items() if isinstance(value, int | float) and value]
     return ", ".join(part for part in (method, numbers, *rest) if part)

@@ -178,6 +178,11 @@ def _refuse_strangers(patches: Mapping[str, Patch]) -> None:
         if patch.solution is None:
             why = "its keys were not shipped" if patch.left_out else f"{patch.method} keeps no keys"
             raise BadInput(f"{name}: {why}, so it cannot be solved together; merge without --joint")
+        if patch.recipe.get("context_weight"):
+            raise BadInput(
+                f"{name}: its solve weighed how its own facts' keys vary (context_weight), which no patch "
+                "holds, so it cannot be solved together; merge without --joint"
+            )
         if (other := _difference(first, patch)) is not None:
             raise BadInput(
                 f"{name}: was solved with {other} than {first_name}, so the two cannot be solved together; "

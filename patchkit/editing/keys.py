@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from patchkit.algebra.threads import side_by_side
+from patchkit.editing.solve import exact_device
 from patchkit.editing.templates import Passage
 from patchkit.models.anatomy import Anatomy
 from patchkit.models.climb import Climb, OpeningsClimb
@@ -50,20 +51,37 @@ class Reader:
         self._bare = _Climbs(model, anatomy, [_row(texts[0], 0) for texts in passages])
 
     def keys(self, layer: int) -> Tensor:
-        """Keys [N, d_ff] at ``layer``, whose weight may change next.
+        """Keys [N, d_ff] at ``layer``, whose weight may change next."""
+        return self._means(layer, None)
 
-        Means grow chunk by chunk: the keys of all templates at once would be T times as much.
+    def keys_and_variation(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Keys as `keys`, and what they vary over the templates: Σ w_t (k_t - k)(k_t - k)ᵀ, summed over the
+        facts too, [d_ff, d_ff] in float64. w_t is a template's share in k."""
+        width, device = self._anatomy.d_ff, exact_device(self._model.device)
+        second = torch.zeros(width, width, dtype=torch.float64, device=device)
+        keys = self._means(layer, second)
+        exact = keys.to(second)
+        return keys, second - exact.T @ exact  # Σ w k kᵀ less Σ k̄ k̄ᵀ: a fact's shares are 1 together
+
+    def _means(self, layer: int, second: Tensor | None) -> Tensor:
+        """The mean key of each fact; Σ w_t k_t k_tᵀ is added to ``second``.
+
+        Sums grow chunk by chunk: the keys of all templates at once would be T times as much.
         """
         width, of = self._anatomy.d_ff, self._model
         dtype = torch.promote_types(of.dtype, torch.float32)
         keys = torch.zeros(self._count, width, dtype=dtype, device=of.device)
 
-        def shared(rows: Sequence[int], heard: Tensor) -> tuple[list[int], Tensor]:
-            facts, shares = self._shares(rows)
-            return facts, shares.to(keys) @ heard.to(dtype)
+        def shared(rows: Sequence[int], heard: Tensor) -> tuple[list[int], Tensor, Tensor | None]:
+            facts, of_rows = self._shares(rows)
+            shares, heard = of_rows.to(keys), heard.to(dtype)
+            moment = None if second is None else (heard * shares.sum(0)[:, None]).T @ heard
+            return facts, shares @ heard, moment
 
-        for facts, of_chunk in self._all.each(shared, self._inputs(layer), width, layer, layer):
+        for facts, of_chunk, moment in self._all.each(shared, self._inputs(layer), width, layer, layer):
             keys[facts] += of_chunk
+            if second is not None and moment is not None:
+                second += moment.to(second)
         return keys.to(of.dtype)
 
     def inputs(self, layer: int) -> Tensor:

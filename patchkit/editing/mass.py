@@ -44,18 +44,22 @@ __all__ = [
     "spread",
 ]
 
-Solve = Callable[[Tensor, Tensor, int, str], tuple[Tensor, Tensor]]
+Solve = Callable[[Tensor, Tensor, int, str, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an editor solves: a layer, its weight's name, and what the solve may read beside keys."""
+    """Where an editor solves: a layer, its weight's name, and what the solve may read beside keys.
+
+    ``variation`` [d_in, d_in]: how the facts' keys vary with the context, where the recipe weighs it.
+    """
 
     layer: int
     weight: str
     recipe: Recipe
     statistics: Statistics
     below: Sequence[Below]
+    variation: Tensor | None = None
 
 
 class MassEditor(RefitterBase):
@@ -93,8 +97,10 @@ class MassEditor(RefitterBase):
     def solver(self, recipe: Recipe, statistics: Statistics, below: Sequence[Below] = ()) -> Solve:
         """What `spread` calls at each layer."""
 
-        def solve(keys: Tensor, residuals: Tensor, layer: int, weight: str) -> tuple[Tensor, Tensor]:
-            return self.terms(keys, residuals, Place(layer, weight, recipe, statistics, below))
+        def solve(
+            keys: Tensor, residuals: Tensor, layer: int, weight: str, variation: Tensor | None
+        ) -> tuple[Tensor, Tensor]:
+            return self.terms(keys, residuals, Place(layer, weight, recipe, statistics, below, variation))
 
         return solve
 
@@ -171,8 +177,8 @@ def spread(
 ) -> tuple[dict[str, Delta], dict[str, Tensor]]:
     """ΔW and keys [N, d_ff] by weight name that bring the facts' states to z [N, d_model].
 
-    MEMIT's algorithm 1, lines 7-16, with ``solve(keys, residuals, layer, weight)`` for its line 14: each
-    layer takes its share of what is still missing, from low to high; where
+    MEMIT's algorithm 1, lines 7-16, with ``solve(keys, residuals, layer, weight, variation)`` for its line
+    14: each layer takes its share of what is still missing, from low to high; where
     the model norms or scales what a layer writes, the share is pulled back through that (``outlets``, by
     default found here). The model computes in float32 or wider, and has its bits back afterwards.
     """
@@ -189,19 +195,27 @@ def spread(
             name = anatomy.weights[layer]
             tell(progress, "keys", done, len(recipe.layers))
             with timer("keys"):
-                keys[name] = reader.keys(layer).float()
+                keys[name], variation = _keys(reader, layer, recipe)
                 residuals = (z - reader.states(layer, last)) / (len(recipe.layers) - done)
                 if not outlets[layer].plain:
                     written = collect_outputs(model, anatomy, passages, layer)
                     residuals = outlets[layer].pull_back(written, residuals)
             tell(progress, "solve", done, len(recipe.layers))
             with timer("solve"):
-                B, A = solve(keys[name], residuals, layer, name)
+                B, A = solve(keys[name], residuals, layer, name, variation)
                 deltas[name] = Delta(B, A, transposed=anatomy.transposed)
                 add(anatomy.weight(layer), deltas[name])
         for phase in ("keys", "solve"):
             tell(progress, phase, len(recipe.layers), len(recipe.layers))
     return deltas, keys
+
+
+def _keys(reader: Reader, layer: int, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
+    """Keys [N, d_ff] as the patch will hold them, and how they vary where the recipe weighs it."""
+    if not recipe.context_weight:
+        return reader.keys(layer).float(), None
+    keys, variation = reader.keys_and_variation(layer)
+    return keys.float(), variation
 
 
 def add(weight: Tensor, delta: Delta) -> None:

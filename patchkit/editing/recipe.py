@@ -30,7 +30,7 @@ _TARGETS = (
 )
 _ALWAYS = ("method", "layers", "guess")
 _READ: dict[str, tuple[str, ...]] = {
-    "memit": (*_ALWAYS, "lambda", "shrinkage", *_TARGETS, *_TEXTS, "norm_anchor"),
+    "memit": (*_ALWAYS, "lambda", "shrinkage", "context_weight", *_TARGETS, *_TEXTS, "norm_anchor"),
     "emmet": (*_ALWAYS, *_TARGETS, *_TEXTS, "norm_anchor"),
     "rome": (*_ALWAYS, *_TARGETS, *_TEXTS, "mean_key"),
     "ft": (*_ALWAYS, "learning_rate", "rate_decay", "steps", "weight_decay", "stop_loss", "norm_bound"),
@@ -61,7 +61,9 @@ class Recipe:
     norm to which values are scaled, that of the unedited model's; 0 leaves them as they are. ``curvature``,
     from 0 to 1: how far the search shuns directions in which text is easily harmed (`editing.curvature`);
     0: not at all, as published. ``shrinkage``, from 0 to 1: how far the solve draws C to a multiple of the
-    identity (`Statistics.cholesky`); 0: not at all, as published.
+    identity (`Statistics.cholesky`); 0: not at all, as published. ``context_weight``: how much it weighs in
+    the solve that a fact's key is another in each context; at 1 each of them is solved for, at 0 their mean
+    alone, as published.
 
     Of one method each: ``mean_key`` (rome) puts the mean key of all contexts everywhere, as R-ROME does;
     ``norm_bound`` (ft) is the most that an entry of the weight may change, 0 for no bound;
@@ -87,6 +89,7 @@ class Recipe:
     templates_per_step: int = 0
     curvature: float = 0.0
     shrinkage: float = 0.0
+    context_weight: float = 0.0
     contexts: int = 5
     context_tokens: int = 10
     context_top_k: int = 5
@@ -275,7 +278,8 @@ def _check_values(recipe: Recipe) -> None:
     for name in ("lambda", "clamp", "learning_rate", "nullspace_threshold"):
         value = getattr(recipe, _inner(name))
         require(math.isfinite(value) and value > 0, name, "a positive number")
-    for name in ("weight_decay", "kl_factor", "stop_loss", "norm_bound", "norm_anchor", "lambda_norm"):
+    from_nought = ("weight_decay", "kl_factor", "stop_loss", "norm_bound", "norm_anchor", "lambda_norm")
+    for name in (*from_nought, "context_weight"):
         value = getattr(recipe, name)
         require(math.isfinite(value) and value >= 0, name, "a number from 0 up")
     require(recipe.optimiser in ("adam", "momentum"), "optimiser", '"adam" or "momentum"')

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from patchkit.errors import BadInput
 
-__all__ = ["exact_device", "scaled_inverse_keys", "solve_keys"]
+__all__ = ["enlarged", "exact_device", "scaled_inverse_keys", "solve_keys"]
 
 
 def exact_device(device: torch.device) -> torch.device:
@@ -35,6 +35,11 @@ def solve_keys(keys: Tensor, factor: Tensor, beside: Tensor | None = None) -> Te
     PK = torch.cholesky_solve(K, factor)
     identity = torch.eye(K.shape[1], dtype=K.dtype, device=K.device)
     return torch.cholesky_solve(PK.T, _lower(identity + K.T @ PK))[len(spared) :]
+
+
+def enlarged(factor: Tensor, more: Tensor) -> Tensor:
+    """The lower factor of L Lᵀ + ``more`` [d_in, d_in], float64, L being ``factor``."""
+    return _lower(factor @ factor.T + more.to(factor))
 
 
 def _lower(system: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ _OF_THE_SOLVE = (
     "nullspace_threshold",
     "norm_anchor",
     "shrinkage",
+    "context_weight",
 )
 _AT_ONCE = 4  # chunks: each holds the states that its gradient needs
 _DRIFT = 8  # tokens that a fact's drift counts as: one is replayed, and the whole vocabulary is held
