@@ -195,6 +195,7 @@ BEFORE = {
     r"import peft adapter": "patchkit export peft lebron-james --out adapter",
     r"patchkit undo": "git remote remove origin",
     r"switch -$": "git switch -q try-out",
+    r"--methods .*mend": "patchkit mend train counterfact.json --steps 2 --edits 2 --rank 2",
 }
 # What stands for another word: the tiny model knows few of them, and there are sixteen records.
 FOR = {
