@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["draw", "figure_of"]
 
 Row = Mapping[str, Any]
-_COLOURS = (  # Okabe and Ito's, those first that a thin line can have
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000"),
-)
+# Okabe and Ito's, those first that a thin line can have.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#000000")
 _MARKERS = "osD^vPX*"
 _GREY = "#666666"
 _LETTER, _HANDLE = 0.1, 0.75
