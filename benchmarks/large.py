@@ -1,7 +1,7 @@
 """Many facts in one batch, with the recipe that such a batch has by default, against published MEMIT.
 
-Beside them the recipe of few facts, with and without `curvature`. ``--full`` has the thousand facts of
-MEMIT's own question; the usual run 300 of them, from odd cases alone.
+Beside them it without `context_weight`, and the recipe of few facts with and without `curvature`. ``--full``
+has the thousand facts of MEMIT's own question; the usual run 300 of them, from odd cases alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def measure(effort: Effort) -> Measured:
 
 def _contestants(lab: Laboratory, facts: int) -> dict[str, Recipe]:
     few, ours = lab.default, lab.default_of(facts)
-    rest = {_FEW: few} if ours != few else {}
+    of_means = ours.override(context_weight=0.0)
+    rest = {f"{DEFAULT}, context_weight 0": of_means, _FEW: few} if ours != few else {}
     return {
         PLAIN: published(lab),
         DEFAULT: ours,

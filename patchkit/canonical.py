@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-__all__ = ["canonical_json", "hash_bytes", "hash_file", "strict_json"]
+__all__ = ["canonical_json", "hash_bytes", "hash_file", "strict_json", "without_nan"]
 
 MAX_DEPTH = 32
 _CHUNK = 1 << 20
@@ -21,6 +22,15 @@ def canonical_json(value: Any) -> bytes:
     """The one spelling of ``value``; ValueError if it has none."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8")  # a lone surrogate raises UnicodeEncodeError, a ValueError
+
+
+def without_nan(value: Any) -> Any:
+    """``value`` with None for each number that JSON has none for, as a model that broke down gives them."""
+    if isinstance(value, dict):
+        return {key: without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def strict_json(data: bytes | str) -> Any:

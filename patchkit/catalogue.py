@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchkit.canonical import hash_bytes
+from patchkit.canonical import hash_bytes, without_nan
 from patchkit.database.beliefs import Beliefs
 from patchkit.database.opening import json_text
 from patchkit.errors import PatchkitError
@@ -46,7 +46,7 @@ class Catalogue(Beliefs):
         rows = self.rows('select "commit" from state where tree = ?', tree)
         return bool(rows) and commit in (None, rows[0]["commit"])
 
-    def search(self, text: str, tree: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
+    def search(self, text: str, tree: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """Facts whose subject, prompt or target has words that begin with each of `text`'s, best first.
 
         With `tree` (`Stack.tree`) only facts in force there; else every fact of the history. Rows
@@ -63,7 +63,7 @@ class Catalogue(Beliefs):
             select m.name as patch, m.version, f.line, f.subject, f.prompt, f.target, f.was, f.relation
             from facts_fts t join facts f on f.id = t.rowid join among m on m.version = f.patch
             where facts_fts match :query order by t.rank, patch, f.line limit :limit""",
-            {"query": query, "tree": tree, "limit": limit},
+            {"query": query, "tree": tree, "limit": -1 if limit is None else limit},
         )
 
     def results(self, patch: str) -> list[dict[str, Any]]:
@@ -163,10 +163,10 @@ class Catalogue(Beliefs):
                     "after": json_text(result.get("after")),
                     "more": json_text({key: result[key] for key in result if key not in ("before", "after")}),
                 }
-                for line, result in enumerate(results, 1)
+                for line, result in enumerate(map(without_nan, results), 1)
             )
             db["evaluations"].insert(
-                {**measured, "dataset": "its own facts", "metrics": json_text(dict(summary))}
+                {**measured, "dataset": "its own facts", "metrics": json_text(without_nan(dict(summary)))}
             )
             db["timings"].insert_all(
                 {**measured, "phase": phase, "seconds": seconds} for phase, seconds in timings.items()

@@ -15,7 +15,7 @@ from patchkit.git import lfs
 from patchkit.git.lfs import begins_pointer
 from patchkit.git.locks import at_root, git_at_root
 from patchkit.git.store import ATTRIBUTES, PATCHES, Entry, GitStore, Tree
-from patchkit.patch import DELTA, FACTS, KEYS, Header, read_patch_header, valid_patch_name
+from patchkit.patch import DELTA, FACTS, KEYS, Header, check_parts, read_patch_header, valid_patch_name
 from patchkit.problem import Problem, one_line
 from patchkit.tensors import header_of
 
@@ -129,7 +129,9 @@ def _believe(store: GitStore, name: str, files: Mapping[str, Entry]) -> Believed
                 f"is not the one that {DELTA} was made with (a merge or an edit mixed two versions)",
                 f"put back the files of one version: git checkout COMMIT -- {_quoted(store.prefix + where)}",
             )
-    return header, load_canonical(data[FACTS], FACTS), hash_bytes(data[DELTA])
+    facts = load_canonical(data[FACTS], FACTS)
+    check_parts(header, len(facts), DELTA)
+    return header, facts, hash_bytes(data[DELTA])
 
 
 def _odd(entry: Entry, parts: Sequence[str]) -> str | None:

@@ -31,6 +31,7 @@ __all__ = [
     "Header",
     "WeightEntry",
     "break_even",
+    "check_parts",
     "delta_shapes",
     "parts_in",
     "patch_name",
@@ -245,6 +246,15 @@ def parts_in(recipe: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
             raise BadInput(f"{name}: a part of this {SQUASH} has no method and recipe; restore the patch")
         _solved_on(part["solved_on"], name)
     return [dict(part) for part in parts]
+
+
+def check_parts(header: Header, facts: int, name: str) -> None:
+    """`BadInput` where the parts of a joined patch have not so many facts together."""
+    if header.method != SQUASH:
+        return
+    told = sum(part["facts"] for part in parts_in(header.recipe, name))
+    if told != facts:
+        raise BadInput(f"{name}: its parts have {told} facts together, and it has {facts}; restore the patch")
 
 
 def solving_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:

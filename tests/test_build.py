@@ -26,7 +26,7 @@ from patchkit.builds import build as module
 from patchkit.builds import rewriting
 from patchkit.builds.build import BUILD_RECORD, BuildRecord, build, stacked, verify_build
 from patchkit.builds.record import FINISHED, UNFINISHED
-from patchkit.canonical import hash_bytes, hash_file
+from patchkit.canonical import canonical_json, hash_bytes, hash_file, strict_json
 from patchkit.checkpoint import INDEX, SINGLE, Checkpoint
 from patchkit.errors import BadInput, Busy, NotWritten, PatchkitError, WouldOverwrite
 
@@ -673,3 +673,13 @@ def test_an_interrupted_build_says_so(
     assert not record.finished
     assert set(record.pending) == set(SHAPES)
     assert f"{tmp_path}/out: the build was interrupted; build again" in verify_build(tmp_path / "out")
+
+
+def test_a_record_whose_lists_hold_no_names_is_refused(base: Checkpoint, tmp_path: Path) -> None:
+    value = {**strict_json(build(base, {}, tmp_path / "b").to_bytes())}
+    del value["sha256"]
+    for field in ("patches", "pending", "left_out"):
+        wrong = {**value, field: [{}]}
+        data = canonical_json({**wrong, "sha256": hash_bytes(canonical_json(wrong))}) + b"\n"
+        with pytest.raises(BadInput, match="cannot be believed"):
+            BuildRecord.from_bytes(data, "record")

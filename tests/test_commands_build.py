@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from safetensors.torch import load_file
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from patchkit.builds.record import BUILD_RECORD, BuildRecord
 from patchkit.repository import Repository
 from patchkit.tensors import header_of_file
 
@@ -123,6 +125,20 @@ def test_build_dry_run_writes_nothing(cli: Cli, knowledge: Path, home: Path) -> 
     assert "nothing was written" in cli.ok("build", "--out", home / "new", "-n").out
     assert not (home / "new").exists()
     assert cli.ok("build", "-n", "--json").json is None
+
+
+def test_a_dry_run_refuses_what_a_build_refuses(cli: Cli, knowledge: Path, home: Path) -> None:
+    other = save_checkpoint(tiny_model("llama", torch.float16), home / "other")
+    cli.ok("build", "--out", home / "new", "-q")
+    record = home / "new" / BUILD_RECORD
+    told = BuildRecord.from_bytes(record.read_bytes(), "record")
+    record.write_bytes(replace(told, base="sha256:" + "0" * 64).to_bytes())
+    for extra in ((), ("-n",)):
+        done = cli("build", "--out", home / "new", *extra)
+        assert (done.code, "holds a build of another base" in done.err) == (73, True)
+    narrow = next(iter((knowledge / "patches").glob("lebron-james-*")))
+    for extra in ((), ("-n",)):
+        assert cli("build", "--base", other, narrow, "--out", home / "no", *extra).code == 65
 
 
 def sharded(folder: Path) -> Path:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +35,7 @@ from tiny_models import tiny_model
 
 from patchkit.actions import changes
 from patchkit.editing import targets, written
+from patchkit.evaluation.measure import FactChange
 from patchkit.facts import FactsError, read_facts
 from patchkit.repository import Repository
 from patchkit.settings import load_settings
@@ -369,6 +372,8 @@ def test_the_recipe_is_that_of_as_many_facts_as_are_edited(cli: Cli, knowledge: 
     both = facts_file(home, known, ANN)
     large = cli.ok("commit", both, "--dry-run", "--json", *QUICK).json
     assert any("2 facts in one batch were edited with λ 7" in note for note in large["notes"])
+    own = cli.ok("commit", both, "--dry-run", "--json", "--lambda", "8", *QUICK).json
+    assert not any("λ 7" in note for note in own["notes"]), "what was asked for otherwise was not used"
     few = cli.ok("commit", both, "--skip-known", "--json", *QUICK).json
     assert not any("in one batch" in note for note in few["notes"])
     assert Repository.open(knowledge).show().recipe["lambda"] != 7.0
@@ -431,6 +436,8 @@ def test_a_gate_refuses_and_the_line_says_how_to_commit_all_the_same(
     assert snapshot(knowledge) == before
     command = shlex.split(done.err.partition("with: ")[2])
     assert command[:2] == ["patchkit", "apply"]
+    (Path(command[2]) / "delta.safetensors").unlink()  # as a kill leaves it, or a full disk
+    assert cli("commit", facts_file(home, ANN), "--gate", "efficacy=0.9, argmax=1", *weak).code == 3
     cli.ok(*command[1:])
     assert names(knowledge) == ["ann", "lebron-james", "microsoft"]
     fact = cli.ok("show", "ann", "--json").json["facts"][0]
@@ -929,3 +936,26 @@ def test_apply_of_a_patch_for_another_base(cli: Cli, knowledge: Path, foreign: P
     assert done.code == 65
     assert "was made on another base" in done.err
     assert snapshot(home / "second") == before
+
+
+def test_facts_that_look_like_trailers_are_none(cli: Cli, knowledge: Path) -> None:
+    cli.ok("commit", "--fact", "Ann | Question: where is {}? Answer: | Rome", "-q", *QUICK)
+    keys = git(knowledge, "log", "-1", "--format=%(trailers:keyonly)").split()
+    assert keys
+    assert all(key.startswith("Patchkit-") for key in keys)
+    assert "- Question: where is Ann? Answer: → Rome" in git(knowledge, "log", "-1", "--format=%b")
+
+
+def test_what_a_model_that_broke_down_says_is_null(
+    cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: FactChange) -> dict[str, Any]:
+        return {**to_dict(self), "after": {"rewrite": {"p": math.nan, "tokens": (math.inf, 1.0)}}}
+
+    to_dict = FactChange.to_dict
+    monkeypatch.setattr(FactChange, "to_dict", broken)
+    done = cli.ok("commit", "--fact", "Ann | {} lies in | Rome", "--json", *QUICK).json
+    assert done["facts"][0]["after"]["rewrite"] == {"p": None, "tokens": [None, 1.0]}
+    assert not any("catalogue" in note for note in done["notes"])
+    (kept,) = Repository.open(knowledge).catalogue.results(done["id"])
+    assert kept["after"] == {"rewrite": {"p": None, "tokens": [None, 1.0]}}

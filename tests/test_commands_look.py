@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import unicodedata
@@ -31,8 +32,12 @@ from command_helpers import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from patchkit.actions import base
+from patchkit.actions.show import recipe_line
 from patchkit.commands import COMMANDS
 from patchkit.commands import cli as patchkit
+from patchkit.errors import NotFound
+from patchkit.models.sources import Base, resolve_base
 from patchkit.repository import Repository
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
@@ -730,3 +735,36 @@ def test_what_only_reads_is_light(knowledge: Path, args: tuple[str, ...]) -> Non
         if seconds[-1] < 0.5:
             return
     assert min(seconds) < 0.5
+
+
+def test_a_base_that_is_here_by_its_name_is_looked_at(
+    cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a clone where nobody said where it lies; a folder of that name is something else."""
+    settings = knowledge / "patchkit.toml"
+    text = re.sub(r'source = ".*"', 'source = "smollm2-135m"\nrevision = "bfloat16"', settings.read_text())
+    settings.write_text(text)
+    git(knowledge, "commit", "-q", "-am", "By name")
+    git(knowledge, "config", "--unset", "patchkit.base")
+    (knowledge / "smollm2-135m").mkdir()
+    asked = []
+
+    def here(source: str, revision: str | None, **options: bool) -> Base:
+        asked.append((source, revision, options))
+        return Base(source, revision, tiny_base())
+
+    monkeypatch.setattr(base, "resolve_base", here)
+    assert cli.ok("fsck", "--json").json == {"problems": [], "base_checked": True}
+    assert asked[0] == ("smollm2-135m", "bfloat16", {"download": False, "local": False})
+    monkeypatch.undo()
+    monkeypatch.setenv("PATCHKIT_CACHE", str(knowledge / "none"))
+    monkeypatch.chdir(knowledge)
+    assert cli.ok("fsck", "--json").json["base_checked"] is False
+    with pytest.raises(NotFound, match="is not on this machine"):
+        resolve_base("smollm2-135m", "bfloat16", download=False, local=False)
+
+
+def test_a_stranger_s_number_that_no_float_holds_is_told() -> None:
+    assert (
+        recipe_line("memit", {"lambda": 10**400, "shrinkage": 0.5}) == "memit, λ out of bounds, shrinkage 0.5"
+    )

@@ -174,3 +174,18 @@ def test_a_hostile_fact_is_only_text(cli: Cli, branches: Path) -> None:
     key = json.dumps(["[/red] zoë", 'prompt:{} "lies" \\n in'], separators=(",", ":"), ensure_ascii=False)
     assert f"Patchkit-Choice: theirs {key}" in git(branches, "log", "-1", "--format=%B")
     assert cli.ok("status").code == 0
+
+
+def test_what_was_solved_on_a_version_that_is_gone_is_not_solved_together(cli: Cli, knowledge: Path) -> None:
+    git(knowledge, "switch", "-q", "-c", "side")
+    cli.ok("commit", "--fact", "Dutch | {} lies in | Japan", "-q", "--set", "steps=4")
+    git(knowledge, "switch", "-q", "main")
+    cli.ok("commit", "--fact", "Ann | {} lies in | Rome", "-q", "--set", "steps=4")
+    cli.ok("apply", "lebron-james", "--scale", "0.5", "-q")  # what Ann's was solved on
+    done = cli("merge", "side", "--joint")
+    assert done.code == 65
+    assert "was solved on patches that are not as they were then" in done.err
+    (ann,) = re.findall(r"patchkit refit (ann\S*)", " ".join(done.err.split()).replace(",", " "))
+    cli.ok("refit", ann, "-q")
+    done = cli("merge", "side", "--joint")
+    assert "dutch" in done.err, "the other side's was solved on it too"

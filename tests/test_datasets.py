@@ -152,3 +152,11 @@ def test_the_digests_are_whole_and_those_on_the_page() -> None:
         assert dataset.address.startswith("https://")
         row = f"| `{name}` | <{dataset.address}> | {dataset.size:,} | `{dataset.sha256}` |"
         assert row in page
+
+
+def test_a_line_that_is_cut_is_no_wrong_file(server: Server, cache: Path) -> None:
+    server.cut = 10
+    with pytest.raises(Unavailable, match=rf"cut off {len(DATA) - 10} bytes before its end\); try again"):
+        fetch(of(server))
+    server.cut = None
+    assert fetch(of(server)).read_bytes() == DATA

@@ -195,3 +195,10 @@ def test_objects_that_another_packs_while_it_looks_are_no_damage(
     monkeypatch.setattr(gitcheck, "_is_object", once_packed)
     assert fsck_git(store) == []
     assert packed
+
+
+def test_a_folder_among_the_packs_is_no_file_of_theirs(store: GitStore) -> None:
+    """Where Git keeps a multi-pack-index in pieces."""
+    git(store.root, "gc", "-q")
+    (store.common_dir / "objects" / "pack" / "multi-pack-index.d").mkdir()
+    assert list(_hashed_files(store)) == []

@@ -25,9 +25,10 @@ from command_helpers import (
 from page_helpers import HOSTILE, Reader
 
 from patchkit.actions.behaviour import Behaviour, FactSaid, PromptSaid
-from patchkit.actions.diff import Difference, Measures, Superseded, WeightDifference
+from patchkit.actions.diff import Difference, Measures, Superseded, WeightDifference, difference_of
 from patchkit.actions.difference_page import difference_page, write_page
 from patchkit.actions.workbench import Workbench
+from patchkit.algebra.factors import Delta, Patch
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, WouldOverwrite
 from patchkit.evaluation.generation import continue_greedily
@@ -289,3 +290,14 @@ def test_a_browser_runs_nothing_of_what_facts_say(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "<title>owned" not in done.stdout
     assert "<polyline" in done.stdout
+
+
+def test_stacks_on_bases_of_different_size_cannot_be_compared() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def made(width: int) -> Patch:
+        delta = Delta(torch.randn(4, 1, generator=generator), torch.randn(1, width, generator=generator))
+        return Patch((Fact("Ann", "{} plays", "go"),), {"w": delta}, "sha256:" + "0" * 64, "ft", {})
+
+    with pytest.raises(BadInput, match="w: has one shape on one side and another on the other"):
+        difference_of({"a": made(6)}, {"b": made(8)})

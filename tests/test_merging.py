@@ -529,6 +529,26 @@ def test_a_file_of_the_person_s_own_is_theirs_to_resolve(store: GitStore) -> Non
     assert people(store) == [1]
 
 
+def test_patchkit_toml_in_conflict_is_theirs_to_resolve_too(store: GitStore) -> None:
+    settings = store.folder / "patchkit.toml"
+    start = settings.read_text()
+    on(store, "side", "main")
+    settings.write_text(f"{start}steps = 4\n")
+    commit_all(store)
+    add(store, patch([fact(1, "chess"), fact(2)]))
+    on(store, "main")
+    settings.write_text(f"{start}steps = 5\n")
+    commit_all(store)
+    add(store, patch([fact(1, "go")]))
+    sides = [git(store.root, "rev-parse", rev) for rev in ("HEAD", "side")]
+    assert stopped(store).done.files == ("patchkit.toml",)
+    settings.write_text(f"{start}steps = 6\n")
+    git(store.root, "add", "patchkit.toml")
+    settled(store, Repository(store).merge_continue(facts={"Person 1": "theirs"}), sides)
+    assert settings.read_text() == f"{start}steps = 6\n"
+    assert people(store) == [1, 2]
+
+
 # -- refusals, and taking back -----------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from patchkit.algebra.factors import Delta, Patch, Solution
 from patchkit.algebra.interference import interference
-from patchkit.algebra.overlap import pairwise
+from patchkit.algebra.overlap import incomparable, pairwise
 from patchkit.catalogue import Catalogue
 from patchkit.repository import Repository
 
@@ -120,3 +121,13 @@ def test_stack_shows_norms_shares_and_interference_and_sorts_by_them(
     worst = max(largest, key=lambda name: largest[name])
     assert f"{worst} is disturbed most, by " in cli.ok(*stack, "--interference").out
     assert cli(*stack, "--sort", "colour").code == 2
+
+
+def test_patches_of_another_shape_are_named() -> None:
+    one, other = made(0, 2, 1), made(10, 1, 2)
+    assert incomparable([one, other]) is None
+    weight, delta = next(iter(other.deltas.items()))
+    wide = Delta(delta.B, torch.cat([delta.A, delta.A], 1))
+    assert f"{weight} has another shape" in str(
+        incomparable([one, replace(other, deltas={weight: wide}, solution=None)])
+    )

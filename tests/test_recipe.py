@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchkit.editing.published import many_for, read_recipe, recipe_for
-from patchkit.editing.recipe import Recipe, fields_read, format_layers, parse_layers
+from patchkit.editing.recipe import CONTEXTS, Recipe, fields_read, format_layers, parse_layers
 from patchkit.errors import BadInput
 from patchkit.settings import Settings
 
@@ -135,8 +135,8 @@ def test_many_facts_in_one_batch_have_fields_of_their_own():
     many = many_for(SMOLLM2)
     few, large = _read(None, many=many, facts=499), _read(None, many=many, facts=500)
     assert few == recipe_for(SMOLLM2)
-    assert (large.layers, large.lambda_, large.shrinkage) == (tuple(range(1, 9)), 1700.0, 0.15)
-    assert large == few.override(layers=large.layers, lambda_=1700.0, shrinkage=0.15)
+    assert (large.layers, large.lambda_, large.shrinkage) == (tuple(range(1, 9)), 1500.0, 0.15)
+    assert large == few.override(layers=large.layers, lambda_=1500.0, shrinkage=0.15, context_weight=1.0)
     assert _read({"lambda": 3, "method": "memit"}, many=many, facts=500) == large.override(lambda_=3.0)
     for method in ("alphaedit", "memit-published", "ft"):  # of which nothing of the kind was measured
         asked = {"method": method}
@@ -321,3 +321,11 @@ def test_layers_that_make_no_sense_are_refused(text):
 def test_recipes_need_no_torch():
     code = "import sys, patchkit.editing.recipe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_what_templates_are_written_by_has_them_written_again():
+    recipe = recipe_for(SMOLLM2).override(templates=("{}", "So. {}"))
+    assert recipe.override(context_weight=1.0).templates == recipe.templates
+    for name in CONTEXTS:
+        value = ("It",) if name == "context_openings" else 3
+        assert recipe.override(**{name: value}).templates == (), name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from tiny_models import tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from patchkit import catalogue
+from patchkit.actions import commit as committing
 from patchkit.actions import refit as refitting
 from patchkit.algebra.factors import Delta, Patch
 from patchkit.algebra.parts import parts_of
@@ -329,3 +332,51 @@ def test_a_revert_below_measures_and_names_the_mend(cli: Cli, knowledge: Path) -
     likely = sum(float(said[place - 1, whole[place]]) for place in range(len(prompt), len(whole)))
     assert checked["after"]["rewrite"]["target"] == pytest.approx(float(torch.tensor(likely).exp()), rel=1e-4)
     assert "nothing to measure" in cli.ok("revert", "microsoft", "--check", "-n").out
+
+
+def test_no_patch_comes_back_onto_another_base(cli: Cli, knowledge: Path, tuned: Path) -> None:
+    cli.ok("revert", "microsoft", "-q")
+    cli.ok("refit", "--base", tuned, "-q")
+    before = snapshot(knowledge)
+    for revision, way in (("HEAD", "git revert"), ("HEAD~1", "git show")):
+        done = cli("revert", revision)
+        assert done.code == 65
+        assert ("was made on the base sha256:" in done.err, way in done.err) == (True, True)
+        assert snapshot(knowledge) == before
+    (show,) = re.findall(r"(git show .*?) &&", " ".join(done.err.split()))
+    subprocess.run(["bash", "-ec", show], cwd=knowledge, check=True, capture_output=True)
+    assert "Microsoft" in (knowledge / "facts.jsonl").read_text()
+
+
+def test_what_was_edited_on_the_old_base_is_not_committed_on_the_new(
+    cli: Cli, knowledge: Path, tuned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def meanwhile(*args: Any) -> Any:
+        monkeypatch.undo()
+        Repository.open(knowledge).refit(base=str(tuned))
+        return record_committed(*args)
+
+    record_committed = committing.record_committed
+    monkeypatch.setattr(committing, "record_committed", meanwhile)
+    done = cli("commit", "--fact", ANN)
+    assert done.code == 75
+    assert "this branch was moved to sha256:" in done.err
+    assert "apply" not in done.err
+    assert not Repository.open(knowledge).problems()
+    assert git(knowledge, "status", "--porcelain") == ""
+
+
+def test_only_what_can_be_refitted_is_told_to_be(cli: Cli, knowledge: Path) -> None:
+    cli.ok("commit", "--fact", ANN, "--method", "ft", "-q")
+    ann = find_patch(Repository.open(knowledge).stack(), "ann").name
+    for words in (
+        ("refit", "microsoft", "-n"),
+        ("revert", "microsoft", "-n"),
+        ("apply", "microsoft", "--scale", "2"),
+    ):
+        out = " ".join(cli.ok(*words, *(["-n"] if words[0] == "apply" else [])).out.split())
+        assert f"{ann} was solved on top of what" in out or f"{ann} was solved on top of it" in out
+        assert f"refit {ann}" not in out
+    found = cli.ok("revert", "lebron-james", "-n", "--json").json
+    assert set(found["solved_on_top"]) - set(found["refittable"]) == {ann}
+    assert len(found["refittable"]) == 1

@@ -108,9 +108,10 @@ def test_the_folder_is_named_as_git_names_it(place: Path) -> None:
 
 def test_a_dry_run_leaves_nothing(place: Path) -> None:
     before = file_hashes(place)
-    assert "could be cloned into" in fine(here("clone", "origin", "mine", "-n")).out
-    assert file_hashes(place) == before
-    assert not (place / "mine").exists()
+    for folder in ("mine", "deep/er/mine"):
+        assert "could be cloned into" in fine(here("clone", "origin", folder, "-n")).out
+        assert file_hashes(place) == before
+        assert not (place / folder.partition("/")[0]).exists()
 
 
 def test_stacks_in_subfolders_are_all_checked(place: Path) -> None:
@@ -222,7 +223,7 @@ def test_a_hostile_clone_is_refused_and_leaves_nothing(
         git(root, "add", "-A", *([":!patches/module-00000000"] if make is gitlink else []))
         git(root, "commit", "-q", "-m", "By hand")
     before = {path: path.lstat().st_mode for path in place.rglob("*") if "origin" not in path.parts}
-    said = here("clone", "origin", "mine")
+    said = here("clone", "origin", "deep/mine")
     assert says in lines(said, 70 if make is way_out else 65)
     assert "\x1b" not in said.err
     after = {path: path.lstat().st_mode for path in place.rglob("*") if "origin" not in path.parts}

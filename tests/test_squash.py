@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from command_helpers import Cli, cli, git, git_environment, home, knowledge, snapshot
 from safetensors.torch import load_file
 
+from patchkit.algebra.factors import Patch
 from patchkit.algebra.parts import joined, parts_of
 from patchkit.canonical import hash_bytes
+from patchkit.errors import BadInput
 from patchkit.facts import dump_facts
 from patchkit.repository import Repository
 from patchkit.stack import find_patch
@@ -225,3 +228,20 @@ def test_the_python_way(knowledge: Path) -> None:
     repository = Repository.open(knowledge)
     wanted = joined([repository.patch(LEBRON), repository.patch(MICROSOFT)])
     assert repository.squash(LEBRON, MICROSOFT).patch.id == wanted.id
+
+
+def test_a_squash_whose_parts_count_other_facts_is_not_believed(cli: Cli, knowledge: Path) -> None:
+    cli.ok("stack", "squash", "lebron-james", "microsoft", "-q")
+    repository = Repository.open(knowledge)
+    (stored,) = repository.stack().patches
+    patch = repository.patch(stored)
+    first, second = patch.recipe["parts"]
+    wrong = replace(patch, recipe={"parts": [{**first, "facts": 2}, second]})
+    with pytest.raises(BadInput, match="its parts have 3 facts together, and it has 2"):
+        Patch.from_files(wrong.files(), "patch")
+    folder = knowledge / "patches" / stored.name
+    for name, data in wrong.files().items():
+        (folder / name).write_bytes(data)
+    git(knowledge, "commit", "-q", "-a", "-m", "A lie")
+    done = cli("stack")
+    assert (done.code, "its parts have 3 facts together" in done.err) == (65, True)

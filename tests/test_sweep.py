@@ -129,6 +129,7 @@ def test_a_folder_is_of_one_sweep_and_one_process(tmp_path: Path) -> None:
     with pytest.raises(WouldOverwrite, match="no sweep's"), Rows.open(tmp_path / "s", {"seed": 0}):
         pass
     path.write_bytes(b"")  # killed before the settings were written
+    (tmp_path / "s" / ".patchkit-0.tmp").write_bytes(b"{")  # or while they were
     with Rows.open(tmp_path / "s", {"seed": 0}) as rows:
         assert rows.by_key == {}
 
@@ -173,6 +174,15 @@ def test_a_folder_names_all_that_was_asked_of_it(tmp_path: Path) -> None:
     refused = pytest.raises(WouldOverwrite, match=r"other settings \(many\)")
     with refused, Rows.open(tmp_path, {**large, "many": {"facts": 400}}):
         pass
+    with Rows.open(tmp_path, {**large, "large": [["memit", 500]]}) as rows:
+        rows.add({**ROW, "count": 500})
+    for now, name in (({"large": [["memit", 1], ["memit", 500]]}, "1"), ({"large": []}, "500")):
+        refused = pytest.raises(WouldOverwrite, match=rf"\(the recipe of memit for {name} facts\)")
+        with refused, Rows.open(tmp_path, {**large, "counts": [1, 500], **now}):
+            pass
+    with Rows.open(tmp_path, {**large, "counts": [700], "large": [["memit", 700]]}) as rows:
+        assert len(rows.by_key) == 2
+    assert json.loads((tmp_path / "sweep.json").read_text())["large"] == [["memit", 500], ["memit", 700]]
     (tmp_path / "sweep.json").write_bytes(before.replace(b'"counts": [', b'"counts": [{},'))
     with pytest.raises(BadInput, match=r"sweep\.json: cannot be read"), Rows.open(tmp_path, ASKED):
         pass

@@ -8,7 +8,7 @@ from dataclasses import replace as fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.changes import Taken, large_files, record, solved_on_top, superseded
+from patchkit.actions.changes import Taken, large_files, record, refittable, solved_on_top, superseded
 from patchkit.algebra.factors import Patch
 from patchkit.algebra.parts import scaled
 from patchkit.canonical import hash_bytes
@@ -65,10 +65,11 @@ def apply(
     """
     if not dry_run:
         repository.store.ensure_ready()
+    began_on = repository.store.standing()
     if (scale != 1.0 or not folder.exists()) and (stored := _in_force(repository, folder)) is not None:
         if scale == 1.0:
             raise BadInput(f"{stored.name}: is in force as it is; to change it, name a --scale")
-        return _scale_in_force(repository, stored, scale, message, dry_run)
+        return _scale_in_force(repository, stored, scale, message, dry_run, began_on)
     patch = Patch.load(folder)
     base = repository.settings.base_fingerprint
     if patch.base != base:
@@ -103,7 +104,7 @@ def apply(
     trailers = [("Patchkit-Patch", name), ("Patchkit-Id", patch.id)]
     solved = {taken.patch: taken.remaining.files() for taken in replaced if taken.remaining is not None}
     changes = Changes(patches={**solved, name: files}, removed=gone - {name})
-    commit = record(repository, stack, changes, text, trailers, still_right)
+    commit = record(repository, stack, changes, text, trailers, still_right, began_on=began_on)
     return Applied(name, patch, text, replaced, commit, large_files(repository, patch))
 
 
@@ -122,15 +123,22 @@ def _in_force(repository: Repository, folder: Path) -> StoredPatch | None:
 
 
 def _scale_in_force(
-    repository: Repository, stored: StoredPatch, scale: float, message: str | None, dry_run: bool
+    repository: Repository,
+    stored: StoredPatch,
+    scale: float,
+    message: str | None,
+    dry_run: bool,
+    began_on: str,
 ) -> Applied:
     """Rewrite a patch in place, its ΔW times ``scale``."""
     stack = repository.stack()
     patch = scaled(repository.patch(stored), scale)
     text = message or f"Scale {stored.name} by {scale:g}"
+    on_top = solved_on_top(stack, [stored])
+    again = {name: f": patchkit refit {name}" for name in refittable(stack, on_top)}
     above = tuple(
-        f"{name} was solved on top of it; its facts may hold less well: patchkit refit {name}"
-        for name in solved_on_top(stack, [stored])
+        f"{name} was solved on top of it; its facts may hold less well{again.get(name, '')}"
+        for name in on_top
     )
     done = Applied(stored.name, patch, text, (), None, (*above, *large_files(repository, patch)))
     if dry_run:
@@ -142,7 +150,8 @@ def _scale_in_force(
 
     trailers = [("Patchkit-Patch", stored.name), ("Patchkit-Id", patch.id)]
     changes = Changes(patches={stored.name: patch.files()})
-    return fields(done, commit=record(repository, stack, changes, text, trailers, still_right))
+    commit = record(repository, stack, changes, text, trailers, still_right, began_on=began_on)
+    return fields(done, commit=commit)
 
 
 def _clashes(folder: Path, facts: Sequence[Fact], stack: Stack, leaving: Collection[str]) -> Iterator[Fault]:

@@ -11,12 +11,12 @@ from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, Misconfigured, PatchkitError
 from patchkit.models.sources import resolve_base
 from patchkit.settings import FILE as SETTINGS
-from patchkit.settings import FOLDER
+from patchkit.settings import FOLDER, Settings
 
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["base_folder", "checkpoint", "placed", "set_base"]
+__all__ = ["at_hand", "base_folder", "checkpoint", "placed", "set_base"]
 
 
 def placed(repository: Repository, fingerprint: str | None) -> Path | None:
@@ -37,6 +37,19 @@ def placed(repository: Repository, fingerprint: str | None) -> Path | None:
     return next(iter(others), Path(place))
 
 
+def at_hand(repository: Repository, settings: Settings) -> Path | None:
+    """Where the base of these settings lies on this machine, if it does; nothing is fetched."""
+    place = placed(repository, settings.base_fingerprint)
+    if place and place.is_dir():
+        return place
+    if settings.base_source.startswith(FOLDER):
+        return None
+    try:
+        return _by_name(settings, download=False)
+    except PatchkitError:
+        return None
+
+
 def base_folder(repository: Repository) -> Path:
     """Where the base lies on this machine; a short name or hub id is fetched where it is not here."""
     settings = repository.settings
@@ -49,7 +62,13 @@ def base_folder(repository: Repository) -> Path:
             f"the base {settings.base_source.removeprefix(FOLDER)!r} {where}; "
             "say where it is: patchkit base PATH"
         )
-    return resolve_base(settings.base_source, settings.base_revision).folder
+    return _by_name(settings)
+
+
+def _by_name(settings: Settings, *, download: bool = True) -> Path:
+    """A short name's or hub id's folder; a folder that happens to be called so is another thing."""
+    source, revision = settings.base_source, settings.base_revision
+    return resolve_base(source, revision, download=download, local=False).folder
 
 
 def set_base(
@@ -85,7 +104,8 @@ def _check_fingerprint(repository: Repository, folder: Path, found: str) -> None
     settings = repository.settings
     wanted, source = settings.base_fingerprint, settings.base_source
     if found != wanted:
-        place = "PATH" if source.startswith(FOLDER) else shlex.quote(source)
+        named = f"{source}@{settings.base_revision}" if settings.base_revision else source
+        place = "PATH" if source.startswith(FOLDER) else shlex.quote(named)
         raise BadInput(
             f"{folder}: is not this repository's base: its tensors have the fingerprint {found[:19]}…, "
             f"{SETTINGS} says {wanted[:19]}…; name the right one: patchkit base {place}"

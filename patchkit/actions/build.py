@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.card import card_of, check_licence
 from patchkit.actions.changes import remembered
 from patchkit.algebra.factors import Patch
-from patchkit.builds.build import BuildRecord, check_claim, check_place
+from patchkit.builds.build import BuildRecord
 from patchkit.builds.build import build as write_build
+from patchkit.builds.checks import check_build, refuse_other_base
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, PatchkitError
-from patchkit.files import writing
 from patchkit.shipping.card import CARD, markdown
 from patchkit.stack import Stack, StoredPatch, Updates
 
@@ -65,8 +65,7 @@ def build(
     checkpoint = repository.checkpoint()
     folder = out or repository.build_folder
     if dry_run:
-        repository.patches(stack)
-        _check_destination(checkpoint, folder)
+        _check(checkpoint, repository.patches(stack), folder)
         return None
     edited = {
         patch.id: {name: entry.stored_shape for name, entry in patch.header.weights.items()}
@@ -99,11 +98,10 @@ def _untouched(repository: Repository, checkpoint: Checkpoint, folder: Path) -> 
     return old.fingerprint(checkpoint) == known
 
 
-def _check_destination(checkpoint: Checkpoint, out: Path) -> None:
+def _check(checkpoint: Checkpoint, patches: Mapping[str, Patch], out: Path) -> None:
     real = Path(os.path.realpath(out))
-    check_place(checkpoint, real)
-    with writing(real):
-        check_claim(real)
+    check_build(checkpoint, patches, real)
+    refuse_other_base(BuildRecord.read(real), checkpoint.fingerprint(), real)
 
 
 @contextmanager
@@ -140,7 +138,7 @@ def build_from_patches(
             owner[fact.key] = folder
         patches[patch.id] = patch
     if dry_run:
-        _check_destination(checkpoint, out)
+        _check(checkpoint, patches, out)
         return None
     record = write_build(checkpoint, patches, out, progress=progress)
     return Built(out, record, tuple(folder.name for folder in folders))

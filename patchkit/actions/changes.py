@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
+import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -16,7 +17,7 @@ from patchkit.errors import Busy, PatchkitError, Refused
 from patchkit.facts import Batch, Fact, FactsError, Key, clashes
 from patchkit.git.recording import refuse_elsewhere
 from patchkit.git.store import Changes
-from patchkit.patch import JOINT, Header
+from patchkit.patch import DELTA, JOINT, KEYS, Header, read_patch_header
 from patchkit.stack import Stack, StoredPatch
 
 if TYPE_CHECKING:
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
 __all__ = [
     "MOVED_ON",
     "GateRefused",
+    "OtherBase",
     "Taken",
     "apply_command",
     "keep_aside",
     "kept_line",
     "large_files",
     "record",
+    "refittable",
     "refuse_clashes",
     "remembered",
     "solved_on_top",
@@ -59,6 +62,10 @@ class GateRefused(Refused):
     def __init__(self, message: str, done: Committed) -> None:
         super().__init__(message)
         self.done = done
+
+
+class OtherBase(Busy):
+    """The stack was moved to another base while a patch for the old one was being made."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +122,14 @@ def record(
     """Commit ``changes`` that were made on ``stack``; the commit's id.
 
     Where HEAD's stack moved meanwhile, ``still_right`` is asked of the new one first and raises
-    what speaks against it. ``began_on``: what was checked out (`GitStore.standing`) when long work began.
+    what speaks against it; OtherBase where it stands on another base by then. ``began_on``: what was checked
+    out (`GitStore.standing`) when long work began.
     """
     store = repository.store
     for attempt in range(ATTEMPTS):
         head = store.head()
         refuse_elsewhere(store, began_on)
+        _refuse_other_base(repository, changes)
         if store.tree("HEAD").id != stack.tree:
             still_right(repository.stack())
         try:
@@ -129,6 +138,16 @@ def record(
             if attempt == ATTEMPTS - 1 or store.head() == head:
                 raise
     raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def _refuse_other_base(repository: Repository, changes: Changes) -> None:
+    base = repository.settings.base_fingerprint
+    for name, files in changes.patches.items():
+        if (made_on := read_patch_header(files[DELTA], name).base) != base:
+            raise OtherBase(
+                f"{name}: was made on the base {made_on[:19]}…, and this branch was moved to {base[:19]}… "
+                "meanwhile; nothing was committed, edit its facts again on that"
+            )
 
 
 def solved_on_top(stack: Stack, leaving: Collection[StoredPatch]) -> tuple[str, ...]:
@@ -140,6 +159,11 @@ def solved_on_top(stack: Stack, leaving: Collection[StoredPatch]) -> tuple[str, 
         for stored in staying
         if gone & set(stored.header.solved_on) or any(_together(stored.header, one.header) for one in leaving)
     )
+
+
+def refittable(stack: Stack, names: Collection[str]) -> tuple[str, ...]:
+    """Those of these patches in force whose keys and targets are there to solve again from."""
+    return tuple(name for name in names if KEYS in stack.named(name).files)
 
 
 def _together(one: Header, other: Header) -> bool:
@@ -176,7 +200,8 @@ def keep_aside(repository: Repository, patch: Patch) -> Path:
     """Save a patch that was not committed where ``patchkit apply`` finds it; the folder."""
     content = hash_bytes("".join(sorted(map(hash_bytes, patch.files().values()))).encode())
     folder = repository.store.own / "kept" / content[:12] / patch.name
-    if not folder.exists():
+    if not (folder / DELTA).exists():  # it is saved last: a folder without it was cut short
+        shutil.rmtree(folder, ignore_errors=True)
         patch.save(folder)
     return folder
 

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,7 @@ def clone(
     target = (directory / (folder or name_for(place))).resolve()
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise WouldOverwrite(f"{target}: is there already and not empty; name another folder")
+    missing = [parent for parent in target.parents if not parent.exists()]
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     git = Git(target.parent)
@@ -84,12 +86,20 @@ def clone(
                 target.rmdir()
             move_durably(temporary, target)
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _clear(temporary, missing)
         if temporary.exists() and isinstance(error, PatchkitError):
             raise type(error)(f"{error}; what came lies in {temporary}, remove it") from error
         raise
-    shutil.rmtree(temporary, ignore_errors=True)
+    _clear(temporary, missing)
     return Cloned(target, shown_place(place), *done)
+
+
+def _clear(temporary: Path, parents: Sequence[Path]) -> None:
+    """Remove what was made for a clone, but for folders that hold something by now."""
+    shutil.rmtree(temporary, ignore_errors=True)
+    with suppress(OSError):
+        for parent in parents:
+            parent.rmdir()
 
 
 def _checked(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.changes import (
     MOVED_ON,
     GateRefused,
+    OtherBase,
     Taken,
     apply_command,
     keep_aside,
@@ -45,6 +46,7 @@ from patchkit.errors import BadInput, Busy, PatchkitError
 from patchkit.evaluation.harm import Harm
 from patchkit.evaluation.measure import FactChange, FactState, Summary, compare, observe, summarise
 from patchkit.facts import Batch, Fact, with_reverses
+from patchkit.git.recording import is_trailer
 from patchkit.git.store import Changes
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.names import edited_weights
@@ -211,7 +213,7 @@ def commit(
         size=sum(len(data) for data in patch.files().values()),
         notes=(
             *unread_settings(repository),
-            *(many_facts(repository, len(facts)) if large else ()),
+            *(many_facts(repository, len(facts), overrides or {}) if large else ()),
             *why_unsaid(bench, changes, edited.recipe),
             *harm[1].warnings(),
             *large_files(repository, patch),
@@ -281,13 +283,15 @@ def record_committed(
     def still_right(now: Stack) -> None:
         other.append(now)
         for taken in done.replaced:
-            if stack.named(taken.patch) != now.named(taken.patch):
+            if stack.get(taken.patch) != now.get(taken.patch):
                 raise Busy(f"{taken.patch}: was changed by another commit while its fact was being replaced")
         refuse_clashes(as_batch(done.patch.facts), now, {taken.patch for taken in done.replaced})
 
     try:
         trailers = _trailers(done, bench)
         commit_id = record(repository, stack, changes, done.message, trailers, still_right, began_on=began_on)
+    except OtherBase:  # it fits this stack no more, wherever it is kept
+        raise
     except PatchkitError as error:
         raise kept_line(error, keep_aside(repository, done.patch), bool(done.replaced)) from error
     notes = (*done.notes, MOVED_ON) if other else done.notes
@@ -362,8 +366,10 @@ def _message(facts: Sequence[Fact], taken: Sequence[Taken]) -> str:
     subjects = list(dict.fromkeys(fact.subject for fact in facts))
     named = ", ".join(subjects[:3]) + (f" and {len(subjects) - 3} more" if len(subjects) > 3 else "")
     verb = "Replace" if taken else "Edit"
-    lines = [f"{verb} {count}: {named}", ""]
-    lines += [f"{fact.text} → {fact.target}" for fact in facts[:20]]
+    told = [f"{fact.text} → {fact.target}" for fact in facts[:20]]
+    if all(map(is_trailer, told)):  # Git would take them for trailers, and the real ones join them
+        told = [f"- {line}" for line in told]
+    lines = [f"{verb} {count}: {named}", "", *told]
     if len(facts) > 20:
         lines.append(f"… and {len(facts) - 20} more")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchkit.algebra.factors import Delta, Patch
 from patchkit.algebra.spectrum import Sum, cosine, principal_angles, sum_of
-from patchkit.errors import NotFound, PatchkitError
+from patchkit.errors import BadInput, NotFound, PatchkitError
 from patchkit.facts import Fact, Key
 
 if TYPE_CHECKING:
@@ -190,6 +190,11 @@ def _deltas(patches: Iterable[Patch], name: str) -> list[Delta]:
 
 def _weight(left: list[Delta], came: list[Delta], name: str) -> tuple[WeightDifference, Sum]:
     shape = (left or came)[0].shape
+    if any(delta.shape != shape for delta in [*left, *came]):
+        raise BadInput(
+            f"{name}: has one shape on one side and another on the other, so their bases are of different "
+            "size, and their numbers cannot be compared; compare what they say: patchkit log --facts"
+        )
     difference = sum_of([*((1, delta) for delta in came), *((-1, delta) for delta in left)], shape)
     rank = min(sum(delta.rank for delta in [*left, *came]), *shape)
     return WeightDifference(name, rank, difference.norm), difference

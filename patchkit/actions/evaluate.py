@@ -16,6 +16,7 @@ from patchkit.actions.asking import Asking
 from patchkit.actions.gates import failed
 from patchkit.actions.harm import harm_of
 from patchkit.actions.workbench import stacked_weights
+from patchkit.canonical import without_nan
 from patchkit.errors import BadInput, PatchkitError
 from patchkit.evaluation.answers import FOLDER
 from patchkit.evaluation.cases import Case, Cases, sampled
@@ -146,10 +147,10 @@ class Evaluation:
 
     def facts_to_dict(self) -> list[dict[str, Any]]:
         """Fact by fact, for JSON; the catalogue keeps the scores alone."""
-        return [_finite(fact.to_dict()) for fact in self.facts]
+        return [without_nan(fact.to_dict()) for fact in self.facts]
 
     def to_dict(self) -> dict[str, Any]:
-        return _finite(
+        return without_nan(
             {
                 "source": self.source,
                 "records": self.records,
@@ -165,15 +166,6 @@ class Evaluation:
                 "notes": list(self.notes),
             }
         )
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN and no infinity: null."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(score: Compared) -> dict[str, dict[str, float]]:

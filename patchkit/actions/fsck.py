@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patchkit.actions.base import placed
+from patchkit.actions.base import at_hand, placed
 from patchkit.actions.catalogue_check import check_catalogue, compare_catalogue
 from patchkit.actions.versions import reached, versions
 from patchkit.builds.record import BUILD_RECORD, verify_build
@@ -122,8 +122,8 @@ def base_at_hand(repository: Repository) -> Checkpoint | None:
     """The base where this machine has it; None also for one that is not what patchkit.toml names."""
     try:
         wanted = repository.settings.base_fingerprint
-        place = placed(repository, wanted)
-        found = Checkpoint.open(place) if place and place.is_dir() else None
+        place = at_hand(repository, repository.settings)
+        found = Checkpoint.open(place) if place else None
         right = found is not None and found.fingerprint() == wanted
     except PatchkitError:
         return None
@@ -151,19 +151,19 @@ def _derived(
 def _base(repository: Repository, progress: Callable[[int, int, str], None] | None) -> list[Problem]:
     """The base hashed anew, where this machine has it."""
     wanted = repository.settings.base_fingerprint
-    place = placed(repository, wanted)
-    return base_problems(str(place), wanted, progress) if place and place.is_dir() else []
+    place = at_hand(repository, repository.settings)
+    return base_problems(str(place), wanted, progress) if place else []
 
 
 def without_base(repository: Repository) -> str | None:
     """Why `fsck` did not look at the base; None where it did."""
     try:
+        if at_hand(repository, repository.settings):
+            return None
         place = placed(repository, repository.settings.base_fingerprint)
     except PatchkitError as error:
         return error.message
-    if place is None:
-        return "nobody said where it lies on this machine"
-    return None if place.is_dir() else f"it is not at {place} any more"
+    return f"it is not at {place} any more" if place else "nobody said where it lies on this machine"
 
 
 def base_problems(

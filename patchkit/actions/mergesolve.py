@@ -9,11 +9,13 @@ from functools import cached_property
 from patchkit.algebra.factors import Patch
 from patchkit.algebra.interference import Interference, interference
 from patchkit.algebra.joint import solve_jointly
-from patchkit.errors import BadInput
+from patchkit.canonical import hash_bytes
+from patchkit.errors import BadInput, PatchkitError
 from patchkit.facts import Key
 from patchkit.git.store import GitStore
 from patchkit.merging.choices import OURS, THEIRS
 from patchkit.merging.plan import Answers, Conflict, Plan, Sides, plan_merge
+from patchkit.patch import DELTA, read_patch_header
 
 __all__ = ["Solved", "solve_merge"]
 
@@ -74,6 +76,7 @@ def _finished(shelf: _Shelf, plan: Plan, found: Mapping[str, Patch | _Files], jo
     together: tuple[str, ...] = ()
     results = dict(found)
     if joint and new[OURS] and new[THEIRS]:
+        _refuse_gone(shelf, found, patches)
         patches = solve_jointly(patches)
         results |= patches
         together = tuple(sorted(patches))
@@ -92,6 +95,21 @@ def _finished(shelf: _Shelf, plan: Plan, found: Mapping[str, Patch | _Files], jo
     return Solved(plan, folders, made, again, together, disturbed, (*notes, *unmeasured))
 
 
+def _refuse_gone(shelf: _Shelf, found: Mapping[str, Patch | _Files], patches: Mapping[str, Patch]) -> None:
+    """BadInput where a patch was solved on a version that is not there: what that did to its keys is not
+    known any more, and a batch would leave it out."""
+    there = {patch.id for patch in patches.values()}
+    for name, version in {**shelf.sides.ours.folders, **found}.items():  # found: what they do not share
+        if version and name not in patches:
+            there |= shelf.ids(version)
+    for name, patch in patches.items():
+        if not there.issuperset(patch.solved_on):
+            raise BadInput(
+                f"{name}: was solved on patches that are not as they were then, so that it cannot be solved "
+                f"together; solve it again on what is there, patchkit refit {name}, or merge without --joint"
+            )
+
+
 def _disturbed(
     patches: Mapping[str, Patch], new: Mapping[str, Sequence[str]]
 ) -> tuple[tuple[tuple[str, Interference], ...], tuple[str, ...]]:
@@ -103,7 +121,7 @@ def _disturbed(
         for name in new[side] if against else ():
             try:
                 found += [(name, item) for item in interference(patches[name], against)]
-            except BadInput as error:
+            except PatchkitError as error:  # of an editor that is not here too
                 notes.append(str(error))
     return tuple(sorted(found, key=lambda pair: -pair[1].overall)), tuple(notes)
 
@@ -131,6 +149,13 @@ class _Shelf:
                 dict(zip((file for file, _ in mark), data, strict=True)), "patches"
             )
         return self._read[mark]
+
+    def ids(self, version: Patch | _Files) -> set[str]:
+        """The ids that a version answers to (`Header.versions`)."""
+        if isinstance(version, Patch):
+            return {version.id}
+        delta = self.store.read(version[DELTA])
+        return read_patch_header(delta, DELTA).versions(hash_bytes(delta))
 
     def new(self, found: Mapping[str, Patch | _Files], side: str) -> list[str]:
         """The patches of the result that this side brings: in none of the common ancestors."""

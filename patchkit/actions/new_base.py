@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.base import placed
+from patchkit.actions.base import at_hand
 from patchkit.actions.init import source_of
 from patchkit.algebra.factors import Patch
 from patchkit.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ def new_base(repository: Repository, base: str, patches: Mapping[str, Patch]) ->
 
 def _check_kind(repository: Repository, folder: Path) -> None:
     """The same kind and depth of model, where the old base is at hand to compare with."""
-    place = placed(repository, repository.settings.base_fingerprint)
+    place = at_hand(repository, repository.settings)
     if not place or not (place / "config.json").is_file():
         return
     old, new = (read_config(path).get_text_config(decoder=True) for path in (place, folder))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.workbench import Workbench
 from patchkit.editing.many import described
@@ -29,9 +29,11 @@ def unread_settings(repository: Repository) -> tuple[str, ...]:
     )
 
 
-def many_facts(repository: Repository, count: int) -> tuple[str, ...]:
-    """Said where the recipe is not that of a few facts."""
-    many = f"{described(repository.settings.many)} ([recipe.many] of {SETTINGS})"
+def many_facts(repository: Repository, count: int, overrides: Mapping[str, Any]) -> tuple[str, ...]:
+    """Said where the recipe is not that of a few facts, of what was not asked for otherwise."""
+    named = {name.removesuffix("_") for name in overrides}
+    kept = {name: value for name, value in repository.settings.many.items() if name not in named}
+    many = f"{described(kept)} ([recipe.many] of {SETTINGS})"
     return (f"{count} facts in one batch were edited with {many}",)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.changes import MOVED_ON, large_files, record, remembered, solved_on_top
+from patchkit.actions.changes import MOVED_ON, large_files, record, refittable, remembered, solved_on_top
 from patchkit.actions.clock import Clock
 from patchkit.actions.edit import as_patch, below
 from patchkit.actions.environment import environment, measured_trailers
@@ -66,6 +66,8 @@ class Refitted:
     summary: Summary
     above: tuple[str, ...]
     """Patches left as they are that were solved on top of versions that left."""
+    refittable: tuple[str, ...]
+    """Those of ``above`` that can be refitted too."""
     base: NewBase | None
     timings: dict[str, float]
     message: str
@@ -97,6 +99,7 @@ class Refitted:
             ],
             "summary": self.summary.to_dict(),
             "solved_on_top": list(self.above),
+            "refittable": list(self.refittable),
             "base": None if self.base is None else self.base.to_dict(),
             "seconds": self.timings,
             "message": self.message,
@@ -169,10 +172,12 @@ def refit(
         )
         for stored, one, old, new in zip(chosen, again, before, after, strict=True)
     )
+    above = solved_on_top(stack, chosen)
     done = Refitted(
         refits,
         summarise([change for one in refits for change in one.changes]),
-        solved_on_top(stack, chosen),
+        above,
+        refittable(stack, above),
         moved,
         clock.seconds,
         message or _message(refits, moved),

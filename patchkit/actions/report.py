@@ -15,7 +15,7 @@ from patchkit.actions.diff import WeightDifference, difference_of
 from patchkit.actions.log import History, log
 from patchkit.actions.show import latest_results
 from patchkit.actions.status import Row, listing
-from patchkit.algebra.overlap import pairwise
+from patchkit.algebra.overlap import incomparable, pairwise
 from patchkit.errors import PatchkitError
 from patchkit.facts import Fact
 from patchkit.problem import Problem
@@ -101,7 +101,7 @@ def report(repository: Repository, revision: str = "HEAD") -> Report:
     rows = _listed(repository, stack, revision) if stack else []
     facts = _facts(repository, stack, rows) if stack else []
     loaded = _loaded(repository, stack, rows) if stack else {}
-    left_out = _incomparable(loaded)
+    left_out = incomparable(loaded.values()) if loaded else None
     return Report(
         name=store.folder.name,
         revision=revision,
@@ -149,16 +149,6 @@ def _facts(repository: Repository, stack: Stack, rows: Sequence[Row]) -> list[Me
 
 def _loaded(repository: Repository, stack: Stack, rows: Sequence[Row]) -> dict[str, Patch]:
     return {row.name: repository.patch(stack.named(row.name)) for row in rows[:LOADED]}
-
-
-def _incomparable(patches: Mapping[str, Patch]) -> str | None:
-    """Why the patches' numbers cannot be put together."""
-    shapes: dict[str, tuple[int, int]] = {}
-    for patch in patches.values():
-        for name, delta in patch.deltas.items():
-            if shapes.setdefault(name, delta.shape) != delta.shape:
-                return f"{patch.name}: {name} has another shape than in the other patches"
-    return None
 
 
 def _weights(

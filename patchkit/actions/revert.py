@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.changes import Taken, record, solved_on_top, take_out
+from patchkit.actions.changes import Taken, record, refittable, solved_on_top, take_out
 from patchkit.errors import BadInput, Busy, NotFound
 from patchkit.facts import load_canonical, normal
 from patchkit.git.store import Changes, Commit
 from patchkit.merging.merges import is_shallow
-from patchkit.patch import FACTS
+from patchkit.patch import DELTA, FACTS, read_patch_header
+from patchkit.settings import FILE as SETTINGS
 from patchkit.stack import Stack, StoredPatch, find_patch
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Reverted:
     """Patches that a reverted commit had removed or changed, as they were before it."""
     above: tuple[str, ...] = ()
     """Patches still in force that were solved on top of what left."""
+    refittable: tuple[str, ...] = ()
+    """Those of ``above`` that `patchkit refit` can solve again."""
     message: str = ""
     commit: str | None = None
     checked: tuple[FactChange, ...] = ()
@@ -52,6 +55,7 @@ class Reverted:
             ],
             "restored": list(self.restored),
             "solved_on_top": list(self.above),
+            "refittable": list(self.refittable),
             "checked": [change.to_dict() for change in self.checked],
             "commit": self.commit,
         }
@@ -88,6 +92,7 @@ def revert(
     """
     if not dry_run:
         repository.store.ensure_ready()
+    began_on = repository.store.standing()
     stack = repository.stack()
     plan = _plan(repository, stack, words, facts)
     _refuse_twice(stack, plan.changes)
@@ -95,7 +100,8 @@ def revert(
     above = tuple(name for name in solved_on_top(stack, leaving) if name not in plan.removed)
     text = message or plan.subject
     checked = _checked(repository, stack, plan, above, device, progress) if check and above else ()
-    done = Reverted(plan.removed, plan.taken, plan.restored, above, text, None, checked)
+    again = refittable(stack, above)
+    done = Reverted(plan.removed, plan.taken, plan.restored, above, again, text, None, checked)
     if dry_run:
         return done
 
@@ -105,7 +111,7 @@ def revert(
                 raise Busy(f"{name}: was changed by another commit meanwhile; look at it and try again")
         _refuse_twice(now, plan.changes)
 
-    commit = record(repository, stack, plan.changes, text, plan.trailers, still_right)
+    commit = record(repository, stack, plan.changes, text, plan.trailers, still_right, began_on=began_on)
     return replace(done, commit=commit)
 
 
@@ -245,6 +251,7 @@ def _plan_commit(repository: Repository, stack: Stack, commit: Commit) -> _Plan:
         name: dict(zip(before[name], read(list(before[name].values())), strict=True))
         for name in (*commit.changed, *commit.removed)
     }
+    _refuse_old_base(repository, commit, back)
     return _Plan(
         changes=Changes(patches=back, removed=commit.added),
         removed=commit.added,
@@ -253,6 +260,19 @@ def _plan_commit(repository: Repository, stack: Stack, commit: Commit) -> _Plan:
         subject=f"Revert “{commit.subject}”",
         trailers=(("Patchkit-Reverts-Commit", commit.id),),
     )
+
+
+def _refuse_old_base(repository: Repository, commit: Commit, back: Mapping[str, Mapping[str, bytes]]) -> None:
+    """A patch comes back as it was, which is no good on another base."""
+    base = repository.settings.base_fingerprint
+    for name, files in back.items():
+        if (made_on := read_patch_header(files[DELTA], name).base) == base:
+            continue
+        what = f"{name}: was made on the base {made_on[:19]}…, and {SETTINGS} names {base[:19]}… now"
+        if commit.settings_changed:
+            raise BadInput(f"{what}; take the move to it back as a whole: git revert {commit.id[:10]}")
+        facts = f"git show {commit.parents[0][:10]}:./patches/{name}/{FACTS} > {FACTS}"
+        raise BadInput(f"{what}; edit its facts anew: {facts} && patchkit commit {FACTS}")
 
 
 def _refuse_twice(stack: Stack, changes: Changes) -> None:

@@ -122,9 +122,16 @@ def recipe_line(method: str, recipe: Mapping[str, Any]) -> str:
     if isinstance(layers, list) and layers and all(isinstance(layer, int) for layer in layers):
         numbers = f"layers {format_layers(layers)}"
     named = {"lambda": "λ", "shrinkage": "shrinkage", "context_weight": "context weight", SCALE: "scaled by"}
-    told = {word: recipe.get(name) for name, word in named.items()}
-    rest = [f"{word} {value:g}" for word, value in told.items() if isinstance(value, int | float) and value]
+    told = ((word, recipe.get(name)) for name, word in named.items())
+    rest = [f"{word} {_shown(value)}" for word, value in told if isinstance(value, int | float) and value]
     return ", ".join(part for part in (method, numbers, *rest) if part)
+
+
+def _shown(value: float) -> str:
+    try:
+        return f"{value:g}"
+    except OverflowError:  # JSON's whole numbers have no end
+        return "out of bounds"
 
 
 def latest_results(repository: Repository, stored: StoredPatch) -> dict[int, Mapping[str, Any]]:

@@ -83,6 +83,7 @@ def squash(
     """
     if not dry_run:
         repository.store.ensure_ready()
+    began_on = repository.store.standing()
     stack = repository.stack()
     named = {find_patch(stack, word).name for word in words}
     if len(named) < 2:
@@ -124,7 +125,8 @@ def squash(
     trailers = [("Patchkit-Patch", whole.name), ("Patchkit-Id", whole.id)]
     trailers += [("Patchkit-Squashes", stored.id) for stored in chosen]
     changes = Changes(patches={whole.name: files}, removed=names)
-    return replace(done, commit=record(repository, stack, changes, done.message, trailers, still_right))
+    commit = record(repository, stack, changes, done.message, trailers, still_right, began_on=began_on)
+    return replace(done, commit=commit)
 
 
 def _distance(

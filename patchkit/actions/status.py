@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.base import placed
-from patchkit.errors import PatchkitError
+from patchkit.errors import BadInput, PatchkitError
 from patchkit.problem import Problem
 from patchkit.stack import Stack, TreeProblems, conflicts
 
@@ -141,9 +141,12 @@ def listing(repository: Repository, revision: str = "HEAD", *, interference: boo
 
 
 def _interference(repository: Repository, stack: Stack) -> dict[str, dict[str, float] | None]:
-    from patchkit.algebra.overlap import pairwise
+    from patchkit.algebra.overlap import incomparable, pairwise
 
-    return pairwise({stored.name: repository.patch(stored) for stored in stack.patches})
+    patches = {stored.name: repository.patch(stored) for stored in stack.patches}
+    if why := incomparable(patches.values()):
+        raise BadInput(f"{why}; it is no patch of this base: patchkit revert {why.partition(':')[0]}")
+    return pairwise(patches)
 
 
 def _base(repository: Repository) -> tuple[str, str | None]:

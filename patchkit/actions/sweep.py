@@ -122,7 +122,7 @@ def sweep(
     sizes = {(trial.method, trial.count) for trial in trials if trial.method != UNEDITED}
     by_size = {(method, count): _ready(repository, method, count) for method, count in sorted(sizes)}
     asking = Asking(repository.checkpoint(), device, repository.store.private / FOLDER, told)
-    settings = {
+    settings: dict[str, Any] = {
         "study": asked.study,
         "methods": list(asked.methods),
         "counts": sorted({trial.count for trial in trials}),
@@ -138,8 +138,9 @@ def sweep(
         "recipes": {method: recipe.to_dict() for method, recipe in recipes.items()},
         "computed_with": asking.computed_with,
     }
-    if any(recipe != recipes[method] for (method, _), (_, recipe) in by_size.items()):
-        settings["many"] = repository.settings.many
+    large = [[*size] for size, (_, recipe) in by_size.items() if recipe != recipes[size[0]]]
+    if large:
+        settings |= {"many": repository.settings.many, "large": large}
     failed: list[str] = []
     unreferenced = () if references is None else references.notes(chosen)
     with Rows.open(out, settings) as kept:

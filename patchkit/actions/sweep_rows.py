@@ -12,14 +12,14 @@ import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from patchkit.canonical import canonical_json, strict_json
 from patchkit.errors import BadInput, Busy, WouldOverwrite
-from patchkit.files import fsync_folder, sync, write_durably, writing
+from patchkit.files import fsync_folder, is_temporary, sync, write_durably, writing
 
 __all__ = ["Rows"]
 
@@ -29,6 +29,7 @@ _LISTS = ("methods", "counts", "groups", "lambdas")
 """What a row is of; the trials of one command do not depend on those of another."""
 _RECIPES = "recipes"  # of each editor by itself
 _MANY = "many"  # there where some batch is large, and of those alone
+_LARGE = "large"  # [editor, facts] of those
 _FIELDS = {"method", "group", "count", "lambda", "asked", "perplexity", "growth", "scores"}
 
 
@@ -58,8 +59,8 @@ class Rows:
             except OSError:
                 raise Busy(f"{folder}: another sweep writes there; wait for it to end") from None
             fsync_folder(folder)
-            whole = _claim(folder / _SETTINGS, settings)
-            yield cls(folder, handle, _read(folder / _ROWS, handle), whole=whole)
+            rows = _read(folder / _ROWS, handle)
+            yield cls(folder, handle, rows, whole=_claim(folder / _SETTINGS, settings, rows))
         finally:
             os.close(handle)
 
@@ -75,7 +76,8 @@ class Rows:
 
 def _refuse_another_use(folder: Path) -> None:
     with writing(folder):
-        there = set(os.listdir(folder)) if folder.exists() else set()
+        names = os.listdir(folder) if folder.exists() else []
+    there = {name for name in names if not is_temporary(name)}
     begun = there <= {_ROWS} and not _size(folder / _ROWS)  # killed before the settings were written
     if _SETTINGS not in there and not begun:
         raise WouldOverwrite(f"{folder}: holds files that are no sweep's; name another folder with --out")
@@ -85,7 +87,7 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _claim(path: Path, settings: Mapping[str, Any]) -> bool:
+def _claim(path: Path, settings: Mapping[str, Any], rows: Collection[Key]) -> bool:
     """Write the settings, or join them to those that are there; the folder is this process's.
 
     Returns whether they name all that the folder's do. They are written before the first row that needs them.
@@ -95,7 +97,8 @@ def _claim(path: Path, settings: Mapping[str, Any]) -> bool:
         return True
     try:
         old = strict_json(path.read_bytes())
-        other, joined = _other(old, settings), _joined(old, settings)
+        other = [*_other(old, settings), *_resized(old, settings, rows)]
+        joined = _joined(old, settings)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise BadInput(f"{path}: cannot be read ({error}); name another folder with --out") from None
     if other:
@@ -116,10 +119,21 @@ def _write(path: Path, settings: Mapping[str, Any]) -> None:
 def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The settings for which a row that is there would be another one."""
     alone = (old.keys() ^ new.keys()) & {_MANY}
-    compared = sorted((old.keys() | new.keys()) - {*_LISTS, _RECIPES} - alone)
+    compared = sorted((old.keys() | new.keys()) - {*_LISTS, _RECIPES, _LARGE} - alone)
     before, now = old.get(_RECIPES, {}), new.get(_RECIPES, {})
     recipes = [f"the recipe of {name}" for name in now if name in before and now[name] != before[name]]
     return [name for name in compared if old.get(name) != new.get(name)] + recipes
+
+
+def _resized(old: Mapping[str, Any], new: Mapping[str, Any], rows: Collection[Key]) -> list[str]:
+    """The batches there that had the recipe of many facts, and now have that of few, or the other way."""
+    if _MANY in old and _LARGE not in old:  # from before that was written down
+        return []
+    before, now = (sorted(map(tuple, each.get(_LARGE, ()))) for each in (old, new))
+    made = {(method, count) for method, _, count, _ in rows}
+    asked = {(method, count) for method in new.get("methods", ()) for count in new.get("counts", ())}
+    differ = sorted(pair for pair in made & asked if (pair in before) != (pair in now))
+    return [f"the recipe of {method} for {count} facts" for method, count in differ]
 
 
 def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,6 +144,8 @@ def _joined(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         joined[name] = sorted(both) if name in ("counts", "lambdas") else both
     if _RECIPES in joined:
         joined[_RECIPES] = {**old.get(_RECIPES, {}), **new.get(_RECIPES, {})}
+    if _LARGE in joined:
+        joined[_LARGE] = sorted({*map(tuple, old.get(_LARGE, ())), *map(tuple, new.get(_LARGE, ()))})
     return joined
 
 

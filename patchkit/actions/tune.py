@@ -21,7 +21,7 @@ from patchkit.actions.workbench import Workbench
 from patchkit.editing.editor import find_editor
 from patchkit.editing.mass import MassEditor
 from patchkit.editing.published import recipe_for
-from patchkit.editing.recipe import Recipe, positions
+from patchkit.editing.recipe import CONTEXTS, Recipe, positions
 from patchkit.errors import BadInput, Busy, PatchkitError
 from patchkit.evaluation.cases import Case, Cases
 from patchkit.evaluation.studies import pool
@@ -178,7 +178,8 @@ def _check(minutes: float, sample: int | None, seed: int) -> None:
 def _thumb(bench: Workbench, was: Recipe) -> Recipe:
     """The rule of thumb for the model, with the statistics, the contexts' making and the drift of ``was``."""
     kept = ("statistics", "context_", "kl_", "norm_anchor")
-    same = {name: value for name, value in was.to_dict().items() if name.startswith(kept)}
+    table = {name: value for name, value in was.to_dict().items() if name != "context_weight"}
+    same = {name: value for name, value in table.items() if name.startswith(kept)}
     return recipe_for(bench.model.config, was.method, guess=True).override(**same)
 
 
@@ -248,7 +249,7 @@ def _table(settings: Settings, was: Recipe, tuned: Recipe) -> dict[str, Any]:
     changed = {name: value for name, value in new.items() if value != old[name]}
     if not changed:
         return dict(settings.recipe)
-    stale = {"templates"} if any(name.startswith("context") for name in changed) else set()
+    stale = set() if changed.keys().isdisjoint(CONTEXTS) else {"templates"}
     table = {name: value for name, value in settings.recipe.items() if name not in stale}
     return {**table, **changed, **({"guess": False} if table.get("guess") else {})}
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchkit.actions.base import placed
+from patchkit.actions.base import at_hand
 from patchkit.actions.fsck import base_problems, undisturbed
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, CheckFailed
@@ -139,12 +139,12 @@ def verify(
 
 def _base(repository: Repository, commit: str, progress: Progress) -> tuple[bool, list[Problem]]:
     """Whether the base that ``commit`` names is on this machine, and what is wrong with it, hashed again."""
-    wanted = repository.store.settings(commit).base_fingerprint
-    place = placed(repository, wanted)
-    if place is None or not place.is_dir():
+    settings = repository.store.settings(commit)
+    place = at_hand(repository, settings)
+    if place is None:
         return False, []
     told = None if progress is None else lambda done, total, _: progress("base", done, total)
-    return True, base_problems(str(place), wanted, told)
+    return True, base_problems(str(place), settings.base_fingerprint, told)
 
 
 def verify_shipped(folder: Path, keys: Sequence[Path], base: Path | None = None) -> Trusted:

@@ -35,6 +35,7 @@ from patchkit.patch import (
     Header,
     WeightEntry,
     break_even,
+    check_parts,
     check_tensors,
     header_in,
     patch_name,
@@ -197,6 +198,7 @@ class Patch:
         header = header_in(delta_file, where)
         _check_twins(header, files, name)
         facts = load_canonical(files[FACTS], f"{name}/{FACTS}")
+        check_parts(header, len(facts), name)
         try:
             deltas = _deltas(header, _tensors(delta_file, files[DELTA]))
             solution = _solution(header, files.get(KEYS), len(facts), f"{name}/{KEYS}")

@@ -6,7 +6,7 @@ multiplied together, so that n patches cost n steps and not n².
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +14,17 @@ from torch import Tensor
 from patchkit.algebra.factors import Delta, Patch
 from patchkit.algebra.interference import residuals_of
 
-__all__ = ["pairwise"]
+__all__ = ["incomparable", "pairwise"]
+
+
+def incomparable(patches: Iterable[Patch]) -> str | None:
+    """Why the patches' numbers cannot be put together."""
+    shapes: dict[str, tuple[int, int]] = {}
+    for patch in patches:
+        for name, delta in patch.deltas.items():
+            if shapes.setdefault(name, delta.shape) != delta.shape:
+                return f"{patch.name}: {name} has another shape than in the other patches"
+    return None
 
 
 def pairwise(patches: Mapping[str, Patch]) -> dict[str, dict[str, float] | None]:

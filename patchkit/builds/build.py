@@ -16,10 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from patchkit.algebra.factors import Delta, Patch
-from patchkit.algebra.rounding import FORMATS
+from patchkit.builds.checks import check_build, refuse_other_base, shapes_of
 from patchkit.builds.record import (
     BUILD_RECORD,
     FINISHED,
@@ -47,7 +45,6 @@ from patchkit.files import clone_file, fsync_folder, is_temporary, reading, sync
 __all__ = ["BUILD_RECORD", "BuildRecord", "FileRecord", "build", "locked", "stacked", "verify_build"]
 
 _SKIPPED_FOLDERS = {".git", ".cache"}
-_STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def build(
@@ -73,11 +70,9 @@ def build(
     this base; `NotWritten` when the disk is full or read-only (building again goes on from there).
     """
     out = Path(os.path.realpath(out))
-    check_place(checkpoint, out)
-    edited = edited or {number: _shapes(patch) for number, patch in patches.items()}
-    _check_fit(checkpoint, patches, edited)
+    edited = edited or shapes_of(patches)
+    check_build(checkpoint, patches, out, edited)
     with writing(out):
-        check_claim(out)
         out.mkdir(parents=True, exist_ok=True)
         with locked(out):
             plan = _plan(checkpoint, patches, out, edited, instead or {}, untouched, progress)
@@ -142,8 +137,7 @@ def _plan(
 ) -> _Plan:
     old = BuildRecord.read(out)
     base, hashes = _base_hashes(checkpoint, old, progress)
-    if old is not None and old.base != base:
-        raise WouldOverwrite(f"{out}: holds a build of another base; remove it or name another folder")
+    refuse_other_base(old, base, out)
     sources, left_out = _sources(checkpoint)
     sources |= instead
     weights = {
@@ -267,42 +261,6 @@ def _sources(checkpoint: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
             else:
                 found[name] = path
     return found, tuple(sorted(left_out))
-
-
-def check_place(checkpoint: Checkpoint, out: Path) -> None:
-    """`BadInput` where a build in ``out``, a real path, would touch its base."""
-    base = Path(os.path.realpath(checkpoint.folder))
-    if out == base or base in out.parents or out in base.parents:
-        raise BadInput(f"{out}: is the base, or inside it, or around it; name a folder elsewhere")
-
-
-def check_claim(out: Path) -> None:
-    """`WouldOverwrite` unless the folder is missing, empty, or a build."""
-    if not os.path.lexists(out):
-        return
-    if not out.is_dir():
-        raise WouldOverwrite(f"{out}: is a file; name a folder")
-    names = {path.name for path in out.iterdir() if not is_temporary(path.name)}
-    if names and BUILD_RECORD not in names:
-        raise WouldOverwrite(f"{out}: holds files that are no build of patchkit's; name another folder")
-
-
-def _shapes(patch: Patch) -> dict[str, tuple[int, int]]:
-    return {
-        name: delta.shape[::-1] if delta.transposed else delta.shape for name, delta in patch.deltas.items()
-    }
-
-
-def _check_fit(checkpoint: Checkpoint, patches: Mapping[str, Patch], edited: Edited) -> None:
-    for number in patches:
-        for weight, shape in edited[number].items():
-            if weight not in checkpoint.tensors:
-                what = f"{checkpoint.folder} has no {weight!r}"
-                raise BadInput(f"{patches[number].name}: {what}; it is another model's patch")
-            _, info = checkpoint.tensors[weight]
-            if info.shape != shape or _STORED.get(info.dtype) not in FORMATS:
-                what = f"{weight!r} is {info.dtype} {list(info.shape)}, not a float {list(shape)}"
-                raise BadInput(f"{patches[number].name}: {what}; it is another model's patch")
 
 
 def _check_base(patches: Mapping[str, Patch], base: str) -> None:

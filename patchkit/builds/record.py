@@ -129,13 +129,13 @@ class BuildRecord:
             record = cls(
                 value["state"],
                 value["base"],
-                tuple(value["patches"]),
+                _names(value["patches"]),
                 _files(value["files"]),
                 _files(value["weights"]),
                 _hashes(value["tensors"]),
                 _hashes(value["touched"]),
-                tuple(value["pending"]),
-                tuple(value["left_out"]),
+                _names(value["pending"]),
+                _names(value["left_out"]),
             )
             if value["format"] != _FORMAT or record.to_bytes() != data:
                 raise ValueError("it was changed")
@@ -255,6 +255,12 @@ def _stray_files(folder: Path, record: BuildRecord) -> list[str]:
 
 def _table(files: Mapping[str, FileRecord]) -> dict[str, Any]:
     return {name: {"size": file.size, _CHECKSUM: file.sha256} for name, file in files.items()}
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise ValueError("it was changed")
+    return tuple(value)
 
 
 def _files(value: dict[str, Any]) -> dict[str, FileRecord]:

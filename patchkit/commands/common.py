@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from patchkit.canonical import without_nan
+
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
@@ -155,5 +157,5 @@ def open_repository(directory: str) -> Repository:
 
 
 def print_json(value: Any) -> None:
-    """Readable JSON with every character that a terminal might act on escaped."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=True, allow_nan=False, sort_keys=False))
+    """Readable JSON with every character that a terminal might act on escaped, and null for NaN."""
+    click.echo(json.dumps(without_nan(value), indent=2, ensure_ascii=True, allow_nan=False, sort_keys=False))

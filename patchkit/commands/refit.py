@@ -70,7 +70,8 @@ def _show(done: Any, *, dry_run: bool) -> None:
         for fact in one.lost:
             say(out, f"does not take: {fact.text} → {fact.target}  (of {one.name})", WARNING)
     for name in done.above:
-        say(out, f"{name} was solved on top of what changed; refit it too: patchkit refit {name}", WARNING)
+        again = f"; refit it too: patchkit refit {name}" if name in done.refittable else ""
+        say(out, f"{name} was solved on top of what changed{again}", WARNING)
     for note in done.notes:
         say(out, note, WARNING)
     phases = " · ".join(f"{phase} {seconds:.1f}" for phase, seconds in done.timings.items())

@@ -89,7 +89,7 @@ def command(
         say(out, summary_line(summarise(done.checked)))
     elif check:
         say(out, "no patch was solved on top of what left: nothing to measure")
-    if done.above:
-        say(out, f"solve again with: patchkit refit {' '.join(done.above)}", WARNING)
+    if done.refittable:
+        say(out, f"solve again with: patchkit refit {' '.join(done.refittable)}", WARNING)
     if done.commit:
         say(out, f"committed {done.commit[:10]}: {done.message.splitlines()[0]}", GOOD)

@@ -44,7 +44,7 @@ def recipe_of_batch(
 
 
 def described(many: Mapping[str, Any]) -> str:
-    """What differs, as a person reads it: "layers 1-8, λ 1700, shrinkage 0.15"."""
+    """What differs, as a person reads it: "layers 1-8, λ 1500, shrinkage 0.15"."""
     said = []
     for name, value in many.items():
         if name == "layers" and not isinstance(value, str):

@@ -162,7 +162,13 @@ _PUBLISHED: dict[_Shape, dict[str, Any]] = {
 }
 # What differs for batches of many facts: docs/recipes.md.
 _MANY: dict[_Shape, dict[str, Any]] = {
-    _SMOLLM2: {SIZE: 500, "layers": _layers(1, 8), "lambda_": 1700.0, "shrinkage": 0.15},
+    _SMOLLM2: {
+        SIZE: 500,
+        "layers": _layers(1, 8),
+        "lambda_": 1500.0,
+        "shrinkage": 0.15,
+        "context_weight": 1.0,
+    },
 }
 # Public settings of ROME and R-ROME for GPT, of EasyEdit and AlphaEdit for Llama: one layer, a wide clamp.
 _ROME_GPT: dict[str, Any] = {"steps": 20, "weight_decay": 0.5, "contexts": 20}

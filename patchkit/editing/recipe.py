@@ -16,11 +16,13 @@ from typing import Any, get_type_hints
 
 from patchkit.errors import BadInput
 
-__all__ = ["Recipe", "fields_read", "format_layers", "parse_layers", "positions"]
+__all__ = ["CONTEXTS", "Recipe", "fields_read", "format_layers", "parse_layers", "positions"]
 
 _OPENINGS = ("The", "Therefore", "Because", "I", "You")
+CONTEXTS = ("contexts", "context_tokens", "context_top_k", "context_openings", "context_seed")
+"""The fields that templates are written by."""
 _TEXTS = (
-    *("contexts", "context_tokens", "context_top_k", "context_openings", "context_seed", "templates"),
+    *(*CONTEXTS, "templates"),
     *("wordings", "avoid_sinks"),
     *("statistics_text", "statistics_tokens", "statistics_length", "statistics_seed", "statistics_digest"),
 )
@@ -156,7 +158,7 @@ class Recipe:
         changes = {_inner(name): _frozen(_outer(name), value) for name, value in changes.items()}
         for name in changes:
             _known(_outer(name), "recipe")
-        if any(name.startswith("context") for name in changes):
+        if not changes.keys().isdisjoint(CONTEXTS):
             changes.setdefault("templates", ())
         if any(name.startswith("statistics") or name == "layers" for name in changes):
             changes.setdefault("statistics_digest", "")

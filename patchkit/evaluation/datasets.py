@@ -117,6 +117,8 @@ def _download(dataset: Dataset, into: Path, report: Progress) -> None:
                 with writing(into):
                     file.write(piece)
                 done += len(piece)
+        if done < size and answer.headers.get("Content-Length"):
+            raise ConnectionError(f"it was cut off {size - done} bytes before its end")
     except (OSError, http.client.HTTPException) as error:
         reason = " ".join(str(getattr(error, "reason", None) or error).split())
         raise Unavailable(

@@ -107,7 +107,7 @@ def _hashed_files(store: GitStore) -> Iterator[Problem]:
     files = [path for pattern in _HASHED for path in (objects / "pack").glob(pattern)]
     files += [objects / "info" / "commit-graph", *(objects / "info" / "commit-graphs").glob("*.graph")]
     for path in sorted(set(files)):
-        if path.exists() and not _ends_in_hash(path, store.objects.hash_name):
+        if path.is_file() and not _ends_in_hash(path, store.objects.hash_name):
             remedy = (
                 _FETCH
                 if path.suffix == ".pack"

@@ -34,6 +34,7 @@ __all__ = [
     "ATTRIBUTES",
     "Changes",
     "compose_message",
+    "is_trailer",
     "keep_large",
     "literal_pathspecs",
     "not_committed",
@@ -124,6 +125,11 @@ def refuse_elsewhere(store: GitStore, began_on: str | None) -> None:
         raise Busy(f"this began on {began_on}, and HEAD is on {now} now: git switch back before you go on")
 
 
+def is_trailer(line: str) -> bool:
+    """Whether Git reads a line of a message's last paragraph as a trailer."""
+    return _TRAILER.fullmatch(line) is not None
+
+
 def compose_message(message: str, trailers: Sequence[tuple[str, str]]) -> bytes:
     """The commit message, its trailers in the last paragraph as `git interpret-trailers` reads them."""
     if not message.strip() or "\0" in message:
@@ -133,7 +139,7 @@ def compose_message(message: str, trailers: Sequence[tuple[str, str]]) -> bytes:
     if not lines:
         return f"{body}\n".encode("utf-8", "replace")
     paragraphs = body.split("\n\n")
-    continues = len(paragraphs) > 1 and all(map(_TRAILER.fullmatch, paragraphs[-1].split("\n")))
+    continues = len(paragraphs) > 1 and all(map(is_trailer, paragraphs[-1].split("\n")))
     return "".join([body, "\n" if continues else "\n\n", "\n".join(lines), "\n"]).encode("utf-8", "replace")
 
 

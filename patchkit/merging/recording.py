@@ -23,6 +23,7 @@ from patchkit.git.locks import uncommitted
 from patchkit.git.recording import keep_large, literal_pathspecs, not_committed, refuse_filters, replace_file
 from patchkit.git.writers import writers_lock
 from patchkit.problem import one_line
+from patchkit.settings import FILE as SETTINGS
 
 if TYPE_CHECKING:
     from patchkit.git.store import GitStore, Tree
@@ -188,9 +189,12 @@ def elsewhere(store: GitStore) -> list[str]:
 
 
 def left_state(store: GitStore) -> str:
-    """A mark of the index and of the files in conflict: what a person did by hand since alters it."""
+    """A mark of the patches in the index and of those in conflict: what a person did to them since alters it.
+
+    patchkit.toml is no part of it: a conflict in that is theirs to settle by hand.
+    """
     out = store.git.read("ls_files", "--stage", "-z", "--", *store.pathspecs()[:1])
-    said = [hash_bytes(out), *(f"{state} {path}" for state, path in store.status())]
+    said = [hash_bytes(out), *(f"{state} {path}" for state, path in store.status() if path != SETTINGS)]
     for path in elsewhere(store):
         place = store.root / path
         if path.startswith(f"{store.prefix}{PATCHES}/") and place.is_file() and not place.is_symlink():

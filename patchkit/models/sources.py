@@ -51,6 +51,7 @@ def resolve_base(
     revision: str | None = None,
     *,
     download: bool = True,
+    local: bool = True,
     pickles: bool = False,
     progress: Progress | None = None,
     models: Mapping[str, Model] = MODELS,
@@ -59,12 +60,13 @@ def resolve_base(
 
     A short name and a hub id may carry their revision behind "@" ("smollm2-135m@float32",
     "openai-community/gpt2@main"); the hub is asked for OWNER/NAME only. With ``download=False`` only
-    what is on this machine is found; with ``pickles`` a hub's repository without safetensors comes with
-    its .bin files. NotFound, BadInput or Unavailable say in one line what to do.
+    what is on this machine is found; without ``local`` no folder is taken for a name; with ``pickles`` a
+    hub's repository without safetensors comes with its .bin files. NotFound, BadInput or Unavailable say in
+    one line what to do.
     """
     text = os.fspath(source)
     shown = "".join(letter if letter.isprintable() else "�" for letter in text)
-    if folder := _local(text):
+    if local and (folder := _local(text)):
         if revision is not None:
             raise BadInput(f"{text}: is a local folder, which has no revision ({revision}); leave it out")
         return Base(text, None, folder)
