@@ -1,7 +1,7 @@
 """Many facts in one batch, with the recipe that such a batch has by default, against published MEMIT.
 
-Beside them it without `context_weight`, and the recipe of few facts with and without `curvature`. ``--full``
-has the thousand facts of MEMIT's own question; the usual run 300 of them, from odd cases alone.
+Beside them it without `context_weight`, and the recipe of few facts. ``--full`` has the thousand facts of
+MEMIT's own question; the usual run 300 of them, from odd cases alone.
 """
 
 from __future__ import annotations
@@ -43,5 +43,4 @@ def _contestants(lab: Laboratory, facts: int) -> dict[str, Recipe]:
         PLAIN: published(lab),
         DEFAULT: ours,
         **rest,
-        f"{_FEW}, no curvature": few.override(curvature=0.0),
     }
