@@ -131,3 +131,18 @@ def test_patches_of_another_shape_are_named() -> None:
     assert f"{weight} has another shape" in str(
         incomparable([one, replace(other, deltas={weight: wide}, solution=None)])
     )
+
+
+def test_interference_of_patches_of_another_shape_is_refused(
+    cli: Cli, tmp_path: Path, git_environment: None
+) -> None:
+    store = make_store(tmp_path / "knowledge")
+    one, other = made(0, 2, 1), made(10, 1, 2)
+    delta = other.deltas[WEIGHT]
+    wide = Delta(delta.B, torch.cat([delta.A, delta.A], 1))
+    add(store, one)
+    add(store, replace(other, deltas={WEIGHT: wide}, solution=None))
+    done = cli("-C", store.root, "stack", "--interference")
+    assert (done.code, done.out) == (65, "")
+    assert f"{WEIGHT} has another shape than in the other patches; patchkit build --dry-run" in done.err
+    assert done.err.count("\n") == 1

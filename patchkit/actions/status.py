@@ -145,7 +145,7 @@ def _interference(repository: Repository, stack: Stack) -> dict[str, dict[str, f
 
     patches = {stored.name: repository.patch(stored) for stored in stack.patches}
     if why := incomparable(patches.values()):
-        raise BadInput(f"{why}; it is no patch of this base: patchkit revert {why.partition(':')[0]}")
+        raise BadInput(f"{why}; patchkit build --dry-run names the one that is not of this base")
     return pairwise(patches)
 
 
