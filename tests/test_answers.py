@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from command_helpers import Cli, cli, git_environment, home, knowledge, tiny_base
 
+from patchkit.actions.asking import Asking
 from patchkit.actions.workbench import Workbench
+from patchkit.checkpoint import Checkpoint
 from patchkit.evaluation import answers as module
 from patchkit.evaluation.answers import Answers
 from patchkit.evaluation.cases import Case
@@ -85,6 +87,22 @@ def test_another_base_config_or_number_of_threads_is_asked_anew(
         path.write_text(json.dumps({**json.loads(path.read_text()), "added": 1}))
         cli.ok("eval")
         assert len(set(kept(knowledge)) - set(there)) == 2, name
+
+
+def test_a_graphics_card_has_the_same_answers_by_either_of_its_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks for it says "cuda", a model that is on it "cuda:0"."""
+    monkeypatch.setattr("patchkit.models.loading._present", lambda kind: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "the same kind")
+    checkpoint = Checkpoint.open(tiny_base())
+
+    def file(device: str) -> Path | None:
+        return Asking(checkpoint, device, tmp_path, lambda *done: None).voice((), {}).answers.path
+
+    assert file("cuda") == file("cuda:0") is not None
+    assert len({file(device) for device in ("cpu", "cuda", "cuda:1", "mps")}) == 4
 
 
 def test_a_damaged_file_is_found_and_written_anew(cli: Cli, knowledge: Path, loads: list[str]) -> None:

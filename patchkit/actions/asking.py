@@ -78,9 +78,15 @@ class Asking:
         found = sorted(path for path in self.checkpoint.folder.iterdir() if path.suffix in _READ)
         files = {path.name: hash_file(path) for path in found if path.is_file()}
         named = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
+        computed_with = {**self.computed_with, "device": _numbered(self.device)}
         return {
             "base": self.checkpoint.fingerprint(),
             "files": hash_bytes(canonical_json(files)),
             "dtype": "float32",
-            "computed_with": {**self.computed_with, "name": named, "tokenizers": version("tokenizers")},
+            "computed_with": {**computed_with, "name": named, "tokenizers": version("tokenizers")},
         }
+
+
+def _numbered(device: torch.device) -> str:
+    """A device's name with its number, which is left out where one asks for it and told by a model on it."""
+    return "cpu" if device.type == "cpu" else f"{device.type}:{device.index or 0}"
