@@ -26,6 +26,7 @@ __all__ = [
     "fsync_folder",
     "fsync_tree",
     "is_temporary",
+    "mark_used",
     "move_durably",
     "reading",
     "standard_input",
@@ -158,6 +159,12 @@ def sync(handle: int) -> None:
         os.fsync(handle)
     else:
         fcntl.fcntl(handle, full)
+
+
+def mark_used(path: Path) -> None:
+    """Say by its time that a file that may be collected was used now; where that cannot be said, nothing."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def is_temporary(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from dataclasses import replace as fields
@@ -69,6 +70,8 @@ def apply(
     if (scale != 1.0 or not folder.exists()) and (stored := _in_force(repository, folder)) is not None:
         if scale == 1.0:
             raise BadInput(f"{stored.name}: is in force as it is; to change it, name a --scale")
+        if replace:
+            raise BadInput(f"{stored.name}: is in force itself, so --replace has no meaning; leave it out")
         return _scale_in_force(repository, stored, scale, message, dry_run, began_on)
     patch = Patch.load(folder)
     base = repository.settings.base_fingerprint
@@ -165,11 +168,12 @@ def _clashes(folder: Path, facts: Sequence[Fact], stack: Stack, leaving: Collect
     for line, fact in enumerate(facts, 1):
         if fact.key in places:
             name, number, older = places[fact.key]
+            named = shlex.quote(older.id or str(number))
             same = normal(older.target) == normal(fact.target)
             what = f"is in force already in {name}" if same else f"contradicts {older.target!r} of {name}"
             yield Fault(
                 str(folder / FACTS),
                 line,
-                f"{fact.target!r} {what}; take the older fact out, patchkit revert {name} --fact {number}, "
+                f"{fact.target!r} {what}; take the older fact out, patchkit revert {name} --fact {named}, "
                 "or with this patch, --replace",
             )

@@ -210,6 +210,7 @@ class _Search:
         out = self.store.git.read(
             "rev_list",
             "--bisect-all",
+            "--full-history",  # else a merge that left the stack as one parent had it hides the other
             self.newer,
             *(f"^{commit}" for commit in self.older if commit != BASE),
             "--",

@@ -17,7 +17,7 @@ from patchkit.actions.versions import Reached, Versions, tree_files
 from patchkit.database.beliefs import patch_rows
 from patchkit.database.indexing import change_rows, commit_row
 from patchkit.database.opening import open_to_read
-from patchkit.database.schema import newer
+from patchkit.database.schema import LOST_INDEX, newer
 from patchkit.errors import PatchkitError
 from patchkit.git.history import Commit, read_history
 from patchkit.merging.merges import Violation, merge_problems
@@ -92,6 +92,8 @@ def _damage(copy: sqlite3.Connection) -> list[str]:
     try:
         copy.execute(_WHOLE)
     except sqlite3.OperationalError:
+        if copy.execute(LOST_INDEX).fetchone()[0]:
+            return [*lost, "facts_fts, the search index, is gone"]
         return lost  # no table of facts yet
     except sqlite3.DatabaseError:
         return [*lost, "facts_fts, the search index, does not fit the facts"]

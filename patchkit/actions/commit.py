@@ -171,7 +171,7 @@ def commit(
     tell("measuring before", 1, 1)
     clock.lap("measuring")
 
-    unfinished = _unfinished(repository, bench, under)
+    unfinished = _unfinished(repository, bench, under, facts)
     edited = editor.edit(
         bench.model,
         bench.tokenizer,
@@ -261,10 +261,14 @@ def text_and_statistics(
     return recipe.override(templates=templates), statistics
 
 
-def _unfinished(repository: Repository, bench: Workbench, under: Sequence[Patch]) -> Path:
-    """Where an edit of the base with these patches keeps what it need not do again if it is killed."""
+def _unfinished(
+    repository: Repository, bench: Workbench, under: Sequence[Patch], facts: Sequence[Fact]
+) -> Path:
+    """Where an edit of the base with these patches keeps what it need not do again if it is killed: another
+    batch's is elsewhere, so that of two that run at once the first does not take the other's away."""
     weights = {"base": bench.checkpoint.fingerprint(), "under": sorted(patch.id for patch in under)}
-    return repository.store.private / "unfinished" / key_of(weights)
+    asked = [[*fact.key, fact.target] for fact in facts]
+    return repository.store.private / "unfinished" / key_of({**weights, "facts": asked})
 
 
 def record_committed(

@@ -61,13 +61,16 @@ def fsck(repository: Repository, *, full: bool = False, progress: Progress = Non
     return list(dict.fromkeys(found))
 
 
-def undisturbed(store: GitStore) -> list[Problem]:
-    """What is wrong while nobody writes: half of another command's commit is no damage."""
+def undisturbed(store: GitStore, *, here: bool = True) -> list[Problem]:
+    """What is wrong while nobody writes: half of another command's commit is no damage.
+
+    Without ``here`` of Git's data alone, whatever is checked out.
+    """
     until = time.monotonic() + PATIENCE
     while True:
         still = not being_written(store)
         before = _references(store)
-        found = _of_git(store)
+        found = _of_git(store) if here else fsck_git(store)
         still = still and not being_written(store) and _references(store) == before
         if not found or still or time.monotonic() > until:
             return found

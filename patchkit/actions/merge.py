@@ -23,7 +23,7 @@ from patchkit.actions.mergereport import (
     summary,
 )
 from patchkit.actions.mergesolve import Solved, solve_merge
-from patchkit.errors import BadInput, Busy, NotFound, PatchkitError
+from patchkit.errors import BadInput, Busy, NotFound
 from patchkit.git.locks import operation_in_progress
 from patchkit.git.recording import compose_message
 from patchkit.git.store import GitStore
@@ -88,7 +88,11 @@ def merge(
     if head in bases and forward:
         if not dry_run:
             fast_forward(store, head, target)
-        notes = ("nothing to solve together: this branch has no commit of its own",) if joint else ()
+        idle = {
+            "nothing to solve together: this branch has no commit of its own": joint,
+            "the message is not used: the branch moves forward, without a commit; --no-ff makes one": message,
+        }
+        notes = tuple(note for note, asked in idle.items() if asked)
         moved = {name: sides.theirs.folders.get(name, {}) for name in sides.differing}
         done = changes(FORWARD, branch, sides, moved)
         return replace(done, notes=notes, commit=None if dry_run else target)
@@ -150,7 +154,7 @@ def go_on(
             return _carried_out(repository, staging, solved, done, stopped.joint)
         except MergeStopped:
             raise
-        except PatchkitError:
+        except BaseException:  # also where a person stops it
             if merge_head(store) == target:  # still under way: what was laid out is not a person's doing
                 _keep(store, solved, done, stopped.joint)
             raise

@@ -92,7 +92,7 @@ def squash(
     chosen = [stored for stored, _ in stack.by_date(history) if stored.name in named]
     patches = repository.patches(stack)
     whole = joined([patches[stored.id] for stored in chosen])
-    if stack.get(whole.name) is not None:
+    if whole.name not in named and stack.get(whole.name) is not None:
         raise BadInput(f"{whole.name}: a patch of that name is in force already; revert it first")
     rest = [patches[stored.id] for stored in stack.patches if stored.name not in named]
     distance = _distance(repository, [*patches.values()], [*rest, whole], set(whole.deltas), progress)
@@ -124,7 +124,8 @@ def squash(
 
     trailers = [("Patchkit-Patch", whole.name), ("Patchkit-Id", whole.id)]
     trailers += [("Patchkit-Squashes", stored.id) for stored in chosen]
-    changes = Changes(patches={whole.name: files}, removed=names)
+    gone = tuple(name for name in names if name != whole.name)  # one of them may have had these facts once
+    changes = Changes(patches={whole.name: files}, removed=gone)
     commit = record(repository, stack, changes, done.message, trailers, still_right, began_on=began_on)
     return replace(done, commit=commit)
 

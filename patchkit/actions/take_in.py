@@ -16,7 +16,8 @@ from patchkit.actions.harm import asking_of, moved
 from patchkit.algebra.factors import Patch
 from patchkit.errors import BadInput
 from patchkit.evaluation.measure import compare, observe, summarise
-from patchkit.facts import Batch
+from patchkit.facts import MAX_FILE, Batch, parse_facts
+from patchkit.files import reading
 from patchkit.patch import FACTS
 from patchkit.shipping.modules import Modules
 from patchkit.shipping.peft_reader import read_adapter
@@ -109,4 +110,5 @@ def _facts(folder: Path, facts: Facts | None) -> Batch:
             f"{folder}: does not say which facts it is of (no {FACTS} in it), and a patch needs one; "
             "give them: a file with --facts, or --fact 'SUBJECT | PROMPT | TARGET'"
         )
-    return as_batch(folder / FACTS)
+    with reading(folder / FACTS, follow=False) as file:
+        return parse_facts(file.read(MAX_FILE + 1), str(folder / FACTS))

@@ -113,7 +113,7 @@ def verify(
             "of it: git fetch --unshallow"
         )
     base, found = _base(repository, commit, progress)
-    found = [*undisturbed(store), *found]
+    found = [*undisturbed(store, here=commit == store.head()), *found]
     found += [problem for problem in problems(store, commit) if problem not in found]
     if found:
         return Verified(commit, base, (), tuple(found))

@@ -42,7 +42,17 @@ from patchkit.checkpoint import (
 from patchkit.errors import BadInput, Busy, WouldOverwrite
 from patchkit.files import clone_file, fsync_folder, is_temporary, reading, sync, write_durably, writing
 
-__all__ = ["BUILD_RECORD", "BuildRecord", "FileRecord", "build", "locked", "stacked", "verify_build"]
+__all__ = [
+    "BUILD_RECORD",
+    "BuildRecord",
+    "FileRecord",
+    "build",
+    "file_record",
+    "is_whole",
+    "locked",
+    "stacked",
+    "verify_build",
+]
 
 _SKIPPED_FOLDERS = {".git", ".cache"}
 
@@ -144,11 +154,11 @@ def _plan(
         name: FileRecord(file.size, hash_range(checkpoint.folder / name, 0, file.data_start))
         for name, file in checkpoint.files.items()
     }
-    files = {name: _file_record(path) for name, path in sources.items() if name not in weights}
-    kept = {name for name, file in files.items() if _is_whole(out / name, file, file.size)}
+    files = {name: file_record(path) for name, path in sources.items() if name not in weights}
+    kept = {name for name, file in files.items() if is_whole(out / name, file, file.size)}
     for name, file in weights.items():
         start = checkpoint.files[name].data_start
-        if old is not None and old.weights.get(name) == file and _is_whole(out / name, file, start):
+        if old is not None and old.weights.get(name) == file and is_whole(out / name, file, start):
             kept.add(name)
     altered = set() if old is None or untouched else _altered(old, checkpoint, out, kept, progress)
     held = {**_held(old, checkpoint, kept), **dict.fromkeys(altered)}
@@ -306,13 +316,14 @@ def _write_record(out: Path, record: BuildRecord) -> None:
     write_durably(out / BUILD_RECORD, record.to_bytes())
 
 
-def _file_record(path: Path) -> FileRecord:
+def file_record(path: Path) -> FileRecord:
+    """What a record says of a whole file."""
     with reading(path) as file:
         size = os.fstat(file.fileno()).st_size
     return FileRecord(size, hash_range(path, 0, size))
 
 
-def _is_whole(path: Path, file: FileRecord, end: int) -> bool:
+def is_whole(path: Path, file: FileRecord, end: int) -> bool:
     """Whether the build's own file is there, with its size, and the hash of its first ``end`` bytes."""
     return _is_plain(path) and path.stat().st_size == file.size and hash_range(path, 0, end) == file.sha256
 

@@ -8,18 +8,23 @@ it is not in force, or `problems` names it.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from patchkit.canonical import canonical_json, hash_bytes
 from patchkit.database.beliefs import put_patches
+from patchkit.database.opening import Database
 from patchkit.database.salvage import take_over
+from patchkit.database.schema import LOST_INDEX
 from patchkit.errors import Misconfigured, PatchkitError
 from patchkit.facts import load_canonical
+from patchkit.files import writing
 from patchkit.git.history import Commit
 from patchkit.git.store import Entry, GitStore
 from patchkit.patch import DELTA, FACTS, KEYS, read_patch_header
@@ -39,8 +44,7 @@ def reindex(catalogue: Catalogue, store: GitStore, *, norms: bool, anew: bool = 
     A damaged catalogue (with `anew` any) is put aside, and what was measured is taken over from it as far as
     SQLite can read it.
     """
-    aside = _put_aside(catalogue) if anew or _is_damaged(catalogue) else None
-    taken = take_over(catalogue, aside) if aside is not None else None
+    taken = _mended(catalogue) if anew or _is_damaged(catalogue) else _left_behind(catalogue)
     commits = store.history()
     versions = _Versions(store, commits)
     found = list(versions)
@@ -174,15 +178,39 @@ def _is_damaged(catalogue: Catalogue) -> bool:
         return False
     try:
         with contextlib.closing(sqlite3.connect(catalogue.path)) as connection:
-            return bool(connection.execute("pragma quick_check(1)").fetchone()[0] != "ok")
+            if connection.execute("pragma quick_check(1)").fetchone()[0] != "ok":
+                return True
+            if connection.execute("pragma foreign_key_check").fetchone() is not None:
+                return True
+            return bool(connection.execute(LOST_INDEX).fetchone()[0])
     except sqlite3.DatabaseError as error:
         return not isinstance(error, sqlite3.OperationalError)  # locked or not readable: not the file's fault
 
 
-def _put_aside(catalogue: Catalogue) -> Path | None:
-    """A catalogue that SQLite cannot read stands in the way of none; it is kept beside the new one."""
+def _mended(catalogue: Catalogue) -> int | None:
+    """Another catalogue in the place of a damaged one, with what was measured: so many rows.
+
+    Until that one is whole the damaged one stands.
+    """
     if not catalogue.path.exists():
-        return None
+        return _left_behind(catalogue)
+    path = catalogue.path
+    with writing(path), TemporaryDirectory(prefix=".patchkit-", suffix=".tmp", dir=path.parent) as place:
+        new = Path(place, path.name)
+        taken = take_over(Database(new), path)
+        _put_aside(catalogue)
+        os.replace(new, path)
+    return taken
+
+
+def _left_behind(catalogue: Catalogue) -> int | None:
+    """What was measured in a catalogue that a command put aside and, killed, put no other in its place."""
+    aside = sorted(catalogue.path.parent.glob(f"{catalogue.path.name}.damaged-*[0-9]"))
+    return take_over(catalogue, aside[-1]) if aside and not catalogue.path.exists() else None
+
+
+def _put_aside(catalogue: Catalogue) -> None:
+    """A catalogue that SQLite cannot read stands in the way of none; it is kept beside the new one."""
     aside = catalogue.path.with_name(f"{catalogue.path.name}.damaged-{int(time.time())}")
     try:
         catalogue.path.rename(aside)
@@ -192,4 +220,3 @@ def _put_aside(catalogue: Catalogue) -> Path | None:
                 beside.rename(aside.with_name(aside.name + suffix))
     except OSError as error:
         raise Misconfigured(f"{catalogue.path}: is damaged and cannot be moved ({error.strerror})") from error
-    return aside

@@ -11,10 +11,15 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-__all__ = ["MIGRATIONS", "migrate", "newer", "pending", "steps"]
+__all__ = ["LOST_INDEX", "MIGRATIONS", "migrate", "newer", "pending", "steps"]
 
 SET = "patchkit"  # of the migrations, in SQLite's table of those that were applied
 MIGRATIONS = ("m001_history", "m002_beliefs", "m003_measured", "m004_views", "m005_utc", "m006_authors")
+
+LOST_INDEX = """
+    select exists (select 1 from sqlite_master where name = 'facts')
+       and not exists (select 1 from sqlite_master where name = 'facts_fts')"""
+"""Whether there are facts, and the search index that belongs to them is gone."""
 
 _VIEWS = {
     "patches_in_force": """

@@ -25,7 +25,7 @@ from patchkit.canonical import canonical_json, hash_bytes, strict_json
 from patchkit.editing.kept import key_of
 from patchkit.editing.solve import exact_device
 from patchkit.errors import BadInput, NotFound
-from patchkit.files import reading
+from patchkit.files import mark_used, reading
 from patchkit.tensors import TensorInfo, header_of, to_bytes
 
 __all__ = ["ANEW", "Hypernetwork", "Shape", "Sums", "network_name", "norms_of", "read_network"]
@@ -162,6 +162,7 @@ def read_network(folder: Path, base: str, layers: Sequence[int], digest: str) ->
         raise NotFound(f"no hypernetwork of mend is trained for layers {which} of this base; {ANEW}")
     with reading(path) as file:
         data = file.read()
+    mark_used(path)
     found = hash_bytes(data)
     if digest and digest != found:
         raise BadInput(

@@ -19,7 +19,7 @@ from patchkit.editing.templates import Passage, rewriting_passages
 from patchkit.errors import BadInput
 from patchkit.facts import Fact
 from patchkit.models.replay import Tail
-from patchkit.models.tokens import tokenise
+from patchkit.models.tokens import begun_and_running, in_rows, tokenise
 
 __all__ = ["Lesson", "Opened", "Page", "lessons_of", "opened", "pages_of"]
 
@@ -70,8 +70,7 @@ def lessons_of(
 
 def pages_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Page]:
     """A running text in pieces, read at every token."""
-    (ids,) = (found.ids for found in tokenise(tokenizer, [text]))
-    pieces = [ids[at : at + _PIECE] for at in range(0, len(ids), _PIECE)]
+    pieces = map(tuple, in_rows(*begun_and_running(tokenizer, text), _PIECE))
     return [Page(piece, tuple(range(len(piece)))) for piece in pieces]
 
 

@@ -123,6 +123,7 @@ def _targets(task: Task, recipe: Recipe, rewriting: Sequence[Sequence[Passage]],
                 batch_size=task.batch_size,
                 unfinished=task.unfinished,
                 progress=task.progress,
+                places=sought,
             )
             if recipe.norm_anchor:
                 z = anchored(task.model, task.anatomy, chosen, found.z, recipe, outlet)

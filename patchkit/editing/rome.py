@@ -177,6 +177,7 @@ class _Writer:
             sizes=size,
             walk=self.walk,
             batch_size=batch_size,
+            places=[fact],
         )
         change = (found.z.to(before) - before).to(now)
         value = now + (change[0] if self.outlet.plain else self._aimed(now, change[0]))

@@ -71,6 +71,7 @@ def find_targets(
     batch_size: BatchSize = "auto",
     unfinished: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    places: Sequence[int] | None = None,
 ) -> Targets:
     """Optimise every fact's z at the recipe's last layer.
 
@@ -79,7 +80,8 @@ def find_targets(
     clamp, decay and steps are shares of: by default those of the states. With a ``walk`` it
     is θ that is sought and clamped, δ = T θ (`curvature.Walk`). In ``unfinished``, a
     folder that belongs to these weights, each batch's targets are kept, and a run that was killed goes on
-    behind them to the same bits. BadInput names the place of a fact whose loss is not finite.
+    behind them to the same bits. BadInput names the place of a fact whose loss is not finite: in ``places``
+    [N], counted from 0, where the facts are some of others.
     """
     count = len(rewriting)
     order = sorted(range(count), key=lambda i: (_width(rewriting[i]), rewriting[i][0].subject))
@@ -102,7 +104,8 @@ def find_targets(
     in_batches(order, Budget.of(batch_size, model.device), work)
     for fact in range(count):
         if not math.isfinite(found.losses[fact]):
-            raise BadInput(f"fact {fact + 1}: the loss is not a number; lower learning_rate or clamp")
+            place = fact if places is None else places[fact]
+            raise BadInput(f"fact {place + 1}: the loss is not a number; lower learning_rate or clamp")
     return Targets(found.z, found.steps, found.losses)
 
 

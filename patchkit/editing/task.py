@@ -123,7 +123,7 @@ class EditorBase(ABC):
         task.anatomy.check_layers(task.recipe.layers)
         self.check([task.anatomy.weights[layer] for layer in task.recipe.layers], task.below)
         with float32_compute(task.model), frozen(task.model):
-            if task.known is None and task.recipe.reads("statistics_text"):
+            if task.recipe.reads("statistics_text"):
                 with task.timer("statistics"):
                     task.statistics = task.statistics or statistics_for(
                         task.model, task.tokenizer, task.recipe, progress=task.progress

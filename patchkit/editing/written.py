@@ -19,7 +19,7 @@ from patchkit.editing.corpus import Progress, read_corpus, write_text
 from patchkit.editing.kept import key_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.templates import write_templates
-from patchkit.files import write_durably
+from patchkit.files import mark_used, write_durably
 from patchkit.models.loading import float32_compute
 
 __all__ = ["contexts_for", "contexts_name", "kept_text", "text_for", "text_name"]
@@ -110,6 +110,7 @@ def _read(path: Path) -> list[str] | None:
         texts = strict_json(path.read_bytes())
     except (OSError, ValueError):
         return None
+    mark_used(path)
     return texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else None
 
 

@@ -8,7 +8,6 @@ stays with what it found there. No torch here.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from patchkit.canonical import canonical_json, hash_bytes, strict_json
 from patchkit.errors import PatchkitError
-from patchkit.files import is_temporary, reading, write_durably, writing
+from patchkit.files import is_temporary, mark_used, reading, write_durably, writing
 
 __all__ = ["FOLDER", "LIMIT", "Answers", "kept_answers", "read_answers"]
 
@@ -77,8 +76,7 @@ class Answers:
             return 0
         self.scores = scores | self.scores
         self.texts = texts | self.texts
-        with suppress(OSError):
-            os.utime(self.path)
+        mark_used(self.path)
         return len(scores) + len(texts)
 
 

@@ -103,6 +103,8 @@ def sampled(cases: Cases, count: int | None, seed: int = 0) -> Cases:
     """``count`` cases drawn without replacement, in the order in which they are drawn; the same each time."""
     if count is None:
         return cases
+    if count < 1:
+        raise BadInput(f"a sample of {count} facts: choose 1 or more")
     if count > len(cases.cases):
         raise BadInput(f"{cases.source}: holds {len(cases.cases)} facts, so {count} cannot be drawn from it")
     order = tuple(random.Random(seed).sample(range(len(cases.cases)), count))

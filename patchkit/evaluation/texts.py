@@ -14,6 +14,7 @@ from torch import Tensor
 
 from patchkit.errors import BadInput, NotFound
 from patchkit.evaluation.reading import Reading, mean_of_all
+from patchkit.models.tokens import begun_and_running, in_rows
 from patchkit.problem import one_line
 
 __all__ = ["WINDOW", "Divergence", "compare_on", "read_bytes", "read_text", "text_of", "windows"]
@@ -87,10 +88,9 @@ def text_of(data: bytes, path: str) -> str:
 
 def windows(tokenizer: Any, name: str, text: str) -> tuple[str, list[list[int]]]:
     """What of ``text`` is read, in words, and its rows of at most WINDOW tokens."""
-    ids = tokenizer(text)["input_ids"]
-    cut = "" if len(ids) <= TEXT_TOKENS else f", its first {TEXT_TOKENS} tokens"
-    ids = ids[:TEXT_TOKENS]
-    return f"{name}{cut}", [ids[start : start + WINDOW] for start in range(0, len(ids), WINDOW)]
+    begun, running = begun_and_running(tokenizer, text)
+    cut = "" if len(running) <= TEXT_TOKENS else f", its first {TEXT_TOKENS} tokens"
+    return f"{name}{cut}", in_rows(begun, running[:TEXT_TOKENS], WINDOW)
 
 
 def compare_on(

@@ -123,7 +123,7 @@ def _incoming(store: GitStore) -> Iterator[Problem]:
     if incoming.exists():
         yield Problem(str(incoming), "a killed patchkit command left this", f"rm -rf -- {_quoted(incoming)}")
     for path in sorted(store.folder.iterdir()):
-        if is_temporary(path.name):
+        if is_temporary(path.name) and not _is_held(path):
             yield Problem(str(path), "a killed patchkit command left this", f"rm -rf -- {_quoted(path)}")
 
 
@@ -156,7 +156,7 @@ def uncommitted(store: GitStore) -> Iterator[Problem]:
 
 def _is_held(lock: Path) -> bool:
     try:
-        handle = os.open(lock, os.O_RDONLY)
+        handle = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:

@@ -14,7 +14,7 @@ from typing import Any
 from patchkit.errors import BadInput
 from patchkit.facts import Fact
 
-__all__ = ["Tokenised", "last_subject_token", "split_target", "tokenise"]
+__all__ = ["Tokenised", "begun_and_running", "in_rows", "last_subject_token", "split_target", "tokenise"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,21 @@ def tokenise(tokenizer: Any, texts: Sequence[str]) -> list[Tokenised]:
     found = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)
     rows = zip(found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True)
     return [_without_end(ids, spans, special) for ids, spans, special in rows]
+
+
+def begun_and_running(tokenizer: Any, text: str) -> tuple[list[int], list[int]]:
+    """The tokens that the tokenizer begins a text with, and the text's own, without what it puts behind."""
+    found = tokenizer(text, return_special_tokens_mask=True)
+    ids, special = found["input_ids"], found["special_tokens_mask"]
+    first = next((at for at, mark in enumerate(special) if not mark), len(ids))
+    last = next((at for at in range(len(ids), first, -1) if not special[at - 1]), first)
+    return ids[:first], ids[first:last]
+
+
+def in_rows(begun: list[int], running: list[int], length: int) -> list[list[int]]:
+    """A text in rows of at most ``length`` tokens, each begun as a text is begun."""
+    step = max(1, length - len(begun))
+    return [begun + running[at : at + step] for at in range(0, len(running), step)]
 
 
 def split_target(tokenizer: Any, prompt: str, target: str) -> tuple[list[int], list[int]]:

@@ -1,11 +1,14 @@
 """A folder that is there whole or not at all: written beside its place, made durable, then renamed.
 
 Promises: nothing that lies at the place is ever touched; a failure or a kill leaves nothing there. What a
-kill leaves beside it has a name that `files.is_temporary` knows.
+kill leaves beside it has a name that `files.is_temporary` knows; it is locked as long as somebody writes into
+it.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -36,7 +39,9 @@ def new_folder(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=".patchkit-", suffix=".tmp", dir=out.parent))
         place.chmod(0o755)
+        handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         yield place
         fsync_tree(place)
         move_durably(place, out)
@@ -46,3 +51,5 @@ def new_folder(out: Path) -> Iterator[Path]:
             for parent in missing:
                 parent.rmdir()
         raise
+    finally:
+        os.close(handle)
