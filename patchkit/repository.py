@@ -192,11 +192,11 @@ class Repository:
 
         return go_on(self, **options)
 
-    def merge_abort(self) -> None:
+    def merge_abort(self, *, dry_run: bool = False) -> None:
         """End a merge under way without effect."""
         from patchkit.actions.merge import abort
 
-        abort(self)
+        abort(self, dry_run=dry_run)
 
     def refit(self, *words: str, **options: Any) -> Refitted:
         """Solve patches again for the targets that they hold; options as in :func:`actions.refit.refit`."""

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from patchkit.errors import BadInput, NotFound
-from patchkit.evaluation.cases import Question, parse_cases, read_cases, sampled
+from patchkit.evaluation.cases import Cases, Question, parse_cases, read_cases, sampled
 from patchkit.facts import FactsError
 
 COUNTERFACT = {
@@ -146,3 +146,9 @@ def test_a_sample_is_the_same_each_time_and_never_larger_than_the_source() -> No
     assert sorted(sampled(whole, 30).cases, key=whole.cases.index) == list(whole.cases)
     with pytest.raises(BadInput, match="holds 30 facts"):
         sampled(whole, 31)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_a_sample_of_nothing_is_refused(count: int) -> None:
+    with pytest.raises(BadInput, match=f"a sample of {count} facts: choose 1 or more"):
+        sampled(Cases("records", ()), count)

@@ -468,6 +468,8 @@ def test_a_refused_replacement_is_committed_by_the_command_that_its_line_gives(
     assert command[:3] == ["patchkit", "apply", "--replace"]
     clash = cli("apply", *command[3:])
     assert clash.code == 65
+    (place,) = re.findall(r"revert \S+ --fact (\S+),", " ".join(clash.err.split()))
+    assert place == (LEBRON if whole else DUTCH).get("id", "1" if whole else "2")
     first = git(knowledge, "rev-parse", "HEAD")
     would = cli.ok(*command[1:], "--dry-run")
     assert "would replace in" in would.out

@@ -112,7 +112,9 @@ def test_abort(cli: Cli, branches: Path) -> None:
     (line,) = told.err.splitlines()
     assert "a merge waits for choices; choose in " in line, "and not how Git left the patches"
     assert "patchkit merge --abort" in line
+    assert cli.ok("merge", "--abort", "--json", "--dry-run").json == {"how": "aborted", "dry_run": True}
     assert cli.ok("merge", "--abort", "--json").json == {"how": "aborted"}
+    assert cli("merge", "--abort", "--dry-run").code == 66
     assert snapshot(branches) == before
 
 

@@ -442,6 +442,9 @@ def test_a_refit_on_the_same_model_gives_the_same_update(method):
         assert_close(product(again.deltas[name]), product(delta), 1e-5)
     assert torch.equal(again.solution.targets, edited.solution.targets)
     assert again.steps == [0] * 5
+    alone = find_editor(method).refit(model, tokenizer, FACTS, edited.solution.targets, edited.recipe)
+    for name, delta in again.deltas.items():
+        assert_close(product(alone.deltas[name]), product(delta), 1e-5)  # statistics are collected
     one = find_editor(method).refit(
         model,
         tokenizer,

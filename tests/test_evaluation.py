@@ -18,7 +18,9 @@ from patchkit.evaluation import likelihood
 from patchkit.evaluation.generation import NEW_TOKENS, continue_greedily, length_of, normalise, says
 from patchkit.evaluation.likelihood import Score, score_targets
 from patchkit.evaluation.measure import FactChange, FactState, PromptState, compare, observe, summarise
+from patchkit.evaluation.texts import WINDOW, windows
 from patchkit.facts import Fact
+from patchkit.models.tokens import begun_and_running, in_rows
 
 PAIRS = [(fact.text, fact.target) for fact in FACTS] + [
     ("Who is Ann? You see. Because I say it, the mother tongue of Ann is", "Dutch or French or Japan"),
@@ -351,3 +353,27 @@ def test_says_asks_for_whole_words_only_where_words_have_spaces(
     continuation: str, target: str, said: bool
 ) -> None:
     assert says(continuation, target) is said
+
+
+@pytest.mark.parametrize("words", ["bpe", "sentencepiece"])
+def test_every_row_of_a_text_begins_as_a_text_begins(words: str) -> None:
+    tokenizer, text = tiny_tokenizer(words), "Ann lives in Paris and Bob lives in Rome. " * 40
+    ids = tokenizer(text)["input_ids"]
+    begun = 1 if words == "sentencepiece" else 0
+    name, rows = windows(tokenizer, "a text", text)
+    assert len(rows) > 1
+    assert all(len(row) <= WINDOW for row in rows)
+    assert all(row[:begun] == ids[:begun] for row in rows)
+    assert [token for row in rows for token in row[begun:]] == ids[begun:]
+    assert name == "a text"
+
+
+def test_what_a_tokenizer_puts_behind_a_text_is_not_read() -> None:
+    class Ending:
+        def __call__(self, text: str, return_special_tokens_mask: bool) -> dict[str, list[int]]:
+            assert return_special_tokens_mask
+            return {"input_ids": [1, 5, 6, 7, 2], "special_tokens_mask": [1, 0, 0, 0, 1]}
+
+    assert begun_and_running(Ending(), "…") == ([1], [5, 6, 7])
+    assert in_rows([1], [5, 6, 7], 3) == [[1, 5, 6], [1, 7]]
+    assert in_rows([1], [], 3) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from proof_helpers import (  # noqa: F401
 from safetensors.torch import load_file, save_file
 from shipping_helpers import Knowledge, edited, loaded, logits
 
+from patchkit.actions import take_in
 from patchkit.algebra.factors import Delta
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, NotFound, PatchkitError
@@ -369,3 +371,9 @@ def read_or_refused(folder: Path, modules: Modules) -> tuple[dict[str, Delta], s
         return read_adapter(folder, modules).deltas, ""
     except PatchkitError as error:
         return {}, str(error)
+
+
+def test_facts_that_are_a_pipe_are_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "facts.jsonl")
+    with pytest.raises(BadInput, match=r"facts\.jsonl: is not a regular file"):
+        take_in._facts(tmp_path, None)

@@ -31,7 +31,9 @@ from patchkit.actions.repair import repair
 from patchkit.builds.record import BUILD_RECORD
 from patchkit.canonical import canonical_json, hash_bytes, hash_file
 from patchkit.checkpoint import Checkpoint
+from patchkit.database import indexing
 from patchkit.repository import Repository
+from patchkit.shipping.folder import new_folder
 
 pytestmark = pytest.mark.usefixtures("person")
 
@@ -312,3 +314,67 @@ def test_a_version_of_another_branch_that_does_not_agree_with_itself_is_named(ro
     (problem,) = _problems(root, "--full")
     assert name.name in problem
     assert "mixed two versions" in problem
+
+
+def test_a_build_keeps_its_card_when_it_is_mended(root: Path) -> None:
+    kb, card = root / "kb", root / "out" / "README.md"
+    _change(root, "delete from results")  # the made-up ones are no card's
+    fine(here("-C", kb, "build", "--out", root / "out", "--card", "--license", "mit"))
+    whole, text = _hashes(root), card.read_bytes()
+    _flip_tensor(root, "model.layers.1.mlp.down_proj.weight")
+    fine(here("-C", kb, "fsck", "--full", "--repair", "-q"))
+    assert (_hashes(root), card.read_bytes()) == (whole, text)
+    assert _problems(root, "--full") == []
+    card.write_text("another card")
+    before = snapshot(root / "out")
+    done = here("-C", kb, "fsck", "--repair")
+    assert done.code == 1
+    assert "build --card" in " ".join(done.out.split())
+    assert snapshot(root / "out") == before
+
+
+@pytest.mark.parametrize("stop", ["take over", "between"])
+def test_a_catalogue_that_is_put_aside_loses_nothing_when_that_is_stopped(
+    root: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    path = root / "kb" / ".git" / "patchkit" / "catalogue.db"
+    repository = Repository.open(root / "kb")
+    (patch, *_) = repository.stack().patches
+    kept = repository.catalogue.timings(patch.id)
+    assert kept
+
+    def stopped(*anything: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(indexing, "take_over", stopped) if stop == "take over" else None
+        patched.setattr("patchkit.database.indexing.os.replace", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            repository.catalogue.reindex(repository.store, anew=True)
+    assert path.exists() is (stop == "take over")
+    fine(here("-C", root / "kb", "reindex"))
+    assert repository.catalogue.timings(patch.id) == kept
+    assert not [each for each in path.parent.iterdir() if each.name.startswith(".patchkit-")]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [("delete from environments", "that is gone"), ("drop table facts_fts", "the search index, is gone")],
+)
+def test_reindex_mends_what_it_is_named_for(root: Path, change: str, says: str) -> None:
+    _change(root, change)
+    found = _problems(root)
+    assert any(says in line for line in found), found
+    fine(here("-C", root / "kb", "reindex"))
+    assert _problems(root, "--full") == []
+    assert Repository.open(root / "kb").search("person")
+
+
+def test_a_folder_that_is_being_written_is_no_leftover(root: Path) -> None:
+    kb = root / "kb"
+    with new_folder(kb / "adapter") as place:
+        (place / "half").write_text("half an adapter")
+        assert _problems(root) == []
+        fine(here("-C", kb, "fsck", "--repair", "-q"))
+        assert (place / "half").exists()
+    assert (kb / "adapter" / "half").exists()

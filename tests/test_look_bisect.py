@@ -275,3 +275,23 @@ def test_blame_of_nothing(cli: Cli, knowledge: Path) -> None:
     assert cli("blame", " ").code == 65
     os.chdir(knowledge.parent)
     assert cli("blame", "x").code == 66
+
+
+def test_a_commit_of_a_branch_whose_merge_left_the_stack_as_it_was_is_found(store: GitStore) -> None:
+    """The branch brings a patch and takes it back, so the merge has the stack of both its parents."""
+    add(store, numbers(1))
+    git(store.root, "switch", "-q", "-c", "side")
+    add(store, numbers(2))
+    good = head(store)
+    git(store.root, "revert", "--no-edit", "HEAD")
+    culprit = head(store)
+    git(store.root, "switch", "-q", "main")
+    (store.root / "README").write_text("elsewhere")
+    git(store.root, "add", "-A")
+    git(store.root, "commit", "-q", "-m", "Elsewhere")
+    git(store.root, "merge", "-q", "--no-ff", "-m", "merge", "side")
+    merged = head(store)
+    add(store, numbers(3))
+    for bad in ("HEAD", merged):
+        result = first_change(store, Counted(store, culprit), good=good, bad=bad)
+        assert (found_in(result), result.made) == (culprit, True)

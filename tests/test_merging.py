@@ -774,6 +774,16 @@ def test_joint_is_refused_by_name_before_anything_is_touched(store: GitStore) ->
     assert "nothing to solve together" in merge(store, joint=True).notes[0]
 
 
+def test_a_message_that_a_fast_forward_has_no_use_for_is_told(store: GitStore) -> None:
+    add(store, numbers(1))
+    git(store.root, "switch", "-q", "-c", "side")
+    add(store, numbers(2))
+    on(store, "main")
+    (note,) = Repository(store).merge("side", message="What it is about").notes
+    assert "the message is not used" in note
+    assert "--no-ff" in note
+
+
 # -- killed ------------------------------------------------------------------------------------
 
 _KILLED = 77

@@ -420,3 +420,14 @@ def test_gpg(root: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     subprocess.run(
         ["gpgconf", "--kill", "gpg-agent"], check=False, env={**os.environ, "GNUPGHOME": str(home)}
     )
+
+
+def test_another_commit_is_judged_by_itself(root: Path) -> None:
+    """What lies in the work tree is not of it."""
+    kb = root / "kb"
+    git(kb, "tag", "v1")
+    git(kb, "commit", "-q", "--allow-empty", "-S", "-m", "Later")
+    (kb / "patchkit.toml").write_text((kb / "patchkit.toml").read_text() + "# altered\n")
+    assert not verified(root, *by(root, "ann"))
+    done = here("-C", kb, "verify", "v1", "--json", *by(root, "ann"))
+    assert (done.code, json.loads(done.out)["problems"]) == (0, [])

@@ -245,3 +245,18 @@ def test_a_squash_whose_parts_count_other_facts_is_not_believed(cli: Cli, knowle
     git(knowledge, "commit", "-q", "-a", "-m", "A lie")
     done = cli("stack")
     assert (done.code, "its parts have 3 facts together" in done.err) == (65, True)
+
+
+def test_a_squash_may_have_the_name_of_one_of_its_patches(cli: Cli, knowledge: Path, home: Path) -> None:
+    """Two facts in a batch, one taken out and committed again alone: together they are that batch."""
+    pair = ("--fact", ANN, "--fact", "Japan | {} lies in | Paris", "--set", "steps=2", "-q")
+    cli.ok("commit", *pair)
+    name = find_patch(Repository.open(knowledge).stack(), "ann").name
+    cli.ok("revert", "ann", "--fact", "2", "-q")
+    cli.ok("commit", "--fact", "Japan | {} lies in | Paris", "--set", "steps=2", "-q")
+    before = build(cli, home / "before")
+    cli.ok("stack", "squash", "ann", "japan", "-q")
+    assert names(knowledge) == sorted([LEBRON, MICROSOFT, name])
+    assert len(Repository.open(knowledge).patch(name).facts) == 2
+    assert build(cli, home / "after") == before
+    assert cli.ok("fsck", "-q")

@@ -475,3 +475,11 @@ def test_z_is_the_oracles_where_chunks_run_side_by_side(monkeypatch):
     assert distance(found.z, z) < 1e-9
     assert len(torches) > 1
     assert get_ident() not in {thread for thread, _ in torches}
+
+
+def test_the_fact_is_named_by_its_place_among_all():
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(BadInput, match="fact 7: the loss is not a number"):
+        find(model, tokenizer, tiny_models.FACTS[:2], places=[6, 8])

@@ -160,10 +160,11 @@ def go_on(
             raise
 
 
-def abort(repository: Repository) -> None:
+def abort(repository: Repository, *, dry_run: bool = False) -> None:
     """End a merge under way without effect, as `git merge --abort` does; NotFound where there is none."""
-    abort_merge(repository.store)
-    merge_file(repository.store).unlink(missing_ok=True)
+    abort_merge(repository.store, dry_run=dry_run)
+    if not dry_run:
+        merge_file(repository.store).unlink(missing_ok=True)
 
 
 def _carried_out(repository: Repository, staging: Path, solved: Solved, done: Merged, joint: bool) -> Merged:

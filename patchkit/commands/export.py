@@ -99,8 +99,9 @@ def peft(directory: str, quiet: bool, as_json: bool, **options: Any) -> None:
     """Write PATCHes (default: the whole stack) as a PEFT LoRA adapter to the new folder DIR.
 
     It holds the factors as they are, side by side, so that the base with it computes what the build
-    computes, up to the build's one rounding; of an update that is stored dense, its singular factors. All modules have one rank and alpha is that rank: then
-    every program scales alike. Nothing is written over.
+    computes, up to the build's one rounding; of an update that is stored dense, singular factors.
+    All modules have one rank and alpha is that rank: then every program scales alike. Nothing is
+    written over.
 
     --max-rank keeps the R largest singular values; what that costs is said of each weight, and
     measured on each fact. --for vllm takes the next rank that vLLM accepts and refuses models for

@@ -150,10 +150,9 @@ def _choice(text: str) -> tuple[str, str]:
 
 
 def _abort(repository: Repository, dry_run: bool, quiet: bool, as_json: bool) -> None:
-    if not dry_run:
-        repository.merge_abort()
+    repository.merge_abort(dry_run=dry_run)
     if as_json:
-        print_json({"how": "aborted"})
+        print_json({"how": "aborted", **({"dry_run": True} if dry_run else {})})
     elif not quiet:
         say(console(), "would give the merge up" if dry_run else "the merge was given up", WARNING)
 

@@ -285,12 +285,19 @@ def _remove_unknown(store: GitStore, tree: Tree) -> None:
                 place.parent.rmdir()
 
 
-def abort_merge(store: GitStore) -> None:
+def abort_merge(store: GitStore, *, dry_run: bool = False) -> None:
     """End a merge under way without effect; `NotFound` where there is none."""
+    if dry_run:
+        _refuse_none(store)
+        return
     with writers_lock(store):
-        if merge_head(store) is None:
-            raise NotFound(f"{store.root}: no merge is under way; there is nothing to abort")
+        _refuse_none(store)
         store.git.write("merge", "--abort")
+
+
+def _refuse_none(store: GitStore) -> None:
+    if merge_head(store) is None:
+        raise NotFound(f"{store.root}: no merge is under way; there is nothing to abort")
 
 
 def _index(store: GitStore) -> dict[str, dict[str, str]]:
