@@ -3,7 +3,9 @@
 A model that is edited on and on collapses: first other facts go, then all language (Gupta et al. 2024,
 arXiv 2401.07453; Yang et al. 2024, arXiv 2402.09656, where perplexity shows it first). On text that the base
 sampled itself, at temperature 1, the quotient of the edited model's perplexity and the base's is exp of
-KL(base ‖ edited) a token, as estimated from that text. So no corpus is needed, and 1 is the best there is.
+KL(base ‖ edited) a token, as estimated from that text. So no corpus is needed, and 1 is about the best there
+is: nearly, since the text was written behind a token that opens it, and is read without, where the tokenizer
+adds none.
 """
 
 from __future__ import annotations
