@@ -746,6 +746,25 @@ def test_after_a_failure_the_merge_can_be_gone_on_with(store: GitStore) -> None:
     assert in_force(store) == {"Person 1": "chess"}
 
 
+def test_a_merge_that_a_person_stopped_can_be_gone_on_with(
+    store: GitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is laid out, and then Ctrl-C, as while a hook runs."""
+    other_targets(store)
+    sides = [git(store.root, "rev-parse", rev) for rev in ("HEAD", "side")]
+    stopped(store)
+
+    def interrupted(*anything: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("patchkit.actions.merge.commit_merge", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Repository(store).merge_continue(side="theirs")
+    settled(store, Repository(store).merge_continue(), sides)
+    assert in_force(store) == {"Person 1": "chess"}
+
+
 # -- numbers -----------------------------------------------------------------------------------
 
 
