@@ -324,6 +324,18 @@ def test_the_workflow_reviews_a_pull_request(stand_in: dict[str, str], tmp_path:
         _bash(steps[-1]["run"], repository, {**environment, "GATE": "growth=1"})
     assert summary.read_text("utf-8").count("````") == 8, "what was measured is told all the same"
 
+    before = _bash("git rev-parse HEAD", repository, environment).strip()
+    _bash(
+        'patchkit revert "$(ls patches)" && head -n 3 ../examples/company.jsonl > ../fewer.jsonl\n'
+        f"patchkit commit ../fewer.jsonl {QUICK}",
+        repository,
+        environment,
+    )
+    assert "R" in _bash(f"git diff --name-status {before} HEAD -- patches", repository, environment)
+    sound = next(step["run"] for step in steps if "facts check" in step.get("run", ""))
+    checked = _bash(sound, repository, {**environment, "BEFORE": before})
+    assert "facts.jsonl: 3 facts, no faults" in checked, "to Git it is the old one, renamed"
+
     (repository / "patches").joinpath("notes.txt").write_text("what no patch holds")
     _bash("git add -A && git commit -q -m 'Add a note'", repository, environment)
     with pytest.raises(AssertionError, match=r"notes\.txt"):

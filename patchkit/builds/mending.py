@@ -56,8 +56,8 @@ def _own_files(checkpoint: Checkpoint, folder: Path, record: BuildRecord) -> dic
             continue
         if not is_whole(folder / name, file, file.size):
             raise BadInput(
-                f"{folder / name}: is altered, and the base has none like it; write the build anew, with "
-                "what it was written with (patchkit build --card for a card)"
+                f"{folder / name}: is altered or gone, and the base has none like it; write the build anew, "
+                "with what it was written with (patchkit build --card for a card)"
             )
         own[name] = folder / name
     return own
