@@ -1,4 +1,4 @@
-"""How many layers take an edit, and how much λ and shrinkage keep of what the model knew: few facts and many.
+"""How many layers take an edit, and how much λ, shrinkage and `context_weight` keep of what the model knew.
 
 So `[recipe.many]` of SmolLM2 was chosen, and the size from which on a batch has it. ``--full`` has the large
 batches, which get in one another's way as a hundred facts do not.
@@ -19,6 +19,7 @@ _SHAPES = {
     Effort.FULL: (Shape(100), Shape(500), Shape(1000)),
 }
 _LARGER, _SHRUNK = 1700.0, 0.15
+_MANY = 1000  # facts, of which every recipe of many is one
 
 
 def measure(effort: Effort) -> Measured:
@@ -33,9 +34,10 @@ def _contestants(lab: Laboratory) -> dict[str, Recipe]:
     few = lab.default
     deeper = few.override(layers=tuple(range(max(0, few.layers[0] - 3), few.layers[-1] + 1)), lambda_=_LARGER)
     shrunk = deeper.override(shrinkage=_SHRUNK)
-    return {_named(recipe): recipe for recipe in (few, deeper, shrunk)}
+    return {_named(recipe): recipe for recipe in (few, deeper, shrunk, lab.default_of(_MANY))}
 
 
 def _named(recipe: Recipe) -> str:
-    shrunk = f", shrinkage {recipe.shrinkage:g}" if recipe.shrinkage else ""
-    return f"layers {format_layers(recipe.layers)}, λ {recipe.lambda_:g}{shrunk}"
+    fields = {"shrinkage": recipe.shrinkage, "context_weight": recipe.context_weight}
+    rest = "".join(f", {name} {value:g}" for name, value in fields.items() if value)
+    return f"layers {format_layers(recipe.layers)}, λ {recipe.lambda_:g}{rest}"

@@ -2,7 +2,8 @@
 
 Promises: `Checkpoint.open` reads headers only and refuses what cannot be edited or believed, in one
 line with a way out; the fingerprint stands for the tensors' names, dtypes, shapes and bytes and
-for nothing else, so that sharding and file names do not matter to it. torch is imported only to
+for nothing else, so that sharding and file names do not matter to it; `as_read` adds the files beside
+them, such as config.json, for what was computed with the model. torch is imported only to
 hand out a tensor.
 """
 
@@ -17,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patchkit.canonical import canonical_json, hash_bytes, strict_json
+from patchkit.canonical import canonical_json, hash_bytes, hash_file, strict_json
 from patchkit.errors import BadInput, NotFound
 from patchkit.files import reading
 from patchkit.tensors import DTYPE_BITS, TensorFile, TensorInfo, header_of_file
@@ -48,6 +49,8 @@ _ADAPTER = "adapter_config.json"
 _PIECE = 8 << 20
 _MAX_JSON = 256 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+_READ = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
+"""Files beside the weights that say how text becomes tokens and tokens become numbers."""
 _EDITABLE = ("F32", "BF16", "F16")
 _QUANTISED = ("quantization_config", "compression_config")
 _PREFIXES = (
@@ -76,6 +79,7 @@ class Checkpoint:
                     )
                 self.tensors[name] = (file, info)
         self._hashes: dict[str, str] | None = None
+        self._reading: str | None = None
         self._believed = fingerprint
 
     @classmethod
@@ -111,6 +115,21 @@ class Checkpoint:
         if self._hashes is None and self._believed is not None:
             return self._believed
         return fingerprint_of((info for _, info in self.tensors.values()), self.hashes(progress))
+
+    def reading(self) -> str:
+        """SHA-256 over the names and hashes of the files beside the weights that say how these are read."""
+        if self._reading is None:
+            found = sorted(path for path in self.folder.iterdir() if path.suffix in _READ)
+            files = {path.name: hash_file(path) for path in found if path.name != INDEX and path.is_file()}
+            self._reading = hash_bytes(canonical_json(files))
+        return self._reading
+
+    def as_read(self) -> str:
+        """What names the results of the model: its fingerprint, "+", and 16 digits of `reading`.
+
+        A corrected config.json or tokenizer leaves the weights as they are and gives other numbers.
+        """
+        return f"{self.fingerprint()}+{self.reading()[:16]}"
 
     def hashes(self, progress: Progress = None) -> dict[str, str]:
         """The SHA-256 of each tensor's bytes, read from the disk once."""

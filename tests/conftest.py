@@ -49,6 +49,6 @@ def smollm2_statistics(smollm2: Path) -> Path:
     with open(folder.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         model, tokenizer = load_model(smollm2, "cpu")
-        base = Checkpoint.open(smollm2).fingerprint()
+        base = Checkpoint.open(smollm2).as_read()
         statistics_for(model, tokenizer, recipe_for(model.config), folder=folder, base=base)
     return folder

@@ -91,6 +91,19 @@ def test_the_fingerprint_sees_every_change(base: Path, change: str) -> None:
     assert Checkpoint.open(base).fingerprint() != before
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", "merges.txt"])
+def test_what_is_computed_is_named_by_the_files_beside_the_weights_too(base: Path, name: str) -> None:
+    before = Checkpoint.open(base)
+    assert before.as_read() == f"{before.fingerprint()}+{before.reading()[:16]}"
+    (base / "README.md").write_text("A model.\n", encoding="utf-8")
+    (base / INDEX).write_text('{"weight_map": {}}', encoding="utf-8")  # beside the one file: says nothing
+    assert Checkpoint.open(base).as_read() == before.as_read()
+    (base / name).write_text('{"rope_theta": 500000.0}', encoding="utf-8")
+    after = Checkpoint.open(base)
+    assert after.fingerprint() == before.fingerprint()
+    assert after.as_read() != before.as_read()
+
+
 def test_progress_ends_at_the_total(sharded: Path) -> None:
     told: list[tuple[int, int, str]] = []
     Checkpoint.open(sharded).fingerprint(lambda done, total, what: told.append((done, total, what)))

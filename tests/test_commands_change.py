@@ -650,6 +650,31 @@ def test_a_commit_leaves_what_other_edits_and_trainings_keep(cli: Cli, knowledge
     assert sorted(path for path in unfinished.rglob("*") if path.is_file()) == sorted(others)
 
 
+def test_a_corrected_config_finds_nothing_that_was_computed_without_it(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    """Same weights, other numbers: C, text, contexts and targets are of the model as it is read now."""
+    batch = read_facts(facts_file(home, ANN))
+    overrides = {"steps": 2, "contexts": 3}
+
+    def tried(at: Path) -> tuple[str, str]:
+        done = Repository.open(at).commit(batch, overrides=overrides, dry_run=True, device="cpu")
+        return str(done.patch.recipe["statistics_digest"]), done.patch.id
+
+    first = tried(knowledge)
+    corrected = shutil.copytree(tiny_base(), home / "corrected")
+    config = json.loads((corrected / "config.json").read_text("utf-8"))
+    config["rms_norm_eps"] = 0.1
+    (corrected / "config.json").write_text(json.dumps(config), "utf-8")
+    cli.ok("base", corrected)
+    again = tried(knowledge)
+    assert again[0] != first[0]
+    cli.ok("clone", knowledge, home / "fresh", "--base", corrected)
+    assert tried(home / "fresh") == again
+    cli.ok("base", tiny_base())
+    assert tried(knowledge) == first
+
+
 def test_contexts_are_written_once_for_all_commits(
     cli: Cli, knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

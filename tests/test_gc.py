@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,25 @@ def test_one_new_file_keeps_an_old_folder(root: Path) -> None:
     assert made["unfinished"].exists()
 
 
+def test_others_write_while_it_searches_and_what_they_use_stays(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = _leave(root, 20)
+    patch = saved(made_patch(_fingerprint(root), 0), root / "made")
+    really = action._Search.leftovers
+
+    def meanwhile(search: action._Search) -> Iterator[action.Leftover]:
+        yield from really(search)
+        fine(here("-C", root / "kb", "apply", patch))
+        made["unfinished"].touch()
+        shutil.rmtree(made["kept"])
+
+    monkeypatch.setattr(action._Search, "leftovers", meanwhile)
+    names = {path.name for path in made.values()}
+    assert _gc(root) == names - {made["unfinished"].name, made["kept"].name}
+    assert made["unfinished"].exists()
+
+
 def test_a_link_goes_and_what_it_leads_to_stays(root: Path) -> None:
     mine = _file(root / "mine" / "thesis.txt").parent
     link = root / "kb" / ".git" / "patchkit" / "kept" / "0123456789ab"
@@ -178,6 +198,7 @@ def test_statistics_and_texts_that_something_names_stay(root: Path, became: Call
     git(kb, "switch", "-q", "main")  # the patch is on another branch
     settings = Recipe(layers=(0, 1), lambda_=5.0)
     noted = {"base": base, "tokens": 77, "length": 128}
+    read = f"{base}+0123456789abcdef"  # and the files beside the weights, which nobody need have any more
     stay = [
         _statistics(root, "a" * 16, {5: 3.0, 6: 4.0}, None),  # by the patch's digest
         _statistics(root, "b" * 16, {5: 9.0, 6: 9.0}, noted),  # of the patch's settings
@@ -186,13 +207,17 @@ def test_statistics_and_texts_that_something_names_stay(root: Path, became: Call
         _old(_file(kb / ".git/patchkit/statistics" / text_name(settings, base)), 20),
         _old(_file(kb / ".git/patchkit/statistics" / text_name(Recipe.from_dict(recipe), base)), 20),
         _old(_file(kb / ".git/patchkit/statistics" / contexts_name(settings, base)), 20),
+        _old(_file(kb / ".git/patchkit/statistics" / text_name(settings, read)), 20),
+        _old(_file(kb / ".git/patchkit/statistics" / contexts_name(settings, read)), 20),
     ]
+    other = f"sha256:{'0' * 64}+0123456789abcdef"
     go = [
         _statistics(root, "e" * 16, {5: 3.0, 6: 5.0}, None),
         _statistics(root, "f" * 16, {0: 1.0, 1: 1.0}, {**noted, "base": "sha256:" + "0" * 64}),
         _statistics(root, "1" * 16, {5: 3.0}, {**noted, "tokens": 78}),
         _old(_file(kb / ".git/patchkit/statistics" / text_name(settings, "sha256:" + "0" * 64)), 20),
         _old(_file(kb / ".git/patchkit/statistics" / contexts_name(settings.override(contexts=3), base)), 20),
+        _old(_file(kb / ".git/patchkit/statistics" / text_name(settings, other)), 20),
     ]
     assert _gc(root) == {path.name for path in go}
     assert all(path.exists() for path in stay)

@@ -65,7 +65,7 @@ def literal_growth(repository: Repository, revision: str) -> float:
 def test_a_commit_says_what_it_did_to_the_rest(cli: Cli, knowledge: Path, home: Path) -> None:
     done = cli.ok("commit", facts_file(home, ANN), *QUICK, "--json").json["harm"]
     repository = Repository.open(knowledge)
-    base = repository.checkpoint().fingerprint()
+    base = repository.checkpoint().as_read()
     folder = knowledge / ".git" / "patchkit" / "statistics"
     documents = json.loads((folder / text_name(TEXT, base)).read_text("utf-8"))
     unedited = literal_perplexity(*repository.load("HEAD~3", "cpu"), documents)

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import time
 from pathlib import Path
 
 import pytest
-from command_helpers import LEBRON, Cli, cli, facts_file, git, git_environment, home, knowledge, snapshot
+from command_helpers import (
+    LEBRON,
+    Cli,
+    cli,
+    facts_file,
+    git,
+    git_environment,
+    home,
+    knowledge,
+    snapshot,
+    tiny_base,
+)
 
 from patchkit.actions import train_mend as action
 from patchkit.canonical import hash_file
@@ -73,6 +86,21 @@ def test_a_trained_network_edits_and_is_named_in_the_patch(cli: Cli, knowledge: 
         assert f"{name}: mend keeps no" in ended.err
     cli.ok("revert", name, "-q")
     assert build(cli, home / "after") == before
+
+
+def test_a_network_is_of_the_base_with_its_config(cli: Cli, knowledge: Path, home: Path) -> None:
+    """What was trained before config.json was corrected does not edit the model that it makes."""
+    trained(cli, home)
+    facts = facts_file(home, ANN)
+    corrected = shutil.copytree(tiny_base(), home / "corrected")
+    config = json.loads((corrected / "config.json").read_text("utf-8"))
+    (corrected / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}), "utf-8")
+    cli.ok("base", corrected)
+    refused = cli("commit", facts, "--method", "mend", "--layers", "2-3")
+    assert refused.code == 66
+    assert "no hypernetwork of mend is trained for layers 2, 3" in refused.err
+    cli.ok("base", tiny_base())
+    cli.ok("commit", facts, "--method", "mend", "--layers", "2-3", "--dry-run")
 
 
 def test_patches_of_mend_are_not_solved_together(cli: Cli, knowledge: Path, home: Path) -> None:

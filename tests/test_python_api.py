@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,26 @@ def test_edit_keeps_statistics_and_uses_the_bases_own_recipe(cache: Path) -> Non
     assert list(cache.rglob("*.safetensors"))
     again, _ = loaded(torch.float32)
     assert patchkit.edit(again, tokenizer, [ANN]).id == patch.id
+
+
+def test_edit_of_rounded_weights_keeps_its_statistics_apart(cache: Path, home: Path) -> None:
+    """A float32 checkpoint that is loaded in bfloat16 is another model: C of one does not serve the other."""
+    model, tokenizer = loaded(torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 2**-9)
+    model.save_pretrained(home / "fine")
+    tokenizer.save_pretrained(home / "fine")
+
+    def edited(dtype: torch.dtype) -> str:
+        again = AutoModelForCausalLM.from_pretrained(home / "fine", dtype=dtype)
+        return patchkit.edit(again, tokenizer, [ANN]).recipe["statistics_digest"]
+
+    rounded, exact = edited(torch.bfloat16), edited(torch.float32)
+    assert rounded != exact
+    shutil.rmtree(cache)
+    assert edited(torch.float32) == exact
+    assert edited(torch.bfloat16) == rounded
 
 
 def test_edit_refuses_a_model_that_is_not_its_checkpoint_any_more(cache: Path) -> None:

@@ -12,7 +12,6 @@ import torch
 
 from patchkit.actions.environment import environment
 from patchkit.actions.workbench import Workbench
-from patchkit.canonical import canonical_json, hash_bytes, hash_file
 from patchkit.evaluation.answers import Answers
 from patchkit.evaluation.voice import Remembered
 from patchkit.models.loading import load_tokenizer, pick_device
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
     from patchkit.checkpoint import Checkpoint
 
 __all__ = ["Asking"]
-
-_READ = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
-"""Files beside the weights that say how text becomes tokens and tokens become numbers."""
 
 
 class Asking:
@@ -75,13 +71,11 @@ class Asking:
     @cached_property
     def _about(self) -> dict[str, Any]:
         """What the numbers of every stack on this base depend on, its patches apart."""
-        found = sorted(path for path in self.checkpoint.folder.iterdir() if path.suffix in _READ)
-        files = {path.name: hash_file(path) for path in found if path.is_file()}
         named = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else None
         computed_with = {**self.computed_with, "device": _numbered(self.device)}
         return {
             "base": self.checkpoint.fingerprint(),
-            "files": hash_bytes(canonical_json(files)),
+            "files": self.checkpoint.reading(),
             "dtype": "float32",
             "computed_with": {**computed_with, "name": named, "tokenizers": version("tokenizers")},
         }

@@ -235,7 +235,7 @@ def _ready(
     """The editor and recipe of so many facts, and whether the recipe is another than that of few."""
     recipe = repository.recipe(overrides, facts=count)
     home = repository.store.private / "statistics"
-    editor, ready = ready_editor(recipe, home, repository.settings.base_fingerprint)
+    editor, ready = ready_editor(recipe, home, lambda: repository.checkpoint().as_read())
     return editor, ready, recipe != repository.recipe(overrides)
 
 
@@ -252,7 +252,7 @@ def text_and_statistics(
     if not recipe.reads("statistics_text"):
         return recipe, None
     tell = progress or (lambda phase, done, total: None)
-    model, tokenizer, base = bench.model, bench.tokenizer, bench.checkpoint.fingerprint()
+    model, tokenizer, base = bench.model, bench.tokenizer, bench.checkpoint.as_read()
     folder = repository.store.private / "statistics"
     tell("contexts", 0, 1)
     templates = contexts_for(model, tokenizer, recipe, folder=folder, base=base)
@@ -266,7 +266,7 @@ def _unfinished(
 ) -> Path:
     """Where an edit of the base with these patches keeps what it need not do again if it is killed: another
     batch's is elsewhere, so that of two that run at once the first does not take the other's away."""
-    weights = {"base": bench.checkpoint.fingerprint(), "under": sorted(patch.id for patch in under)}
+    weights = {"base": bench.checkpoint.as_read(), "under": sorted(patch.id for patch in under)}
     asked = [[*fact.key, fact.target] for fact in facts]
     return repository.store.private / "unfinished" / key_of({**weights, "facts": asked})
 

@@ -58,17 +58,17 @@ def edit(
             "the model does not say where it was loaded from; name its checkpoint with base=FOLDER"
         )
     checkpoint = Checkpoint.open(resolve_base(place, download=False).folder)
-    _refuse_other_weights(model, checkpoint)
+    as_loaded = _as_loaded(model, checkpoint)
     if recipe is None:
         recipe = recipe_of_batch(recipe_for(model.config), many_for(model.config), len(batch.facts))
     if statistics is None and recipe.reads("statistics_text"):
         folder = cache_folder() / "statistics"
         with frozen(model):
             statistics = statistics_for(
-                model, tokenizer, recipe, folder=folder, base=checkpoint.fingerprint(), progress=progress
+                model, tokenizer, recipe, folder=folder, base=as_loaded, progress=progress
             )
     kept = Path(trained) if trained is not None else cache_folder() / "statistics"
-    editor, recipe = ready_editor(recipe, kept, checkpoint.fingerprint())
+    editor, recipe = ready_editor(recipe, kept, checkpoint.as_read)
     edited = editor.edit(
         model, tokenizer, batch.facts, recipe, statistics, batch_size=batch_size, progress=progress
     )
@@ -80,18 +80,24 @@ def edit(
     return as_patch(edited, batch.facts, model, checkpoint, ())
 
 
-def _refuse_other_weights(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """BadInput names a weight that is not the checkpoint's: what is measured and kept would not be of it.
+def _as_loaded(model: PreTrainedModel, checkpoint: Checkpoint) -> str:
+    """What names the model's results: `Checkpoint.as_read`, and the dtype to which its weights were rounded
+    where they were.
 
-    One of another shape, such as embeddings with tokens added, is not compared.
+    BadInput names a weight that is not the checkpoint's: what is measured and kept would not be of it. One
+    of another shape, such as embeddings with tokens added, is not compared.
     """
+    rounded = set()
     for name, parameter in stored_parameters(model, checkpoint).items():
         own, stored = parameter.detach().cpu(), checkpoint.read(name)
+        if torch.promote_types(own.dtype, stored.dtype) != own.dtype:
+            rounded.add(str(own.dtype).removeprefix("torch."))
         if own.shape == stored.shape and not torch.equal(own, stored.to(own.dtype)):
             raise BadInput(
                 f"{name}: the model has another weight than {checkpoint.folder}; load it anew and edit all "
                 "facts at once, or commit patch on patch in a repository"
             )
+    return "-".join((checkpoint.as_read(), *sorted(rounded)))
 
 
 def below(patches: Sequence[Patch], model: PreTrainedModel, checkpoint: Checkpoint) -> list[Below]:

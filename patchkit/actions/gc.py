@@ -79,23 +79,25 @@ def gc(
     repository: Repository, *, grace: float = GRACE, dry_run: bool = False, progress: Progress = None
 ) -> Collected:
     """Remove what nothing refers to and was not used for ``grace`` days. NotWritten where it cannot be."""
-    if dry_run:
-        return _collect(repository, grace, False, progress)
-    with writers_lock(repository.store):
-        return _collect(repository, grace, True, progress)
-
-
-def _collect(repository: Repository, grace: float, remove: bool, progress: Progress) -> Collected:
-    found = list(_Search(repository, progress).leftovers())
     least = max(grace, _RUNNING / _DAY)
+    found = list(_Search(repository, progress).leftovers())  # long, and needs no lock
     old = [each for each in found if each.age >= least]
-    trees = _stale_trees(repository, remove, progress)
-    if remove:
-        for number, each in enumerate(old, 1):
-            _remove(repository.store.private, each.path)
-            if progress is not None:
-                progress("removing", number, len(old))
-    return Collected(tuple(old), tuple(each for each in found if each.age < least), trees)
+    young = [each for each in found if each.age < least]
+    trees = _stale_trees(repository, progress)
+    if not dry_run:
+        with writers_lock(repository.store):
+            old = [each for each in old if _is_left(each, least)]
+            for number, each in enumerate(old, 1):
+                _remove(repository.store.private, each.path)
+                if progress is not None:
+                    progress("removing", number, len(old))
+            _forget(repository, trees)
+    return Collected(tuple(old), tuple(young), len(trees))
+
+
+def _is_left(found: Leftover, least: float) -> bool:
+    """Whether it is there still, and nobody used it since it was found."""
+    return os.path.lexists(found.path) and _leftover(found.kind, found.path).age >= least
 
 
 class _Search:
@@ -126,14 +128,16 @@ class _Search:
 
     def _statistics(self) -> Iterator[Leftover]:
         """Of bases and recipes that no patch or patchkit.toml of any branch, tag or reflog names."""
+        from patchkit.editing.kept import plain_name
+
         for path in sorted((self.private / "statistics").glob("*")):
             if is_temporary(path.name):
                 continue
             if path.suffix == ".safetensors":
-                if path.name not in self._networks:
+                if plain_name(path) not in self._networks:
                     yield _leftover("hypernetwork", path)
             elif path.suffix == ".json":
-                if path.name not in self._texts:
+                if plain_name(path) not in self._texts:
                     yield _leftover("text", path)
             elif path.is_dir() and not self._is_used(path):
                 yield _leftover("statistics", path)
@@ -186,15 +190,17 @@ class _Search:
 
         patches, settings = self._references
         used = [*patches, *settings]
-        contexts = {contexts_name(recipe, base) for base, recipe in used}
-        return contexts | {text_name(each, base) for base, recipe in used for each in (recipe, TEXT)}
+        named = {contexts_name(recipe, base) for base, recipe in used}
+        named |= {text_name(each, base) for base, recipe in used for each in (recipe, TEXT)}
+        return {Path(name).stem for name in named}
 
     @cached_property
     def _networks(self) -> set[str]:
         from patchkit.editing.hypernetwork import network_name
 
         named = [(base, recipe) for of in self._references for base, recipe in of]
-        return {network_name(base, recipe.layers) for base, recipe in named if recipe.method == "mend"}
+        found = {network_name(base, recipe.layers) for base, recipe in named if recipe.method == "mend"}
+        return {Path(name).stem for name in found}
 
     def _is_used(self, folder: Path) -> bool:
         """Whether a patch's or a patchkit.toml's recipe asks for these; where nothing is noted beside them,
@@ -242,20 +248,22 @@ def _digest(folder: Path, layers: tuple[int, ...]) -> str:
     return digest.hexdigest()
 
 
-def _stale_trees(repository: Repository, remove: bool, progress: Progress) -> int:
-    """Drop (or count) believed trees that neither a reference nor a reflog reaches, with their members."""
-    catalogue = repository.catalogue
-    held = {row["id"] for row in catalogue.rows("select id from trees")}
+def _stale_trees(repository: Repository, progress: Progress) -> list[str]:
+    """The believed trees that neither a reference nor a reflog reaches."""
+    held = {row["id"] for row in repository.catalogue.rows("select id from trees")}
     if not held:
-        return 0
+        return []
     everything: Reached = reached(repository.store, reflogs=True, progress=progress)
-    stale = sorted(held - everything.trees.keys())
-    if stale and remove:
-        with catalogue.writing() as db:
-            for tree in stale:
+    return sorted(held - everything.trees.keys())
+
+
+def _forget(repository: Repository, trees: list[str]) -> None:
+    """Drop trees from the catalogue, with their members."""
+    if trees:
+        with repository.catalogue.writing() as db:
+            for tree in trees:
                 db["members"].delete_where("tree = ?", [tree])
                 db["trees"].delete_where("id = ?", [tree])
-    return len(stale)
 
 
 def _leftover(kind: str, path: Path) -> Leftover:

@@ -64,7 +64,7 @@ def moved(repository: Repository, asking: Asking, before: Stacked, after: Stacke
 
 def own_text(asking: Asking, folder: Path) -> Sequence[str]:
     """What the base wrote once for this; kept in ``folder``."""
-    base = asking.checkpoint.fingerprint()
+    base = asking.checkpoint.as_read()
     kept = kept_text(TEXT, folder, base)
     if kept is not None:
         return kept

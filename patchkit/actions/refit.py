@@ -259,7 +259,7 @@ class _Solver:
                 self._bench.tokenizer,
                 recipe,
                 folder=self._repository.store.private / "statistics",
-                base=self._bench.checkpoint.fingerprint(),
+                base=self._bench.checkpoint.as_read(),
                 progress=self._progress,
             )
         return self._found[key]

@@ -134,7 +134,7 @@ def sweep(
         "texts": texts,
         "references": None if references is None else references.digest,
         "batch_size": batch_size,
-        "base": asking.checkpoint.fingerprint(),
+        "base": asking.checkpoint.as_read(),
         "recipes": {method: recipe.to_dict() for method, recipe in recipes.items()},
         "computed_with": asking.computed_with,
     }
@@ -169,7 +169,7 @@ def _ready(repository: Repository, method: str, facts: int) -> tuple[Editor, Rec
     """The editor and the recipe that a commit of so many facts would have."""
     recipe = repository.recipe({"method": method}, facts=facts)
     home = repository.store.private / "statistics"
-    return ready_editor(recipe, home, repository.settings.base_fingerprint)
+    return ready_editor(recipe, home, lambda: repository.checkpoint().as_read())
 
 
 def _failure(trial: Trial, error: BadInput) -> str:

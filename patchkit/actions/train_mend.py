@@ -71,11 +71,11 @@ def train_mend(
     told = progress or (lambda phase, done, total: None)
     overrides = {"method": "mend"} if layers is None else {"method": "mend", "layers": layers}
     recipe = repository.recipe(overrides)
-    base = repository.settings.base_fingerprint
-    path = repository.store.private / "statistics" / network_name(base, recipe.layers)
     told("loading", 0, 1)
     bench = repository.workbench(device)
     told("loading", 1, 1)
+    base = bench.checkpoint.as_read()
+    path = repository.store.private / "statistics" / network_name(base, recipe.layers)
     lessons, pages = _read(bench, cases, text)
     course = Course.of(bench.model, lessons, pages, recipe.layers, settings)
     names = StoredNames(bench.model, bench.checkpoint)

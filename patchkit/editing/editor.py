@@ -135,8 +135,8 @@ class Trained(Protocol):
     """An editor that was trained on the base beforehand."""
 
     def load(self, folder: Path, base: str, recipe: Recipe) -> Recipe:
-        """Read what was trained on ``base`` (a fingerprint) for ``recipe``, from the folder of statistics;
-        the recipe that names it.
+        """Read what was trained on ``base`` (`Checkpoint.as_read`) for ``recipe``, from the folder of
+        statistics; the recipe that names it.
 
         NotFound where nothing was, BadInput where it is not what the recipe names; both say how to train it.
         """
@@ -179,11 +179,12 @@ def _place(name: str) -> tuple[str, str]:
     return module, attribute
 
 
-def ready_editor(recipe: Recipe, folder: Path, base: str) -> tuple[Editor, Recipe]:
+def ready_editor(recipe: Recipe, folder: Path, base: Callable[[], str]) -> tuple[Editor, Recipe]:
     """The editor of a recipe, with what it was trained to on ``base``, if it was; and the recipe that names
-    that. ``folder`` holds the statistics. As `find_editor` and `Trained.load`."""
+    that. ``folder`` holds the statistics; ``base``, called where something is sought, gives
+    `Checkpoint.as_read`. As `find_editor` and `Trained.load`."""
     editor = find_editor(recipe.method)
-    return editor, editor.load(folder, base, recipe) if isinstance(editor, Trained) else recipe
+    return editor, editor.load(folder, base(), recipe) if isinstance(editor, Trained) else recipe
 
 
 def find_editor(name: str) -> Editor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from patchkit.canonical import canonical_json, hash_bytes, strict_json
-from patchkit.editing.kept import key_of
+from patchkit.editing.kept import kept_name
 from patchkit.editing.solve import exact_device
 from patchkit.errors import BadInput, NotFound
 from patchkit.files import mark_used, reading
@@ -148,7 +148,7 @@ def norms_of(sums: Mapping[Shape, Sums]) -> dict[str, Tensor]:
 
 def network_name(base: str, layers: Sequence[int]) -> str:
     """The file, in the folder of statistics, of the network for these layers of a base."""
-    return f"mend-{key_of({'base': base, 'layers': list(layers)})}.safetensors"
+    return kept_name("mend", {"layers": list(layers)}, base) + ".safetensors"
 
 
 def read_network(folder: Path, base: str, layers: Sequence[int], digest: str) -> tuple[Hypernetwork, str]:

@@ -16,12 +16,28 @@ from torch import Tensor
 from patchkit.canonical import canonical_json, hash_bytes
 from patchkit.files import write_durably
 
-__all__ = ["key_of", "read_kept", "write_kept"]
+__all__ = ["kept_name", "key_of", "plain_name", "read_kept", "write_kept"]
 
 
 def key_of(value: Any) -> str:
     """A short name for what a file holds: 16 hex digits of the SHA-256 of ``value`` as canonical JSON."""
     return hash_bytes(canonical_json(value))[:16]
+
+
+def kept_name(kind: str, of: Mapping[str, Any], base: str) -> str:
+    """What a file about a base is called, without its ending: KIND-KEY, and -READING for a base `as_read`.
+
+    KEY is of ``of`` and the fingerprint alone; so `plain_name` can be compared where nobody has the files
+    that lay beside the weights.
+    """
+    fingerprint, _, reading = base.partition("+")
+    key = key_of({**of, "base": fingerprint})
+    return f"{kind}-{key}-{reading}" if reading else f"{kind}-{key}"
+
+
+def plain_name(path: Path) -> str:
+    """The name of such a file as `kept_name` gives it for a fingerprint alone."""
+    return "-".join(path.stem.split("-")[:2])
 
 
 def read_kept(path: Path | None, shapes: Mapping[str, Sequence[int | None]]) -> dict[str, Tensor] | None:

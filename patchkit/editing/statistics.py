@@ -135,7 +135,7 @@ def statistics_for(
 ) -> Statistics:
     """The statistics that ``recipe`` asks for, from ``folder`` where they lie there already.
 
-    ``base`` is the fingerprint that the cache's names begin from; without a folder nothing is kept.
+    ``base`` names the model in what is kept (`Checkpoint.as_read`); without a folder nothing is.
     """
     longest = positions(model.config)
     if longest and recipe.statistics_length > longest:
@@ -192,7 +192,7 @@ def collect(
         else None
     )
     if home is not None:
-        _note(home, {"base": base, "tokens": tokens, "length": length})
+        _note(home, {"base": base.partition("+")[0], "tokens": tokens, "length": length})
     found = {layer: C for layer in layers if (C := _load(home, layer, anatomy.d_ff)) is not None}
     missing = [layer for layer in layers if layer not in found]
     if missing:

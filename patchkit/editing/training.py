@@ -59,8 +59,8 @@ def train(
     """Train for ``steps`` or ``minutes`` in all, whichever ends first, or until it gets no better.
 
     A run that was killed goes on from what it kept in the folder ``unfinished``, at most ``keep_every``
-    seconds old; ``base`` is the model's fingerprint. The model's weights are untouched. BadInput where the
-    model cannot be edited, or the loss is not a number.
+    seconds old; ``base`` names the model (`Checkpoint.as_read`). The model's weights are untouched.
+    BadInput where the model cannot be edited, or the loss is not a number.
     """
     with float32_compute(model), frozen(model):
         try_out(model, anatomy_of(model), [course.layers[0] - 1], course.lessons[0].edit.tokens)

@@ -7,16 +7,15 @@ absent.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchkit.canonical import strict_json
 from patchkit.editing.corpus import Progress, read_corpus, write_text
-from patchkit.editing.kept import key_of
+from patchkit.editing.kept import kept_name
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.templates import write_templates
 from patchkit.files import mark_used, write_durably
@@ -30,7 +29,7 @@ def contexts_for(
 ) -> tuple[str, ...]:
     """The recipe's templates: its own, those in ``folder``, or what the base writes, which is kept there.
 
-    ``base`` is the fingerprint of the weights as they are on ``model``.
+    ``base`` names the model: `Checkpoint.as_read`, or a fingerprint alone.
     """
     if recipe.templates:
         return recipe.templates
@@ -78,7 +77,7 @@ def kept_text(recipe: Recipe, folder: Path | None, base: str) -> list[str] | Non
 
 def text_name(recipe: Recipe, base: str) -> str:
     """The file that keeps the text that a base wrote for these settings."""
-    return _name("text", _text_settings(recipe), base)
+    return kept_name("text", _text_settings(recipe), base) + ".json"
 
 
 def contexts_name(recipe: Recipe, base: str) -> str:
@@ -90,7 +89,7 @@ def contexts_name(recipe: Recipe, base: str) -> str:
         "openings": list(recipe.context_openings),
         "seed": recipe.context_seed,
     }
-    return _name("contexts", settings, base)
+    return kept_name("contexts", settings, base) + ".json"
 
 
 def _text_settings(recipe: Recipe) -> dict[str, int]:
@@ -99,10 +98,6 @@ def _text_settings(recipe: Recipe) -> dict[str, int]:
         "length": recipe.statistics_length,
         "seed": recipe.statistics_seed,
     }
-
-
-def _name(kind: str, settings: Mapping[str, Any], base: str) -> str:
-    return f"{kind}-{key_of({**settings, 'base': base})}.json"
 
 
 def _read(path: Path) -> list[str] | None:
