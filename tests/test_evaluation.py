@@ -160,6 +160,12 @@ def test_a_checkpoints_own_sampling_settings_do_not_change_what_is_measured() ->
         (" net income", ".NET", False),
         (" 1990-1995", "1990", True),
         (" (Paris)", "Paris", True),
+        (" 3.5 million", "3", False),
+        (" 1,500 people", "1", False),
+        (" 3:30", "3", False),
+        (" 3. Then", "3", True),
+        (" 3, 5 and 7", "3", True),
+        (" 3.5 million", "3.5", True),
     ],
 )
 def test_says(said: str, target: str, true: bool) -> None:

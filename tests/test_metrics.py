@@ -321,19 +321,25 @@ def test_reference_texts_are_found_by_ids_or_by_relation_and_target() -> None:
 
 SNIPPETS = '{"P19": {"Q220": [{"name": "Ann", "text": "born in Rome"}, {"name": "Bob", "text": "a Roman"}]}}'
 LINE = '{"relation": "P19", "target": "Rome", "text": "born in Rome"}'
+SAMPLES = (  # as the file that goes with CounterFact has them
+    '[{"relation_id": "P19", "target_id": "Q220", "samples": [{"name": "Ann", "text": "born in Rome"}]}, '
+    '{"relation_id": "P19", "target_id": "Q90", "samples": [{"name": "Bob", "text": "born in Paris"}]}, '
+    '{"relation_id": "P19", "target_id": "Q220", "samples": [{"name": "Eve", "text": "a Roman"}]}]'
+)
 
 
 def test_files_of_reference_texts(tmp_path: Path) -> None:
     path = tmp_path / "texts.json"
     case = Case(Fact("Ann", "{} was born in", "Rome", relation="P19"), object_ids=("P19", "Q220"))
     spread = SNIPPETS.replace(" [", "\n[")
-    for text, words in {SNIPPETS: 5, spread: 5, LINE: 3, f"{LINE}\n{LINE}\n": 6}.items():
+    for text, words in {SNIPPETS: 5, spread: 5, SAMPLES: 5, LINE: 3, f"{LINE}\n{LINE}\n": 6}.items():
         path.write_text(text)
         found = read_references(str(path)).of(case)
         assert found is not None
         assert found.total() == words
-    path.write_text('{"P19": {"Q220": [{"text": "%s"}]}}' % ("word " * 300_000))  # over what a line may have
-    assert read_references(str(path)).of(case) is not None
+    for text in ('{"P19": {"Q220": [{"text": "%s"}]}}', SAMPLES.replace("a Roman", "%s")):
+        path.write_text(text % ("word " * 300_000))  # over what a line may have
+        assert read_references(str(path)).of(case) is not None
 
 
 @pytest.mark.parametrize(
@@ -347,6 +353,8 @@ def test_files_of_reference_texts(tmp_path: Path) -> None:
         (LINE + "\n" + '{"relation": 1, "target": "x", "text": "y"}', r"texts.json:2: is no reference text"),
         ('{"P19": {"Q220": [{"name": "Ann"}]}}', r"texts.json:1: P19 Q220 has no text"),
         ('{"P19": {"Q220": 3}}', r"texts.json:1: P19 Q220 has no text"),
+        (SAMPLES.replace('"text": "a Roman"', '"x": 1'), r"texts.json:1: P19 Q220 has no text"),
+        (SAMPLES.replace('"target_id": "Q90"', '"x": 1'), r"texts.json:1: is no reference text"),
         (LINE + "\n{", r"texts.json:2: "),
     ],
 )

@@ -190,6 +190,23 @@ def test_a_signed_build_is_a_build_like_any_other(signed: Path) -> None:
     assert done.code == 0, done.out
 
 
+def test_a_base_s_own_signature_is_not_that_of_a_build(tmp_path: Path) -> None:
+    """It cannot hold there, and would come back in the place of the build's own."""
+    with as_person():
+        knowledge = edited(tmp_path, "llama")
+        (tmp_path / "base" / "model.sig").write_text("of the base", encoding="utf-8")
+        knowledge.build()
+        assert not (tmp_path / "build" / "model.sig").exists()
+        key_pair(tmp_path, "ann")
+        fine(here("sign", tmp_path / "build", "--key", tmp_path / "ann.pem"))
+        signature = (tmp_path / "build" / "model.sig").read_bytes()
+        assert here("-C", tmp_path / "kb", "fsck").code == 0
+        knowledge.build()
+        fine(here("-C", tmp_path / "kb", "fsck", "--repair"))
+        assert (tmp_path / "build" / "model.sig").read_bytes() == signature
+        assert verify(tmp_path / "build", tmp_path / "ann.pub.pem")[0] == 0
+
+
 def test_each_file_that_differs_is_named(root: Path) -> None:
     folder = root / "adapter"
     (folder / "README.md").write_bytes(b"x")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from command_helpers import RECIPE, Cli, Ran, cli, git_environment, home, set_recipe, snapshot, tiny_base
+from markdown_it import MarkdownIt
 
 from patchkit.actions import sweep as action
 from patchkit.actions.sweep_rows import Rows
@@ -222,6 +223,17 @@ def test_names_of_relations_are_no_markup_and_no_formula() -> None:
     rows = [row, {**row, "method": "ft", "group": "P1"}]
     assert "| =HYPERLINK(1)\\|&lt;b> |" in markdown_table(rows).decode()
     assert ",'=HYPERLINK(1)|<b>," in csv_table(rows).decode()
+
+
+@pytest.mark.parametrize(
+    "name", ["![x](https://evil)", "[a](b)", "**P27**", "`P27`", "a\\|b", "_a_", "me@evil"]
+)
+def test_a_relation_is_shown_by_a_markdown_table_as_it_is(name: str) -> None:
+    rows = [{**ROW, "group": name, "scores": {}}, {**ROW, "group": "P1", "scores": {}}]
+    page = MarkdownIt("gfm-like", {"linkify": False}).render(markdown_table(rows).decode())
+    first = page.split("<tr>")[2]
+    assert f"<td>{name}</td>" in first
+    assert first.count("<td>") == page.split("<tr>")[1].count("<th>")
 
 
 def rows_of(scores: tuple[str, ...], **fields: list[Any]) -> list[dict[str, Any]]:

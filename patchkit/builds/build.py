@@ -21,6 +21,7 @@ from patchkit.builds.checks import check_build, refuse_other_base, shapes_of
 from patchkit.builds.record import (
     BUILD_RECORD,
     FINISHED,
+    SIGNATURE,
     UNFINISHED,
     BuildRecord,
     Edited,
@@ -264,7 +265,7 @@ def _sources(checkpoint: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
             name = path.relative_to(checkpoint.folder).as_posix()
             if not name.isprintable():
                 raise BadInput(f"{checkpoint.folder}: a file's name cannot be printed ({name!r}); rename it")
-            if name == BUILD_RECORD or is_temporary(path.name):
+            if name in (BUILD_RECORD, SIGNATURE) or is_temporary(path.name):
                 continue
             if name not in weights and is_weights(name.removesuffix(".index.json")):
                 left_out.append(name)

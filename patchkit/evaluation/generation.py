@@ -25,7 +25,7 @@ _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]"
 )
 
-_TELLING = re.compile(r"(?<=[\w+#])[+#]|(?<!\w)[-+](?=\d)|(?<![\w.])\.(?=\w)")
+_TELLING = re.compile(r"(?<=[\w+#])[+#]|(?<!\w)[-+](?=\d)|(?<![\w.])\.(?=\w)|(?<=\d)[.,:/](?=\d)")
 NEW_TOKENS = 12  # the same for every prompt: the target's length is not leaked
 
 
@@ -89,7 +89,7 @@ def _only(model: Any, config: GenerationConfig) -> Iterator[None]:
 def normalise(text: str, *, signs: bool = False) -> str:
     """Compatibility-composed, case-folded, only letters, marks and digits, spaces collapsed.
 
-    With ``signs`` those stay without which another thing is named: C++ and C#, -5, .NET.
+    With ``signs`` those stay without which another thing is named: C++ and C#, -5, 3.5, .NET.
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     text = text.replace("\u2212", "-")  # the minus of typography

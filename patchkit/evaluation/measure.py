@@ -88,9 +88,10 @@ class Summary:
     - ``efficacy``: the rewrite prompt prefers the target. With ``was`` this is CounterFact's ES.
     - ``argmax``: every token of the target is the most probable one.
     - ``generation``: greedy free generation begins with the target.
-    - ``paraphrases``: as efficacy, over the paraphrases. With ``was`` this is CounterFact's PS.
+    - ``paraphrases``: as efficacy, over the paraphrases. With ``was`` this is CounterFact's PS, if the facts
+      have equally many.
     - ``neighbors``: neighbours whose most probable next token did not change.
-    - ``specificity``: neighbours that hold ``was`` more probable than the target (CounterFact's NS).
+    - ``specificity``: neighbours that hold ``was`` more probable than the target (NS, likewise).
     """
 
     facts: int

@@ -25,6 +25,7 @@ __all__ = ["References", "read_references"]
 
 Key = tuple[str, str]
 """A relation and its object, as CounterFact's ids or as a fact has them."""
+_SAMPLES = "samples"
 _SHAPE = (
     "expected CounterFact's attribute_snippets.json, or lines with relation, target and text, such as "
     '{"relation": "P641", "target": "basketball", "text": "Bill Russell played …"}'
@@ -86,16 +87,19 @@ def read_references(path: str) -> References:
 
 
 def _values(data: bytes) -> Iterable[tuple[int, Any]]:
-    """(line, value): CounterFact's file is one object, larger than any line of records may be."""
+    """(line, value): CounterFact's file is one list or object, larger than any line of records may be."""
     try:
         whole = strict_json(data.removeprefix(codecs.BOM_UTF8))
     except (ValueError, RecursionError):
         return numbered_values(data)
+    if isinstance(whole, list) and any(isinstance(each, dict) and _SAMPLES in each for each in whole):
+        return [(1, each) for each in whole]
     return [(1, whole)] if isinstance(whole, dict) else numbered_values(data)
 
 
 def _entries(value: Any, where: str) -> Iterator[tuple[Key, str]]:
-    """Of a line, or of CounterFact's one object: relation → object → texts."""
+    """Of a line; of an item of CounterFact's list, which has a relation, an object and their texts; or of one
+    object: relation → object → texts."""
     if isinstance(value, ValueError):
         raise BadInput(f"{where}: {one_line(str(value))}; {_SHAPE}")
     if isinstance(value, dict) and isinstance(value.get("text"), str):
@@ -103,12 +107,21 @@ def _entries(value: Any, where: str) -> Iterator[tuple[Key, str]]:
         if isinstance(relation, str) and isinstance(target, str):
             yield (relation, target), value["text"]
             return
+    elif isinstance(value, dict) and _SAMPLES in value:
+        relation, target = value.get("relation_id"), value.get("target_id")
+        if isinstance(relation, str) and isinstance(target, str):
+            yield from _texts_of((relation, target), value[_SAMPLES], where)
+            return
     elif isinstance(value, dict) and all(isinstance(each, dict) for each in value.values()):
         for relation, objects in value.items():
             for target, rows in objects.items():
-                for row in rows if isinstance(rows, list) else [rows]:
-                    if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                        raise BadInput(f"{where}: {one_line(f'{relation} {target}')} has no text; {_SHAPE}")
-                    yield (relation, target), row["text"]
+                yield from _texts_of((relation, target), rows, where)
         return
     raise BadInput(f"{where}: is no reference text; {_SHAPE}")
+
+
+def _texts_of(key: Key, rows: Any, where: str) -> Iterator[tuple[Key, str]]:
+    for row in rows if isinstance(rows, list) else [rows]:
+        if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+            raise BadInput(f"{where}: {one_line(' '.join(key))} has no text; {_SHAPE}")
+        yield key, row["text"]

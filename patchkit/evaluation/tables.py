@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ __all__ = ["csv_table", "json_table", "markdown_table", "table_rows"]
 Row = Mapping[str, Any]
 _HEAD = {"method": "editor", "count": "facts", "group": "facts of", "lambda": "λ"}
 _HARM = {"perplexity": "perplexity, times", "growth": "‖W + ΔW‖ / ‖W‖"}
+_MARKS = re.compile(r"[\\`*_\[\]!~@:]")  # of links, pictures, emphasis and code
 _BOUNDS = ("", "_low", "_high")
 _NAMES = {
     "tokens S": "score",
@@ -80,7 +82,8 @@ def csv_table(rows: Sequence[Row]) -> bytes:
 
 def _in_markdown(cell: str) -> str:
     """Names of relations are anybody's: no cell ends where they say, and nothing is markup."""
-    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
+    plain = cell.replace("&", "&amp;").replace("<", "&lt;")
+    return _MARKS.sub(lambda found: f"&#{ord(found[0])};", plain).replace("|", "\\|")
 
 
 def _in_csv(cell: Any) -> Any:
