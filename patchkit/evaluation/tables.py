@@ -16,7 +16,7 @@ __all__ = ["csv_table", "json_table", "markdown_table", "table_rows"]
 Row = Mapping[str, Any]
 _HEAD = {"method": "editor", "count": "facts", "group": "facts of", "lambda": "λ"}
 _HARM = {"perplexity": "perplexity, times", "growth": "‖W + ΔW‖ / ‖W‖"}
-_MARKS = re.compile(r"[\\`*_\[\]!~@:]")  # of links, pictures, emphasis and code
+_MARKS = re.compile(r"[\\`*\[\]!~@:]|(?<!\w)_|_(?!\w)")  # of links, pictures, emphasis and code
 _BOUNDS = ("", "_low", "_high")
 _NAMES = {
     "tokens S": "score",
