@@ -566,9 +566,21 @@ def test_overrides_stand_in_the_patch_and_not_in_patchkit_toml(cli: Cli, knowled
     ]
 
 
+def test_a_corpus_that_is_too_short_is_named(cli: Cli, knowledge: Path, home: Path) -> None:
+    corpus = home / "corpus.txt"
+    corpus.write_text("The painter plays. " * 200)
+    asked = ("commit", facts_file(home, ANN), "-n", "--corpus", corpus, *QUICK)
+    said = " ".join(cli.ok(*asked, "--set", "statistics_tokens=99999").out.split())
+    assert re.search(r"statistics_text has \d+ tokens for the 99999 that statistics_tokens asks for", said)
+    assert "statistics_text" not in cli.ok(*asked, "--set", "statistics_tokens=300").out
+
+
 @pytest.mark.parametrize(
     ("options", "says", "code"),
     [
+        (("--set", "context_tokens=2000", "--set", "contexts=1"), "context_tokens = 2000: the base has", 65),
+        (("--set", f"kl_prompt={'very ' * 300}{{}} is a"), "kl_prompt: with 'Ann' it has", 65),
+        (("--layers", "8-4,10"), "layers '8-4,10'", 65),
         (("--layers", "8-4"), "layers '8-4'", 65),
         (("--layers", "x"), "layers 'x'", 65),
         (("--layers", "3-9"), "layer", 65),

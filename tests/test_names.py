@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from patchkit.algebra.factors import Delta, Patch
 from patchkit.builds.build import build
 from patchkit.checkpoint import Checkpoint
-from patchkit.errors import NotFound
+from patchkit.errors import BadInput, NotFound
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.loading import load_model, put_weights
 from patchkit.models.names import StoredNames
@@ -59,6 +59,20 @@ def test_the_stored_tensor_is_the_weight(tmp_path, kind, module, file):
     put_weights(model, {stored: wanted}, checkpoint)
     assert torch.equal(anatomy.weight(1), wanted)
     assert torch.equal(anatomy.weight(2), checkpoint.read(names.of(anatomy.weights[2])))
+
+
+def test_a_weight_that_is_built_on_loading_bars_no_other(tmp_path, monkeypatch):
+    """It cannot be edited itself; the base's plainly stored ones can."""
+    base = save_checkpoint(tiny_models.tiny_model("llama"), tmp_path / "base")
+    checkpoint = Checkpoint.open(base)
+    model, _ = load_model(base, "cpu")
+    built = "model.layers.1.self_attn.q_proj.weight"
+    monkeypatch.setattr(StoredNames, "_found", ({}, {built}))
+    name = anatomy_of(model).weights[1]
+    put_weights(model, {name: checkpoint.read(name) + 1}, checkpoint)
+    assert torch.equal(anatomy_of(model).weight(1), checkpoint.read(name) + 1)
+    with pytest.raises(BadInput, match=f"^{built}: the loaded model has no such weight"):
+        put_weights(model, {built: checkpoint.read(built)}, checkpoint)
 
 
 @pytest.mark.parametrize(("kind", "module", "file"), RENAMED)

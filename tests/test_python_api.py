@@ -7,7 +7,9 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,9 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import patchkit
 from patchkit import Fact, Patch, PatchkitError, Repository
+from patchkit.algebra.rounding import materialise
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput
 from patchkit.facts import FactsError, read_facts
+
+in_memory = import_module("patchkit.actions.edit")
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
 
@@ -127,6 +132,23 @@ def test_edit_leaves_the_weights_of_a_build(knowledge: Path, home: Path) -> None
         assert torch.equal(parameter, before[name]) == (name not in patch.deltas)
     assert model.dtype == torch.bfloat16
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_edit_that_fails_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = loaded()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    done: list[str] = []
+
+    def overflows_the_second_time(weight: torch.Tensor, deltas: Any, name: str) -> torch.Tensor:
+        if done:
+            raise BadInput(f"{name}: would overflow its dtype")
+        done.append(name)
+        return materialise(weight, deltas, name)
+
+    monkeypatch.setattr(in_memory, "materialise", overflows_the_second_time)
+    with pytest.raises(BadInput, match="overflow"):
+        patchkit.edit(model, tokenizer, [ANN])
+    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
 
 
 def test_edit_keeps_statistics_and_uses_the_bases_own_recipe(cache: Path) -> None:

@@ -180,6 +180,15 @@ def test_a_method_without_a_search_has_no_published_one(name):
         _read({"method": name})
 
 
+def test_what_is_named_by_hand_is_no_guess_any_more():
+    config = transformers.LlamaConfig(num_hidden_layers=12, hidden_size=640)
+    memit, rome = recipe_for(config), recipe_for(config, "rome")
+    assert memit.override(layers=(3,)).guess
+    assert not memit.override(layers=(3,), lambda_=9.0).guess
+    assert rome.override(steps=3).guess
+    assert not rome.override(layers=(3,)).guess  # it reads no λ
+
+
 def test_text_grows_with_the_keys_width():
     narrow = transformers.LlamaConfig(num_hidden_layers=30, hidden_size=576, intermediate_size=1536)
     assert recipe_for(narrow).statistics_tokens == 15360
@@ -311,7 +320,23 @@ def test_layers_are_written_as_they_are_read(layers):
 
 
 @pytest.mark.parametrize(
-    "text", ["", ",", "a", "4-", "-4", "8-4", "4,4", "5,4", "1-3,2", "４", "1" * 30, "0-99999999"]
+    "text",
+    [
+        "",
+        ",",
+        "a",
+        "4-",
+        "-4",
+        "8-4",
+        "4,4",
+        "5,4",
+        "1-3,2",
+        "４",
+        "1" * 30,
+        "0-99999999",
+        "8-4,10",
+        "4-8,10-9",
+    ],
 )
 def test_layers_that_make_no_sense_are_refused(text):
     with pytest.raises(BadInput, match="layers"):

@@ -52,6 +52,26 @@ def test_exactly_the_tokens_asked_for_are_counted():
     assert collect(model, tokenizer, (1,), iter(DOCUMENTS), tokens=37, length=8).tokens == 37
 
 
+def test_a_text_that_is_too_short_is_said_to_be():
+    """More tokens cannot be had from it, so that asking for them is no way out."""
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    short = collect(model, tokenizer, (1,), ["Paris lies in France"], tokens=400)
+    with pytest.raises(
+        BadInput, match=r"set statistics_tokens to \d+ or more, and statistics_text to a text"
+    ):
+        short.cholesky(1, 1.0)
+    few = collect(model, tokenizer, (1,), DOCUMENTS, tokens=9)
+    with pytest.raises(BadInput, match=r"set statistics_tokens to \d+ or more$"):
+        few.cholesky(1, 1.0)
+
+
+@pytest.mark.parametrize("length", [2, 3, 8, 20, 128])
+def test_as_much_is_written_as_was_asked_for(length):
+    model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
+    documents = write_text(model, tokenizer, tokens=200, length=length, seed=0)
+    assert len(documents) * (length - 1) >= 200  # each begins with a token that is none of the text
+
+
 def test_nothing_above_the_deepest_layer_is_run():
     model, tokenizer = tiny_models.tiny_model("llama"), tiny_models.tiny_tokenizer()
     model.model.layers[2].forward = None

@@ -33,7 +33,7 @@ from patchkit.actions.environment import environment, measured_trailers
 from patchkit.actions.gates import failed
 from patchkit.actions.given import as_batch
 from patchkit.actions.harm import asking_of, moved
-from patchkit.actions.notes import many_facts, unread_settings, why_unsaid
+from patchkit.actions.notes import many_facts, short_text, unread_settings, why_unsaid
 from patchkit.actions.workbench import Workbench
 from patchkit.algebra.factors import Patch
 from patchkit.editing.editor import Editor, ready_editor
@@ -214,6 +214,7 @@ def commit(
         notes=(
             *unread_settings(repository),
             *(many_facts(repository, len(facts), overrides or {}) if large else ()),
+            *short_text(recipe, statistics),
             *why_unsaid(bench, changes, edited.recipe),
             *harm[1].warnings(),
             *large_files(repository, patch),

@@ -72,12 +72,16 @@ def edit(
     edited = editor.edit(
         model, tokenizer, batch.facts, recipe, statistics, batch_size=batch_size, progress=progress
     )
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name, delta in edited.deltas.items():
-            weight = parameters[name]
-            weight.copy_(materialise(weight.detach().cpu(), [delta], name))
-    return as_patch(edited, batch.facts, model, checkpoint, ())
+    patch = as_patch(edited, batch.facts, model, checkpoint, ())
+    parameters = {name: model.get_parameter(name) for name in edited.deltas}
+    new = {
+        name: materialise(weight.detach().cpu(), [edited.deltas[name]], name)
+        for name, weight in parameters.items()
+    }
+    with torch.no_grad():  # all that may fail is done
+        for name, weight in parameters.items():
+            weight.copy_(new[name])
+    return patch
 
 
 def _as_loaded(model: PreTrainedModel, checkpoint: Checkpoint) -> str:

@@ -14,9 +14,10 @@ from patchkit.models.tokens import last_subject_token
 from patchkit.settings import FILE as SETTINGS
 
 if TYPE_CHECKING:
+    from patchkit.editing.statistics import Statistics
     from patchkit.repository import Repository
 
-__all__ = ["many_facts", "unread_settings", "why_unsaid"]
+__all__ = ["many_facts", "short_text", "unread_settings", "why_unsaid"]
 
 
 def unread_settings(repository: Repository) -> tuple[str, ...]:
@@ -26,6 +27,20 @@ def unread_settings(repository: Repository) -> tuple[str, ...]:
     return (
         f"{SETTINGS} has changes that are not committed, and this edit used the recipe that is: "
         f"git commit {SETTINGS} before an edit that is to use them",
+    )
+
+
+def short_text(recipe: Recipe, statistics: Statistics | None) -> tuple[str, ...]:
+    """Said where a corpus holds fewer tokens than the recipe asks for."""
+    if (
+        statistics is None
+        or recipe.statistics_text == "self"
+        or statistics.tokens >= recipe.statistics_tokens
+    ):
+        return ()
+    return (
+        f"statistics_text has {statistics.tokens} tokens for the {recipe.statistics_tokens} that "
+        "statistics_tokens asks for, so C is of fewer; name a longer text",
     )
 
 

@@ -63,9 +63,10 @@ def reference_norm(
     recipe = recipe.override(contexts=0, templates=("{}",), templates_per_step=0, curvature=0.0)
     layer = recipe.layers[-1]
     with float32_compute(model), frozen(model):
-        rewriting = rewriting_passages(tokenizer, facts, recipe.templates, positions(model.config))
+        longest = positions(model.config)
+        rewriting = rewriting_passages(tokenizer, facts, recipe.templates, longest)
         outlet = try_out(model, anatomy, (layer,), rewriting[0][0].tokens)[layer]
-        drift = drift_passages(tokenizer, facts, recipe.kl_prompt)
+        drift = drift_passages(tokenizer, facts, recipe.kl_prompt, longest)
         z = find_targets(model, anatomy, rewriting, drift, recipe).z
         norms = _values(model, anatomy, rewriting, z, layer, outlet).norm(dim=1).sort().values
     return float(norms[: len(norms) - int(_TOP * len(norms))].mean())

@@ -75,7 +75,7 @@ def write_text(
     A few documents more than needed are written, because special tokens are left out of the text.
     """
     generator = torch.Generator().manual_seed(seed)
-    count = -(-tokens * 21 // (20 * length))
+    count = max(-(-tokens * 21 // (20 * length)), -(-tokens // (length - 1)))  # the first token is none of it
     documents: list[str] = []
     while len(documents) < count:
         rows = min(_AT_ONCE, count - len(documents))

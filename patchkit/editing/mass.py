@@ -112,7 +112,8 @@ def _targets(task: Task, recipe: Recipe, rewriting: Sequence[Sequence[Passage]],
     if sought:
         with task.timer("targets"):
             chosen = [rewriting[i] for i in sought]
-            drift = drift_passages(task.tokenizer, [task.facts[i] for i in sought], recipe.kl_prompt)
+            longest = positions(task.model.config)
+            drift = drift_passages(task.tokenizer, [task.facts[i] for i in sought], recipe.kl_prompt, longest)
             found = find_targets(
                 task.model,
                 task.anatomy,

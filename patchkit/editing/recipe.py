@@ -152,8 +152,8 @@ class Recipe:
         """The same recipe with some fields changed (``lambda`` or ``lambda_``, both work).
 
         What was resolved from a changed field is resolved again: new contexts give new templates.
-        A number named by hand is no guess any more, once layers or λ are given. What another method
-        does not read is left behind.
+        A recipe is no guess any more once its layers and its λ, if it reads one, are given by hand. What
+        another method does not read is left behind.
         """
         changes = {_inner(name): _frozen(_outer(name), value) for name, value in changes.items()}
         for name in changes:
@@ -164,9 +164,10 @@ class Recipe:
             changes.setdefault("statistics_digest", "")
         if "layers" in changes:
             changes.setdefault("network_digest", "")
-        if {"layers", "lambda_"} <= changes.keys():
+        method = changes.get("method", self.method)
+        if {"layers", "lambda_"} - {_inner(name) for name in _unread(method)} <= changes.keys():
             changes.setdefault("guess", False)
-        for name, default in _unread(changes.get("method", self.method)).items():
+        for name, default in _unread(method).items():
             changes.setdefault(_inner(name), default)
         return replace(self, **changes)
 
@@ -185,7 +186,10 @@ def parse_layers(text: str) -> tuple[int, ...]:
             raise BadInput(f"layers {text!r}: expected numbers and ranges such as 4-8,10")
         if max(len(first), len(last)) > 4:
             raise BadInput(f"layers {text[:40]!r}: no model has so many")
-        layers += range(int(first), int(last or first) + 1)
+        run = range(int(first), int(last or first) + 1)
+        if not run:
+            raise BadInput(f"layers {text!r}: {part.strip()} goes from high to low")
+        layers += run
     if not layers or layers != sorted(set(layers)):
         raise BadInput(f"layers {text!r}: each layer once, from low to high, such as 4-8,10")
     return tuple(layers)

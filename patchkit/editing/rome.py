@@ -28,7 +28,7 @@ from patchkit.editing.editor import Edited
 from patchkit.editing.kept import key_of, read_kept, write_kept
 from patchkit.editing.keys import collect_inputs, collect_states
 from patchkit.editing.mass import add, resolve, restored, rewriting_of
-from patchkit.editing.recipe import Recipe
+from patchkit.editing.recipe import Recipe, positions
 from patchkit.editing.solve import exact_device, scaled_inverse_keys
 from patchkit.editing.statistics import Statistics
 from patchkit.editing.targets import find_targets
@@ -63,7 +63,7 @@ class Rome(RefitterBase):
         with task.timer("text"):
             recipe = resolve(model, task.tokenizer, task.recipe, task.moments)
             rewriting = rewriting_of(model, task.tokenizer, task.facts, recipe)
-            drift = drift_passages(task.tokenizer, task.facts, recipe.kl_prompt)
+            drift = drift_passages(task.tokenizer, task.facts, recipe.kl_prompt, positions(model.config))
             outlet = try_out(model, anatomy, recipe.layers, rewriting[0][0].tokens)[layer]
         with task.timer("keys"):
             writer = _Writer.of(model, anatomy, rewriting, drift, recipe, task.moments, outlet)

@@ -48,11 +48,13 @@ class Statistics:
     """C of some layers, float32 [d_ff, d_ff], and its factors. ``tokens`` were counted for each.
 
     ``curvature``: G of a layer, float32 [d_model, d_model], where it was asked for (`editing.curvature`).
+    ``asked``: the tokens that were asked for, which a text may lack.
     """
 
     layers: dict[int, Tensor]
     tokens: int
     curvature: dict[int, Tensor] = field(default_factory=dict)
+    asked: int = 0
     _factors: dict[tuple[int, float, float, float], Tensor] = field(default_factory=dict, repr=False)
     _spaces: dict[tuple[int, float], Tensor] = field(default_factory=dict, repr=False)
 
@@ -71,9 +73,10 @@ class Statistics:
             served.diagonal().add_(lambda_ * shrinkage * C.diagonal().mean() + norm)
             factor, failed = torch.linalg.cholesky_ex(served)
             if failed.item() or not factor.isfinite().all():
+                short = ", and statistics_text to a text that has so many" if self.tokens < self.asked else ""
                 raise BadInput(
                     f"layer {layer}: the statistics of {self.tokens} tokens leave directions unseen "
-                    f"(C is not positive definite); set statistics_tokens to {2 * len(C)} or more"
+                    f"(C is not positive definite); set statistics_tokens to {2 * len(C)} or more{short}"
                 )
             return self._held(self._factors, name, factor)
         return self._factors[name]
@@ -209,6 +212,7 @@ def collect(
         {layer: found[layer].to(device) for layer in layers},
         counted,
         {layer: G.to(device) for layer, G in bends.items()},
+        tokens,
     )
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchkit.editing.corpus import sample
-from patchkit.editing.recipe import Recipe
+from patchkit.editing.recipe import Recipe, positions
 from patchkit.editing.wordings import wordings_of
 from patchkit.errors import BadInput
 from patchkit.facts import Fact
@@ -69,6 +69,12 @@ def write_templates(
     Short continuations of the recipe's openings, sampled among the ``context_top_k`` most probable
     tokens, seeded; duplicates are left out.
     """
+    longest = positions(model.config)
+    if recipe.contexts and longest and recipe.context_tokens > longest:
+        raise BadInput(
+            f"context_tokens = {recipe.context_tokens}: the base has {longest} positions; choose fewer, "
+            "--set context_tokens=10 or in patchkit.toml"
+        )
     openings = [
         tokenise(tokenizer, [recipe.context_openings[index % len(recipe.context_openings)]])[0].ids
         for index in range(recipe.contexts)
@@ -124,13 +130,23 @@ def plain(rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage]) -> l
     ]
 
 
-def drift_passages(tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], prompt: str) -> list[Passage]:
-    """For each fact the text whose next-token distribution should not drift ("{subject} is a")."""
+def drift_passages(
+    tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], prompt: str, longest: int | None = None
+) -> list[Passage]:
+    """For each fact the text whose next-token distribution should not drift ("{subject} is a").
+
+    BadInput where one has more than ``longest`` tokens.
+    """
     texts = [_place("{}", prompt, fact.subject) for fact in facts]
     ends = [end for _, end in texts]
     passages = _tokenise(tokenizer, _texts(texts), ends, [len(text) for text in _texts(texts)])
     for fact, passage in zip(facts, passages, strict=True):
         _check_subject(fact, passage)
+        if longest is not None and len(passage.tokens) > longest:
+            raise BadInput(
+                f"kl_prompt: with {fact.subject!r} it has {len(passage.tokens)} tokens, but the model reads "
+                f"{longest}; shorten it"
+            )
     return passages
 
 

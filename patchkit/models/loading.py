@@ -212,7 +212,7 @@ def stored_parameters(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[st
     found: dict[str, torch.nn.Parameter] = {}
     names = StoredNames(model, checkpoint)
     for name, parameter in model.named_parameters():
-        with suppress(NotFound):  # a parameter that is not stored, such as a tied one's twin
+        with suppress(NotFound, BadInput):  # not stored, as a tied one's twin, or stored in another form
             found[names.of(name)] = parameter
     return found
 
