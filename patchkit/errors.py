@@ -6,6 +6,9 @@ and how to go on. ``docs/exit-codes.md`` is this table in prose; a test keeps th
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Self
+
 __all__ = [
     "BadInput",
     "Busy",
@@ -28,6 +31,12 @@ class PatchkitError(Exception):
     @property
     def message(self) -> str:
         return str(self)
+
+    def retold(self, text: str) -> Self:
+        """The same error in these words; some are made of more than a text."""
+        again = copy(self)
+        again.args = (text,)
+        return again
 
 
 class CheckFailed(PatchkitError):

@@ -275,6 +275,16 @@ def taken_back_and_solved_again(store: GitStore) -> None:
     again(store, name, one.without([1]))
 
 
+def joined_and_solved_again(store: GitStore) -> None:
+    """The new numbers are in no joined patch, and would be gone without a word."""
+    names = add(store, numbers(1), numbers(2))
+    on(store, "side", "main")
+    again(store, names[0], numbers(1, seed=9))
+    on(store, "main")
+    whole = numbers(1, 2, seed=1)
+    store.record(Changes(patches={whole.name: whole.files()}, removed=names), "Join")
+
+
 def twice(store: GitStore) -> None:
     on(store, "side", "main")
     add(store, patch([fact(1), fact(2)]))
@@ -302,6 +312,11 @@ CONFLICTS = {
         {"Person 1": "chess", "Person 2": "sport 2"},
     ),
     taken_back_and_solved_again: ("solved again", {"Person 1": "sport 1"}, {}),
+    joined_and_solved_again: (
+        "moved",
+        {"Person 1": "sport 1", "Person 2": "sport 2"},
+        {"Person 1": "sport 1", "Person 2": "sport 2"},
+    ),
     twice: (
         "twice",
         {"Person 1": "sport 1", "Person 2": "sport 2", "Person 3": "sport 3"},
@@ -646,6 +661,54 @@ def test_a_hook_that_refuses_or_alters(store: GitStore, script: str, says: str) 
     assert store.leftovers() == []
     (store.common_dir / "hooks" / "pre-commit").unlink()
     merge(store)
+
+
+def test_a_hook_that_takes_the_choices_out_of_the_message(store: GitStore) -> None:
+    """A paragraph behind the trailers makes text of them, and the merge could not be believed afterwards."""
+    name = returning(store)
+    before = (store.head(), tree_files(store))
+    hook(store, "commit-msg", 'printf "\\n\\nSee ticket 7.\\n" >> "$1"')
+    with pytest.raises(Refused, match=r"a hook altered the choices in the message .* was taken back"):
+        Repository(store).merge("side", facts={name: "theirs"})
+    assert (store.head(), tree_files(store)) == before
+    assert problems(store) == []
+    hook(store, "commit-msg", 'printf "Ticket: 7\\n" >> "$1"')
+    merge(store, facts={name: "theirs"})
+    assert "Ticket: 7" in git(store.root, "log", "-1", "--format=%(trailers)")
+
+
+def test_a_stopped_merge_of_a_tag_is_waited_for_too(store: GitStore) -> None:
+    other_targets(store)
+    git(store.root, "tag", "-a", "-m", "One", "v1", "side")
+    stopped(store, "v1")
+    (waits,) = [problem for problem in store.leftovers() if "merge" in problem.message]
+    assert str(merge_file(store)) in str(waits)
+    Repository(store).merge_continue(side="theirs")
+    assert problems(store) == []
+
+
+def test_a_merge_that_would_break_another_stack_is_refused(tmp_path: Path) -> None:
+    """This one is decided by its facts, the other as Git merges files; that is judged before the commit."""
+    git(tmp_path, "init", "-q", "-b", "main")
+    for name in ("small", "large"):
+        GitStore.init(tmp_path / name).record(Changes(settings=SETTINGS), "Start")
+    small, large = (GitStore.find(tmp_path / name) for name in ("small", "large"))
+    on(small, "side", "main")
+    add(small, numbers(1))
+    add(large, numbers(7, 8))
+    on(small, "main")
+    add(small, numbers(2))
+    add(large, numbers(7, 9))
+    before = (small.head(), tree_files(small))
+    with pytest.raises(BadInput, match=r"large/patches.*another stack of this repository, which this merge"):
+        Repository(small).merge("side")
+    assert (small.head(), tree_files(small), small.leftovers()) == (*before, [])
+    assert problems(large) == []
+    on(small, "side")
+    large.record(Changes(removed=[stored.name for stored in read_stack(large).patches]), "Away")
+    on(small, "main")
+    Repository(small).merge("side")
+    assert people(small) == [1, 2]
 
 
 def test_another_s_commit_in_between_is_not_lost(store: GitStore, monkeypatch: pytest.MonkeyPatch) -> None:

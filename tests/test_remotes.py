@@ -95,6 +95,18 @@ def test_without_a_base_the_next_step_is_said(place: Path) -> None:
     assert (found["patches"], found["stacks"]) == (1, ["."])
 
 
+def test_a_clone_into_the_folder_where_one_stands(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder stays the one that it was, so that the next command finds itself there."""
+    (place / "folder").mkdir()
+    was = (place / "folder").stat().st_ino
+    monkeypatch.chdir(place / "folder")
+    fine(here("clone", "../origin", ".", "--base", "../base"))
+    assert (place / "folder").stat().st_ino == was
+    assert "in force" in fine(here("status")).out
+    assert git(place / "folder", "status", "--porcelain") == ""
+    assert not list(place.rglob(".patchkit-*"))
+
+
 def test_the_folder_is_named_as_git_names_it(place: Path) -> None:
     for source, name in (("origin/.git", "origin"), ("bare.git/", "bare"), ("knowledge.bundle", "knowledge")):
         (place / "here").mkdir(exist_ok=True)
@@ -334,6 +346,14 @@ def test_what_came_is_in_force_and_the_build_follows(place: Path, mine: Reposito
     assert "origin/main has what would be undone" in one_line(here("undo", "-C", "mine"), 3)
     fine(here("undo", "-C", "mine", "--force"))
     assert mine.store.head() == git(place / "origin", "rev-parse", "HEAD~1")
+
+
+def test_a_branch_that_git_would_squash_goes_forward_all_the_same(place: Path, mine: Repository) -> None:
+    add(Repository.open(place / "origin"), 3)
+    git(mine.store.root, "config", "branch.main.mergeOptions", "--squash")
+    fine(here("pull", "-C", mine.store.folder))
+    assert mine.store.head() == git(place / "origin", "rev-parse", "HEAD")
+    assert git(mine.store.root, "status", "--porcelain") == ""
 
 
 def test_a_dry_run_moves_no_branch(place: Path, mine: Repository) -> None:

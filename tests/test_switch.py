@@ -206,6 +206,23 @@ def test_a_branch_of_a_remote(repository: Repository, tmp_path: Path) -> None:
     assert git(tmp_path / "clone", "rev-parse", "--abbrev-ref", "side@{upstream}") == "origin/side"
 
 
+def test_a_new_branch_follows_the_remote_s_that_it_begins_at(repository: Repository, tmp_path: Path) -> None:
+    git(tmp_path, "clone", "-q", str(repository.store.root), "clone")
+    clone = Repository.open(tmp_path / "clone")
+    fine(switch(clone, "-c", "mine", "origin/side"))
+    assert git(tmp_path / "clone", "rev-parse", "--abbrev-ref", "mine@{upstream}") == "origin/side"
+
+
+def test_where_a_hook_fails_behind_it_the_line_says_where_head_is(repository: Repository) -> None:
+    hook = repository.store.common_dir / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text("#!/bin/sh\nexit 3\n")
+    hook.chmod(0o755)
+    said = " ".join(switch(repository, "side").err.split())
+    assert "side is checked out, but a hook failed behind it" in said
+    assert git(repository.store.root, "branch", "--show-current") == "side"
+
+
 def test_a_dry_run_changes_nothing(repository: Repository) -> None:
     fine(here("build", "-C", repository.store.folder))
     before = file_hashes(repository.build_folder), git(repository.store.root, "reflog")

@@ -153,6 +153,14 @@ def test_a_new_time_stamp_is_no_change(store: GitStore) -> None:
     assert in_force(store) == {FIRST.name}
 
 
+def test_a_new_time_stamp_is_no_change_for_a_dry_run_either(store: GitStore) -> None:
+    for path in (store.folder / "patches").rglob("*.*"):
+        os.utime(path, (1, 1))
+    index = (store.git_dir / "index").read_bytes()
+    undo(store, "--dry-run")
+    assert (store.git_dir / "index").read_bytes() == index
+
+
 def test_what_was_pushed_is_not_undone_unless_forced(store: GitStore, tmp_path: Path) -> None:
     git(tmp_path, "init", "-q", "--bare", "remote")
     git(store.root, "remote", "add", "origin", str(tmp_path / "remote"))

@@ -7,7 +7,6 @@ import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,8 @@ from patchkit.facts import Batch, Fact, FactsError, Key, clashes
 from patchkit.git.recording import refuse_elsewhere
 from patchkit.git.store import Changes
 from patchkit.patch import DELTA, JOINT, KEYS, Header, read_patch_header
-from patchkit.stack import Stack, StoredPatch
+from patchkit.problem import Problem
+from patchkit.stack import Stack, StoredPatch, problems
 
 if TYPE_CHECKING:
     from patchkit.actions.commit import Committed
@@ -220,9 +220,22 @@ def apply_command(folder: Path, replaces: bool) -> str:
     return f"patchkit apply {'--replace ' if replaces else ''}{shlex.quote(str(folder))}"
 
 
+def broken_elsewhere(repository: Repository, commit: str, before: Sequence[str]) -> list[Problem]:
+    """What keeps the other stacks of a Git repository from being believed at ``commit``, of those that could
+    be at every commit of ``before``."""
+    found = []
+    for store in repository.store.stacks(commit):
+        trees = [store.tree(each) for each in (commit, *before)]
+        now, *then = [(tree.id, tree.settings) for tree in trees]
+        if store.folder == repository.store.folder or now in then:
+            continue
+        wrong = problems(store, commit)
+        if wrong and not any(problems(store, each) for each in before):
+            found += [Problem(f"{store.prefix}{p.path}", p.message, p.remedy) for p in wrong]
+    return found
+
+
 def kept_line(error: PatchkitError, folder: Path, replaces: bool) -> PatchkitError:
     """The same error, telling where the finished work lies."""
     command = apply_command(folder, replaces or isinstance(error, FactsError))  # those clash with the stack
-    told = copy(error)  # some are made of more than a text
-    told.args = (f"{error}; the finished patch is kept, commit it with: {command}",)
-    return told
+    return error.retold(f"{error}; the finished patch is kept, commit it with: {command}")

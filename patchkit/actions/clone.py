@@ -64,9 +64,9 @@ def clone(
 ) -> Cloned:
     """Clone ``url`` into ``folder`` (named after it if left out), if what it brings is believed.
 
-    Made in a temporary folder beside it and renamed when all is well, so that nothing of a refused
-    clone stays. TreeProblems lists what is wrong with it; NotFound and Unavailable where it cannot
-    be had; WouldOverwrite where ``folder`` is there and not empty.
+    Made in a temporary folder beside it (in it, where it is there already and empty) and moved when all is
+    well, so that nothing of a refused clone stays. TreeProblems lists what is wrong with it; NotFound and
+    Unavailable where it cannot be had; WouldOverwrite where ``folder`` is there and not empty.
     """
     place = checked_place(url, directory)
     target = (directory / (folder or name_for(place))).resolve()
@@ -77,21 +77,29 @@ def clone(
         target.parent.mkdir(parents=True, exist_ok=True)
     git = Git(target.parent)
     git.check_version()
-    temporary = target.parent / f".patchkit-{secrets.token_hex(8)}.tmp"
+    there = target.is_dir()  # maybe the folder that a shell stands in: it stays, and is filled
+    temporary = (target if there else target.parent) / f".patchkit-{secrets.token_hex(8)}.tmp"
     try:
         done = _checked(git, place, temporary, base, progress)
         if not dry_run:
             _check_out(Git(temporary), _stores(temporary, target.name))
-            if target.is_dir():
-                target.rmdir()
-            move_durably(temporary, target)
+            if there:
+                _move_in(temporary, target)
+            else:
+                move_durably(temporary, target)
     except BaseException as error:
         _clear(temporary, missing)
         if temporary.exists() and isinstance(error, PatchkitError):
-            raise type(error)(f"{error}; what came lies in {temporary}, remove it") from error
+            raise error.retold(f"{error}; what came lies in {temporary}, remove it") from error
         raise
     _clear(temporary, missing)
     return Cloned(target, shown_place(place), *done)
+
+
+def _move_in(temporary: Path, target: Path) -> None:
+    """Git's own folder last: before it is there, nobody takes the rest for a repository."""
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name == ".git"):
+        move_durably(path, target / path.name)
 
 
 def _clear(temporary: Path, parents: Sequence[Path]) -> None:
@@ -136,13 +144,11 @@ def _stores(root: Path, shown: str) -> list[GitStore]:
     git = Git(root)
     if git.ask("rev_parse", "--verify", "--quiet", "HEAD^{commit}") is None:
         raise NotFound(f"{shown}: is an empty repository; make one with patchkit init BASE")
-    out = git.read("ls_tree", "-r", "-z", "--name-only", "HEAD").decode("utf-8", "surrogateescape")
-    settings = [path for path in out.split("\0") if path.rpartition("/")[2] == SETTINGS]
-    if not settings:
-        raise NotFound(f"{shown}: holds no {SETTINGS}, so it is no repository of patches; see git clone")
     hashes = git.read("rev_parse", "--show-object-format").decode().strip()
-    inside = root / ".git"
-    return [GitStore(root, (root / path).parent, inside, inside, hashes) for path in settings]
+    stores = GitStore(root, root, root / ".git", root / ".git", hashes).stacks()
+    if not stores:
+        raise NotFound(f"{shown}: holds no {SETTINGS}, so it is no repository of patches; see git clone")
+    return stores
 
 
 def _check_out(git: Git, stores: Sequence[GitStore]) -> None:

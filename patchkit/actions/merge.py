@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchkit.actions.changes import broken_elsewhere
 from patchkit.actions.mergereport import (
     FORWARD,
     STOPPED,
@@ -45,7 +46,7 @@ from patchkit.merging.recording import (
     merging,
     refuse_dirty,
 )
-from patchkit.problem import one_line
+from patchkit.problem import Problem, one_line
 from patchkit.stack import TreeProblems, problems, read_stack
 
 if TYPE_CHECKING:
@@ -190,12 +191,18 @@ def _carried_out(repository: Repository, staging: Path, solved: Solved, done: Me
     def believe(commit: str) -> None:
         if found := problems(store, commit, memory=repository.catalogue):
             raise TreeProblems(found)
+        if found := broken_elsewhere(repository, commit, [sides.ours.commit, sides.theirs.commit]):
+            raise TreeProblems([Problem(p.path, p.message, _ELSEWHERE) for p in found])
 
     commit = commit_merge(store, staging, sides.ours.commit, sides.theirs.commit, text, believe)
     merge_file(store).unlink(missing_ok=True)
     return replace(done, commit=commit)
 
 
+_ELSEWHERE = (
+    "that is another stack of this repository, which this merge does not decide: settle it on one of the two "
+    "branches first, then merge"
+)
 _NEVER = {"": ""}  # the files of no patch: it is marked as in conflict whatever Git made of it
 
 

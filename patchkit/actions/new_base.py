@@ -134,7 +134,7 @@ def commit_move(
         store.config_set(store.base_key, str(folder))
         repository.catalogue.remember_fingerprint(folder, base.settings.base_fingerprint)
     except PatchkitError as error:
-        raise type(error)(
+        raise error.retold(
             f"{error}; the move is committed ({commit[:10]}), only {FILE}'s new base has no place on this "
             f"machine yet: patchkit base {folder}"
         ) from error

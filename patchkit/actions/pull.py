@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from patchkit.actions.changes import broken_elsewhere
 from patchkit.actions.switch import bring_in_line, stored_before
 from patchkit.actions.undo import patch_changes
 from patchkit.errors import NotFound, PatchkitError, Refused
@@ -69,7 +70,7 @@ def pull(
     if store.is_ancestor(new, old):
         return Pulled(name, upstream, old, old)
     bring_large(store, remote, new)
-    if found := repository.problems(new):
+    if found := [*repository.problems(new), *broken_elsewhere(repository, new, [old])]:
         raise TreeProblems([Problem(f"{upstream}:{p.path}", p.message, p.remedy) for p in found])
     if not store.is_ancestor(old, new):
         raise Refused(
@@ -84,7 +85,7 @@ def pull(
     env = {"GIT_REFLOG_ACTION": f"{ACTION} pull"}
     with writers_lock(store):  # HEAD is not to move under a commit that another command is making
         check_there(store, branch, old)
-        store.git.write("merge", "--ff-only", "--quiet", "--no-autostash", new, env=env)
+        store.git.write("merge", "--ff-only", "--no-squash", "--quiet", "--no-autostash", new, env=env)
     built = bring_in_line(repository, earlier, f"{name} is at {new[:10]}", progress)
     return Pulled(name, upstream, old, new, *changes, built)
 

@@ -79,15 +79,39 @@ def switch(
             move_branch(store, "", old, target, "", dry_run=True)
         return Switched(branch, target, *changes, left=left)
     earlier = stored_before(repository)
-    name = ("--create", branch, target) if create else (branch,)
+    name = ("--create", branch, _start(store, start, target)) if create else (branch,)
     with writers_lock(store):  # else a commit that another command is making would go to this branch
-        store.git.write("switch", "--quiet", "--no-recurse-submodules", *name)
+        _switch(store, *name)
     reached = os.fsdecode(store.git.read("symbolic_ref", "--short", "HEAD")).strip()
     done = f"{one_line(reached)} is checked out"
     if left is not None:
         done = f"{done} ({left_line(left)})"
     built = bring_in_line(repository, earlier, done, progress)
     return Switched(reached, target, *changes, built, left)
+
+
+def _start(store: GitStore, start: str | None, target: str) -> str:
+    """What Git is told to begin at: by its own name, so that a branch follows the remote's that it is of."""
+    if start is None or start.startswith("-"):
+        return target
+    found = store.git.ask("rev_parse", "--verify", "--quiet", f"{start}^{{commit}}")
+    return start if found is not None and found.decode("ascii").strip() == target else target
+
+
+def _switch(store: GitStore, *name: str) -> None:
+    """`git switch`; where a hook fails behind it, the line says where HEAD is by then."""
+    before = store.git.ask("symbolic_ref", "--quiet", "HEAD")
+    try:
+        store.git.write("switch", "--quiet", "--no-recurse-submodules", *name)
+    except PatchkitError as error:
+        now = store.git.ask("symbolic_ref", "--quiet", "HEAD")
+        if now is None or now == before:
+            raise
+        reached = one_line(os.fsdecode(now).strip().removeprefix("refs/heads/"))
+        raise error.retold(
+            f"{reached} is checked out, but a hook failed behind it ({error}); the build is as it was: "
+            "patchkit build"
+        ) from error
 
 
 def left_line(commit: str) -> str:
@@ -124,7 +148,7 @@ def bring_in_line(
             return None
         return repository.build(earlier=earlier, progress=progress)
     except PatchkitError as error:
-        raise type(error)(f"{done}, but the build is not in line with it: {error}") from error
+        raise error.retold(f"{done}, but the build is not in line with it: {error}") from error
 
 
 def _target(store: GitStore, branch: str, create: bool, start: str | None) -> str:

@@ -288,4 +288,4 @@ def _record(
             began_on=began_on,
         )
     except PatchkitError as error:
-        raise type(error)(f"{error}; what was found is {named}: set it in {FILE} by hand") from error
+        raise error.retold(f"{error}; what was found is {named}: set it in {FILE} by hand") from error

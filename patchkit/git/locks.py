@@ -93,12 +93,12 @@ def _waits(store: GitStore) -> str:
 def waiting_merge(store: GitStore) -> Path | None:
     """The file where the merge that is under way waits for choices; one of an earlier merge is none."""
     path = store.git_dir / MERGE_FILE
+    found = store.git.ask("rev_parse", "--verify", "--quiet", "MERGE_HEAD^{commit}")  # it may name a tag
     try:
-        brought = (store.git_dir / "MERGE_HEAD").read_text("utf-8").strip()
-        mine = f'merge = "{brought}"' in path.read_text("utf-8", "replace")
+        said = path.read_text("utf-8", "replace")
     except OSError:
         return None
-    return path if mine else None
+    return path if found is not None and f'merge = "{found.decode("ascii").strip()}"' in said else None
 
 
 def _git_locks(store: GitStore) -> Iterator[Problem]:

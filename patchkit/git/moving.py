@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from patchkit.errors import Busy, NotFound, PatchkitError, WouldOverwrite
@@ -119,7 +123,7 @@ def move_branch(store: GitStore, branch: str, old: str, new: str, why: str, *, d
     the branch meanwhile. After an error branch, index and work tree are as they were.
     """
     if dry_run:
-        _read_tree(store, old, new, "--dry-run")
+        _try_to_read_tree(store, old, new)
         return
     with writers_lock(store):
         check_there(store, branch, old)
@@ -154,11 +158,24 @@ def _go_back(store: GitStore, new: str, old: str) -> None:
             return
 
 
-def _read_tree(store: GitStore, old: str, new: str, *options: str) -> None:
+def _try_to_read_tree(store: GitStore, old: str, new: str) -> None:
+    """`_read_tree` on a copy of the index, which is refreshed first: a new time stamp is no change."""
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, "index")
+        with suppress(FileNotFoundError):
+            shutil.copyfile(store.git_dir / "index", copy)
+        env = {"GIT_INDEX_FILE": str(copy)}
+        store.git.write("update_index", "-q", "--refresh", env=env)
+        _read_tree(store, old, new, "--dry-run", env=env)
+
+
+def _read_tree(
+    store: GitStore, old: str, new: str, *options: str, env: Mapping[str, str] | None = None
+) -> None:
     """Git's two-way merge: what differs between the commits changes, all else is left as it is."""
     how: Sequence[str] = ("-m", "-u", *options)
     try:
-        store.git.write("read_tree", *how, old, new)
+        store.git.write("read_tree", *how, old, new, env=env)
     except PatchkitError as error:
         found = _IN_THE_WAY.search(str(error))
         if found is None:

@@ -115,7 +115,7 @@ def record(
         except BaseException as error:
             left = _take_back(store, plan, head, staging)
             if left and isinstance(error, PatchkitError):
-                raise type(error)(f"{error}; {left}") from error
+                raise error.retold(f"{error}; {left}") from error
             raise
 
 

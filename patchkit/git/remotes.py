@@ -81,4 +81,4 @@ def over_network(
         return git.write(command, *args, config=_NEVER, env={**silent, **(env or {})})
     except PatchkitError as error:
         where = f"{shown_place(place)}: " if isinstance(error, NotFound | Unavailable) else ""
-        raise type(error)(f"{where}{_SECRET.sub('', str(error))}") from error
+        raise error.retold(f"{where}{_SECRET.sub('', str(error))}") from error

@@ -127,6 +127,14 @@ class GitStore:
         section, _, name = BASE_KEY.partition(".")
         return f"{section}.{self.prefix.removesuffix('/')}.{name}" if self.prefix else BASE_KEY
 
+    def stacks(self, rev: str = "HEAD") -> list[GitStore]:
+        """Every stack of the repository at `rev`: the folders of its tree that hold a patchkit.toml."""
+        out = self.git.read("ls_tree", "-r", "-z", "--full-tree", "--name-only", rev)
+        paths = out.decode("utf-8", "surrogateescape").split("\0")
+        folders = [(self.root / path).parent for path in paths if path.rpartition("/")[2] == SETTINGS]
+        where = (self.git_dir, self.common_dir, self.objects.hash_name)
+        return [GitStore(self.root, folder, *where) for folder in folders]
+
     @classmethod
     def find(cls, path: Path) -> GitStore:
         """The repository whose patchkit.toml is in `path` or above it."""

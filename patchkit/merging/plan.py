@@ -31,6 +31,7 @@ SAYS = {
     "removed": "one side took it out, the other changed it",
     "solved again": "one side took its patch back, the other solved that patch again",
     "returned": "was taken back here, and the merge would bring it back",
+    "moved": "one side joined its patch with others, the other solved that patch again",
     "numbers": "both sides solved it again, each in its own way",
     "patch": "no version of it can be solved again to hold what the sides make together",
 }
@@ -242,9 +243,9 @@ def _place(sides: Sides, key: Key, ours: str, theirs: str) -> tuple[str | None, 
     if ours == theirs:
         return OURS, ""
     if ours in before and theirs not in before:
-        return THEIRS, ""
+        return (None, "moved") if _other_numbers(sides, sides.ours, ours) else (THEIRS, "")
     if theirs in before and ours not in before:
-        return OURS, ""
+        return (None, "moved") if _other_numbers(sides, sides.theirs, theirs) else (OURS, "")
     return None, "twice"
 
 
@@ -257,9 +258,16 @@ def _solved_again(sides: Sides, held: Held | None, other: Side) -> bool:
     return bool(before) and mine.folders[held.patch] not in before
 
 
+def _other_numbers(sides: Sides, side: Side, folder: str) -> bool:
+    """Whether a side has the facts that common ancestors have in this folder, and none of their numbers."""
+    mine = side.folders[folder]
+    before = [base.folders[folder] for base in sides.bases if folder in base.folders]
+    return mine not in before and any(mine.get(FACTS) == each.get(FACTS) for each in before)
+
+
 def _conflict(sides: Sides, kind: str, key: Key) -> Conflict:
     ours, theirs = sides.ours.held.get(key), sides.theirs.held.get(key)
-    back = theirs is not None and theirs.patch in _brought(sides)
+    back = theirs is not None and theirs.patch in _brought(sides) and kind != "moved"  # it was not taken back
     removal = sides.removed[theirs.patch] if back and theirs else None
     return Conflict(kind, key, None, ours, theirs, removal)
 

@@ -94,7 +94,7 @@ def _ended(store: GitStore, head: str) -> Iterator[None]:
         if not getattr(error, "stays", False) and store.head() == head:
             left = _end(store)
             if left and isinstance(error, PatchkitError):
-                raise type(error)(f"{error}; {left}") from error
+                raise error.retold(f"{error}; {left}") from error
         raise
 
 
@@ -241,8 +241,17 @@ def commit_merge(
         raise not_committed(failure)
     wanted, got = store.tree(candidate), store.tree(made)
     if (wanted.id, wanted.settings) != (got.id, got.settings):
-        _undo(store, head, made, candidate)
+        _undo(store, head, made, candidate, "patches")
+    if _trailers(store, made) != _trailers(store, candidate):
+        try:
+            believe(made)
+        except PatchkitError:  # without its choices it is another merge
+            _undo(store, head, made, candidate, "the choices in the message")
     return made
+
+
+def _trailers(store: GitStore, commit: str) -> bytes:
+    return store.git.read("log", "-1", "--format=%(trailers:only,unfold)", "--no-show-signature", commit)
 
 
 def _made(store: GitStore, head: str, target: str) -> str | None:
@@ -258,7 +267,7 @@ def _made(store: GitStore, head: str, target: str) -> str | None:
     return None
 
 
-def _undo(store: GitStore, head: str, made: str, candidate: str) -> None:
+def _undo(store: GitStore, head: str, made: str, candidate: str, altered: str) -> None:
     """Take the commit back if it is still HEAD (Git compares and swaps), and refuse."""
     why = "patchkit: taken back, the merged files were altered"
     try:
@@ -267,10 +276,10 @@ def _undo(store: GitStore, head: str, made: str, candidate: str) -> None:
         _remove_unknown(store, store.tree(candidate))
     except PatchkitError as error:
         raise Refused(
-            f"a hook altered patches in merge {made[:10]}, which could not be taken back ({error}); "
+            f"a hook altered {altered} in merge {made[:10]}, which could not be taken back ({error}); "
             f"do it by hand: git reset --merge {head[:10]}"
         ) from error
-    raise Refused("a hook altered patches while the merge was committed; it was taken back, mend the hook")
+    raise Refused(f"a hook altered {altered} while the merge was committed; it was taken back, mend the hook")
 
 
 def _remove_unknown(store: GitStore, tree: Tree) -> None:
