@@ -25,7 +25,7 @@ from patchkit.actions.mergereport import (
 )
 from patchkit.actions.mergesolve import Solved, solve_merge
 from patchkit.errors import BadInput, Busy, NotFound
-from patchkit.git.locks import operation_in_progress
+from patchkit.git.locks import merge_head, operation_in_progress
 from patchkit.git.recording import compose_message
 from patchkit.git.store import GitStore
 from patchkit.git.writers import writers_lock
@@ -42,7 +42,6 @@ from patchkit.merging.recording import (
     lay_out,
     left_state,
     mark,
-    merge_head,
     merging,
     refuse_dirty,
 )

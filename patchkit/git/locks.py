@@ -30,6 +30,7 @@ __all__ = [
     "being_written",
     "git_at_root",
     "leftovers",
+    "merge_head",
     "operation_in_progress",
     "uncommitted",
     "waiting_merge",
@@ -90,15 +91,21 @@ def _waits(store: GitStore) -> str:
     return f"; choose in {path}, then patchkit merge --continue, or end it" if path else ""
 
 
+def merge_head(store: GitStore) -> str | None:
+    """The commit that a merge under way brings in, also where its name is a tag's."""
+    found = store.git.ask("rev_parse", "--verify", "--quiet", "MERGE_HEAD^{commit}")
+    return None if found is None else found.decode("ascii").strip()
+
+
 def waiting_merge(store: GitStore) -> Path | None:
     """The file where the merge that is under way waits for choices; one of an earlier merge is none."""
     path = store.git_dir / MERGE_FILE
-    found = store.git.ask("rev_parse", "--verify", "--quiet", "MERGE_HEAD^{commit}")  # it may name a tag
+    brought = merge_head(store)
     try:
         said = path.read_text("utf-8", "replace")
     except OSError:
         return None
-    return path if found is not None and f'merge = "{found.decode("ascii").strip()}"' in said else None
+    return path if brought is not None and f'merge = "{brought}"' in said else None
 
 
 def _git_locks(store: GitStore) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from patchkit.errors import Busy, NotFound, PatchkitError, Refused, WouldOverwri
 from patchkit.files import fsync_folder, writing
 from patchkit.git.command import locked
 from patchkit.git.history import PATCHES
-from patchkit.git.locks import uncommitted
+from patchkit.git.locks import merge_head, uncommitted
 from patchkit.git.recording import keep_large, literal_pathspecs, not_committed, refuse_filters, replace_file
 from patchkit.git.writers import writers_lock
 from patchkit.problem import one_line
@@ -37,7 +37,6 @@ __all__ = [
     "lay_out",
     "left_state",
     "mark",
-    "merge_head",
     "merging",
     "refuse_dirty",
 ]
@@ -46,12 +45,6 @@ Folders = Mapping[str, Mapping[str, str]]
 """Patch folder -> file -> object id; no files for a folder that goes."""
 
 _FROM_STDIN = ("--pathspec-from-file=-", "--pathspec-file-nul")
-
-
-def merge_head(store: GitStore) -> str | None:
-    """The commit that a merge under way brings in."""
-    found = store.git.ask("rev_parse", "--verify", "--quiet", "MERGE_HEAD^{commit}")
-    return None if found is None else found.decode("ascii").strip()
 
 
 def refuse_dirty(store: GitStore) -> None:
