@@ -122,5 +122,8 @@ def test_a_key_of_any_letters_comes_back_from_its_trailer() -> None:
         assert read_choices([value]).keys == {found: 0}
         assert name == "Patchkit-Choice"
     assert read_choices(["theirs patches/a-00000000"]).brought_back == {"a-00000000"}
+    assert read_choices(["theirs patches/a-00000000"], "b/").brought_back == {"a-00000000"}
+    assert read_choices(["theirs b/patches/a-00000000"], "b/").brought_back == {"a-00000000"}
+    assert read_choices(["theirs b/patches/a-00000000"], "a/b/") == read_choices([])
     for nothing in ("", "ours", "theirs patches/../x", 'ours {"a": 1}', "mine x", "ours [1,2]", "ours ["):
         assert read_choices([nothing]) == read_choices([])

@@ -345,6 +345,32 @@ def test_an_acceptance_must_name_the_merge(store: GitStore, word: str) -> None:
     assert (problems(store) == []) == (word == "full")
 
 
+def test_an_acceptance_in_one_stack_accepts_nothing_in_another(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "-b", "main")
+    stores = []
+    for name in ("one's", "two"):
+        GitStore.init(tmp_path / name).record(Changes(settings=SETTINGS), "Start")
+        stores.append(GitStore.find(tmp_path / name))
+    git(tmp_path, "branch", "side")
+    for number, store in enumerate(stores):
+        _on(store, "side")
+        add(store, numbers(number))
+    _on(stores[0], "main")
+    git(tmp_path, "merge", "-q", "--squash", "side")
+    git(tmp_path, "commit", "-q", "-m", "Squashed")
+    git(tmp_path, "revert", "--no-edit", "HEAD")
+    _merge(stores[0], "side")
+    (wrong,), (other,) = map(problems, stores)
+    command = wrong.remedy.partition("keep it so with: ")[2]
+    assert command.endswith(" one'\"'\"'s/'")
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, capture_output=True)
+    assert (problems(stores[0]), problems(stores[1])) == ([], [other])
+    subprocess.run(
+        ["sh", "-c", command.partition(" one")[0] + "'"], cwd=tmp_path, check=True, capture_output=True
+    )
+    assert problems(stores[1]) == []
+
+
 def test_a_patch_that_a_second_merge_brings_back_is_named(store: GitStore) -> None:
     """Squash-merge, revert, then merge the branch again: Git takes the branch's patch once more."""
     _on(store, "side", "main")

@@ -711,6 +711,31 @@ def test_a_merge_that_would_break_another_stack_is_refused(tmp_path: Path) -> No
     assert people(small) == [1, 2]
 
 
+@pytest.mark.parametrize("folder", ["large", "[la] rge", "le]arge"])
+def test_what_is_chosen_in_one_stack_is_not_chosen_in_another(tmp_path: Path, folder: str) -> None:
+    """Both stacks say the same fact; only one is asked about it, and the other keeps its own side's."""
+    git(tmp_path, "init", "-q", "-b", "main")
+    for name in ("small", folder):
+        GitStore.init(tmp_path / name).record(Changes(settings=SETTINGS), "Start")
+    small, large = (GitStore.find(tmp_path / name) for name in ("small", folder))
+    (name,) = add(large, patch([fact(1)]))
+    (other,) = add(small, patch([fact(1)]))
+    on(large, "side", "main")
+    again(large, name, patch([fact(1, "chess")]))
+    on(large, "main")
+    again(large, name, patch([fact(1, "go")]))
+    again(small, other, patch([fact(1, "golf")]))
+    assert Repository(large).merge("side", side="theirs").commit
+    assert trailers(large) == [f"theirs {key(1)} {folder}/"]
+    assert (problems(large), problems(small)) == ([], [])
+    assert (in_force(large), in_force(small)) == ({"Person 1": "chess"}, {"Person 1": "golf"})
+    for given, right in (("", False), ("small/", False), (f"{folder}/", True)):
+        amended(large, f"theirs {key(1)} {given}")
+        assert (problems(small) == []) == right, given
+    amended(large, f"ours {key(1)} {folder}/")
+    assert (len(problems(large)), problems(small)) == (1, []), "what it names is so in no other way"
+
+
 def test_another_s_commit_in_between_is_not_lost(store: GitStore, monkeypatch: pytest.MonkeyPatch) -> None:
     from patchkit.actions import merge as action
 

@@ -29,7 +29,7 @@ from patchkit.git.locks import merge_head, operation_in_progress
 from patchkit.git.recording import compose_message
 from patchkit.git.store import GitStore
 from patchkit.git.writers import writers_lock
-from patchkit.merging.choices import choice_trailer
+from patchkit.merging.choices import choice_trailer, stack_folder
 from patchkit.merging.file import Stopped, merge_file, read_merge_file, write_merge_file
 from patchkit.merging.merges import is_shallow, merge_bases
 from patchkit.merging.plan import Answers, read_sides
@@ -183,7 +183,9 @@ def _carried_out(repository: Repository, staging: Path, solved: Solved, done: Me
     lay_out(store, staging, solved.folders, names, read)
     if elsewhere(store):
         raise _stopped(store, solved, done, joint)
-    trailers = [choice_trailer(side, what) for what, side in sorted(solved.plan.chosen.items(), key=str)]
+    folder = stack_folder(store.prefix)
+    chosen = sorted(solved.plan.chosen.items(), key=str)
+    trailers = [choice_trailer(side, what, folder) for what, side in chosen]
     trailers += [("Patchkit-Joint", name) for name in solved.joint]
     text = compose_message(done.message, trailers)
 

@@ -4,6 +4,11 @@
 first parent holds of it (or that it holds nothing) is in force after the merge. `theirs` is the second
 parent. `Patchkit-Choice: theirs patches/NAME` for a whole patch: its version is theirs, and it comes back
 on purpose if the first parent had taken it back.
+
+A repository may hold several stacks, each in a folder of its own. Where a stack is not the whole repository,
+its trailers say its folder, and another stack's say nothing about it: `theirs models/small/patches/NAME`, and
+`ours ["lebron james","prompt:{} plays the sport of"] models/small/`. A trailer
+without a folder is every stack's.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ from patchkit.canonical import canonical_json, strict_json
 from patchkit.facts import Key
 from patchkit.patch import valid_patch_name
 
-__all__ = ["CHOICE", "OURS", "THEIRS", "Choices", "choice_trailer", "read_choices"]
+__all__ = ["CHOICE", "OURS", "THEIRS", "Choices", "choice_trailer", "read_choices", "stack_folder"]
 
 CHOICE = "Patchkit-Choice"
 OURS, THEIRS = "ours", "theirs"
@@ -33,25 +38,36 @@ class Choices:
     brought_back: frozenset[str] = frozenset()
 
 
-def choice_trailer(side: str, what: Key | str) -> tuple[str, str]:
-    """The trailer that records a side for a fact's key, or for a patch by its folder's name."""
-    said = f"{_PATCHES}{what}" if isinstance(what, str) else canonical_json(list(what)).decode("utf-8")
-    return CHOICE, f"{side} {said}"
+def stack_folder(prefix: str) -> str:
+    """A stack's folder ("models/small/") as a trailer says it; "" where it is the whole repository, or where
+    one line of text cannot hold its name."""
+    return prefix if prefix.isprintable() and prefix == prefix.strip() else ""
 
 
-def read_choices(values: Iterable[str]) -> Choices:
-    """The choices in trailers' values; what is no choice is left out, and so is a key chosen both ways."""
+def choice_trailer(side: str, what: Key | str, folder: str = "") -> tuple[str, str]:
+    """The trailer that records a side for a fact's key, or for a patch by its folder's name; `folder` is the
+    stack's, from `stack_folder`."""
+    if isinstance(what, str):
+        return CHOICE, f"{side} {folder}{_PATCHES}{what}"
+    return CHOICE, f"{side} {canonical_json(list(what)).decode('utf-8')} {folder}".rstrip()
+
+
+def read_choices(values: Iterable[str], folder: str = "") -> Choices:
+    """The choices in trailers' values that are about the stack in `folder`.
+
+    What is no choice is left out, and so is a key chosen both ways.
+    """
     keys: dict[Key, set[int]] = {}
     back = set()
     for value in values:
         side, _, what = value.strip().partition(" ")
         if side not in (OURS, THEIRS):
             continue
-        name = what.removeprefix(_PATCHES)
-        if name != what:
-            if side == THEIRS and valid_patch_name(name):
+        name = what.removeprefix(folder).removeprefix(_PATCHES)
+        if valid_patch_name(name):
+            if side == THEIRS and what in (f"{_PATCHES}{name}", f"{folder}{_PATCHES}{name}"):
                 back.add(name)
-        elif (key := _key(what)) is not None:
+        elif (key := _key(what.removesuffix(folder))) is not None:
             keys.setdefault(key, set()).add((OURS, THEIRS).index(side))
     return Choices({key: side.pop() for key, side in keys.items() if len(side) == 1}, frozenset(back))
 

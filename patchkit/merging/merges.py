@@ -5,13 +5,14 @@ in force after it is the three-way merge of what was in force in its parents and
 and if it brings back no patch that its first parent had taken back since. A rebase, a squash or a
 cherry-pick has one parent: it is believed if it brings back no fact that was taken out (see `returns`).
 Wrong ones are named while the wrong state lasts, or until a later commit accepts it with the trailer
-`Patchkit-Accept: COMMIT`. Where a merge's own trailers say what was chosen (see `choices`), exactly that
-has to be so.
+`Patchkit-Accept: COMMIT` (and the stack's folder behind it, where a repository holds several). Where a
+merge's own trailers say what was chosen (see `choices`), exactly that has to be so.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Protocol
 from patchkit.errors import PatchkitError
 from patchkit.facts import Fact, Key, load_canonical
 from patchkit.git.history import LONG, PATCHES, read_history
-from patchkit.merging.choices import CHOICE, Choices, read_choices
+from patchkit.merging.choices import CHOICE, Choices, read_choices, stack_folder
 from patchkit.merging.returns import returned_facts
 from patchkit.patch import FACTS
 from patchkit.problem import Problem, one_line
@@ -103,7 +104,8 @@ def merge_problems(
     earlier = [violation for violation in known if store.is_ancestor(violation.merge, commit)]
     lasting = [violation for violation in dict.fromkeys((*earlier, *found)) if _lasts(violation, held)]
     accepted = _accepted(store, commit, {violation.merge for violation in lasting})
-    return [_problem(violation, held) for violation in lasting if violation.merge not in accepted]
+    folder = stack_folder(store.prefix)
+    return [_problem(violation, held, folder) for violation in lasting if violation.merge not in accepted]
 
 
 def three_way(bases: Sequence[Holdings], parents: Sequence[Holdings], key: Key) -> set[Said]:
@@ -164,7 +166,7 @@ class _Judge:
             return Choices()
         how = f"--format=%(trailers:key={CHOICE},valueonly,unfold)"
         out = self._store.git.read("log", "--max-count=1", "--no-color", "--no-show-signature", how, merge)
-        return read_choices(out.decode("utf-8", "replace").splitlines())
+        return read_choices(out.decode("utf-8", "replace").splitlines(), stack_folder(self._store.prefix))
 
     def holds(self, commit: str, key: Key) -> bool:
         """Whether a fact of this key is in force at a commit."""
@@ -291,10 +293,19 @@ def _accepted(store: GitStore, commit: str, merges: set[str]) -> set[str]:
             f"--format=%(trailers:key={ACCEPT},valueonly,unfold)",
             f"{merge}..{commit}",
         )
-        words = out.decode("utf-8", "replace").lower().split()
-        if any(_FULL_OR_SHORT.fullmatch(word) and merge.startswith(word) for word in words):
+        said = out.decode("utf-8", "replace").splitlines()
+        if any(_accepts(value.strip(), merge, stack_folder(store.prefix)) for value in said):
             accepted.add(merge)
     return accepted
+
+
+def _accepts(value: str, merge: str, folder: str) -> bool:
+    """Whether a trailer's value names this merge, and not another stack's folder."""
+    commit = value.removesuffix(folder)
+    words = commit.lower().split()
+    return not commit.endswith("/") and any(
+        _FULL_OR_SHORT.fullmatch(w) and merge.startswith(w) for w in words
+    )
 
 
 def taking_out(name: str) -> str:
@@ -302,9 +313,11 @@ def taking_out(name: str) -> str:
     return f"git rm -r -q -- {PATCHES}/{name} && git commit -m 'Take {name} out'"
 
 
-def _problem(violation: Violation, held: Mapping[str, Holder]) -> Problem:
+def _problem(violation: Violation, held: Mapping[str, Holder], folder: str) -> Problem:
     short = violation.merge[:10]
-    keep = f"keep it so with: git commit --allow-empty -m 'Accept the merge' --trailer '{ACCEPT}: {short}'"
+    what = "commit" if violation.removal is not None and violation.patch is None else "merge"
+    trailer = shlex.quote(f"{ACCEPT}: {short} {folder}".rstrip())
+    keep = f"keep it so with: git commit --allow-empty -m 'Accept the {what}' --trailer {trailer}"
     if violation.patch is not None:
         return Problem(
             f"{PATCHES}/{violation.patch}",
@@ -315,7 +328,6 @@ def _problem(violation: Violation, held: Mapping[str, Holder]) -> Problem:
     place = _place(violation, held)
     name, _, line = place.partition(":")
     if violation.removal is not None:
-        keep = keep.replace("the merge", "the commit")
         return Problem(
             f"{PATCHES}/{name}/{FACTS}:{line}",
             f"{text} was taken out by commit {violation.removal[:10]}, and commit {short} (a rebase, a "
