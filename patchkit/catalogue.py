@@ -139,7 +139,7 @@ class Catalogue(Beliefs):
         return bool(self._remembered(folder)) and self.known_fingerprint(folder) is None
 
     def _remembered(self, folder: Path) -> list[dict[str, Any]]:
-        return self.rows("select * from fingerprints where folder = ?", str(folder.resolve()))
+        return self.rows("select * from fingerprints where folder = ?", _written(folder.resolve()))
 
     # -- what was measured here ------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class Catalogue(Beliefs):
         """A build that was written just now: its `BuildRecord`, and the fingerprint of its weights."""
         value = record.to_json()
         row = {
-            "folder": str(folder.resolve()),
+            "folder": _written(folder.resolve()),
             "tree": tree,
             "base": value.get("base"),
             "date": _now(),
@@ -245,8 +245,13 @@ class Catalogue(Beliefs):
 
 def _put_fingerprint(db: Any, folder: Path, listing: tuple[str, float] | None, fingerprint: str) -> None:
     if listing is not None:
-        row = {"folder": str(folder.resolve()), "files": listing[0], "fingerprint": fingerprint}
+        row = {"folder": _written(folder.resolve()), "files": listing[0], "fingerprint": fingerprint}
         db["fingerprints"].upsert(row, pk="folder")
+
+
+def _written(path: str | Path) -> str:
+    """A path as SQLite takes it: bytes that are not UTF-8 are spelled out."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _known_patch(db: Any, patch: str) -> None:
@@ -263,7 +268,13 @@ def _listing(folder: Path) -> tuple[str, float] | None:
             if path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json"):
                 status = os.stat(path)
                 found.append(
-                    [path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+                    [
+                        _written(path.name),
+                        status.st_size,
+                        status.st_mtime_ns,
+                        status.st_ctime_ns,
+                        status.st_ino,
+                    ]
                 )
                 newest = max(newest, status.st_mtime, status.st_ctime)
     except OSError:

@@ -299,7 +299,7 @@ class Repository:
 
     def history(self, revision: str = "HEAD", limit: int | None = None) -> list[Commit]:
         """The commits that changed patches, newest first."""
-        changed = [c for c in self.store.history(revision) if c.added or c.changed or c.removed]
+        changed = [c for c in self.store.history(revision) if c.added or c.changed or c.removed or c.cut]
         return changed[:limit]
 
     def log(self, revision: str = "HEAD", limit: int | None = None, **options: Any) -> History:

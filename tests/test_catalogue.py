@@ -365,5 +365,5 @@ def test_migrations_are_applied_once_and_an_old_catalogue_is_brought_up(catalogu
         _measure(catalogue, "x")
     names = [row[0] for row in _ask(catalogue, "select name from _sqlite_migrations order by id")]
     first = ["m001_history", "m002_beliefs", "m003_measured", "m004_views", "m005_utc"]
-    assert names == [*first, "m006_authors"]
+    assert names == [*first, "m006_authors", "m007_versions"]
     assert len(catalogue.results("x")) == 4

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from patchkit.actions.pages import percent
 from patchkit.commands.display import (
     Column,
     console,
     counted,
     human_size,
     in_bytes,
-    percent,
     printable,
     progress_bars,
     table,
@@ -91,6 +91,7 @@ def test_numbers_for_people() -> None:
         "4e+03 TB",
     ]
     assert [percent(share) for share in (None, 0.0, 1.0, 0.12345)] == ["–", "0 %", "100 %", "12.3 %"]
+    assert [human_size(size) for size in (999_499, 999_700, 999_999_999)] == ["999 kB", "1 MB", "1 GB"]
     assert [percent(share, 2) for share in (0.0123, 0.996, 1.304, 25.6)] == [
         "1.2 %",
         "100 %",

@@ -9,6 +9,7 @@ from git_helpers import add, git, git_environment, make_store, numbers  # noqa: 
 
 from patchkit.git import history
 from patchkit.git.store import GitStore
+from patchkit.stack import read_stack
 
 pytestmark = pytest.mark.usefixtures("git_environment")
 
@@ -75,6 +76,24 @@ def test_a_kept_history_that_was_altered_is_not_believed(store: GitStore, place:
 def test_a_shallow_history_is_asked_again(store: GitStore, tmp_path: Path) -> None:
     git(tmp_path, "clone", "-q", "--depth", "1", store.root.as_uri(), "shallow")
     shallow = GitStore.find(tmp_path / "shallow")
-    assert len(shallow.history()) == 1
+    (end,) = shallow.history()
+    assert end.cut
+    assert (end.added, end.changed, end.removed, end.settings_changed) == ((), (), (), False)
     git(shallow.root, "fetch", "-q", "--unshallow")
     assert [commit.id for commit in shallow.history()] == [commit.id for commit in store.history()]
+
+
+def test_commits_of_one_second_stand_in_the_order_in_which_they_were_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A script makes a branch and merges it within the clock's tick; a parent is older all the same."""
+    for kind in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{kind}_DATE", "2026-01-01T00:00:00+00:00")
+    store = make_store(tmp_path / "one-second")
+    names = add(store, numbers(1))
+    git(store.root, "switch", "-q", "-c", "side")
+    names += add(store, numbers(2)) + add(store, numbers(3))
+    git(store.root, "switch", "-q", "main")
+    git(store.root, "merge", "-q", "--no-ff", "-m", "Merge", "side")
+    dated = read_stack(store).by_date(store.history())
+    assert [patch.name for patch, _ in dated] == names

@@ -17,6 +17,7 @@ from patchkit.evaluation.generation import continue_greedily
 from patchkit.evaluation.likelihood import score_targets
 from patchkit.git.store import GitStore
 from patchkit.repository import Repository
+from patchkit.stack import read_stack
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
 
@@ -118,6 +119,32 @@ def test_merges_are_searched_as_git_bisect_searches_them(store: GitStore, tmp_pa
         assert found_in(result) == culprit, name
         if name in ("side 11", "merge", "two"):
             assert by_git(store, culprit, tmp_path) == culprit
+
+
+def test_a_branch_that_forked_before_the_older_end_is_not_blamed_for_what_it_never_had(
+    store: GitStore,
+) -> None:
+    """It has not the fact that the older end has, so that it seems to be broken; the revert broke it."""
+    add(store, numbers(0))
+    git(store.root, "switch", "-q", "-c", "side")
+    for number in range(10, 14):
+        add(store, numbers(number))
+    git(store.root, "switch", "-q", "main")
+    add(store, numbers(1))
+    good = head(store)
+    git(store.root, "merge", "-q", "--no-ff", "-m", "merge", "side")
+    merge = head(store)
+    git(store.root, "revert", "--no-edit", good)
+
+    def says(commit: str) -> bool:
+        return any(
+            fact.subject == "Person 1" for patch in read_stack(store, commit).patches for fact in patch.facts
+        )
+
+    result = first_change(store, says, good=good)
+    assert (found_in(result), result.made, result.candidates) == (head(store), False, 2)
+    brings = first_change(store, lambda commit: commit in (merge, head(store)), good=good)
+    assert (found_in(brings), brings.made) == (merge, True)
 
 
 def test_a_merge_that_breaks_what_both_sides_had_is_found(store: GitStore) -> None:

@@ -207,6 +207,14 @@ def test_a_base_s_own_signature_is_not_that_of_a_build(tmp_path: Path) -> None:
         assert verify(tmp_path / "build", tmp_path / "ann.pub.pem")[0] == 0
 
 
+def test_a_program_reads_why_a_folder_is_not_verified(root: Path) -> None:
+    (root / "adapter" / "extra.txt").write_text("more")
+    done = here("verify", root / "adapter", "--require-signed-by", root / "ann.pub.pem", "--json")
+    found = json.loads(done.out)
+    assert (done.code, found["verified"], found["folder"]) == (1, False, str(root / "adapter"))
+    assert found["problems"][0] in done.err
+
+
 def test_each_file_that_differs_is_named(root: Path) -> None:
     folder = root / "adapter"
     (folder / "README.md").write_bytes(b"x")

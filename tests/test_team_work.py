@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from command_helpers import Cli, cli, facts_file, git, git_environment, home, kn
 from patchkit.errors import NotFound
 from patchkit.evaluation.cases import read_cases
 from patchkit.facts import read_facts
+from patchkit.repository import Repository
 
 __all__ = ["cli", "git_environment", "home", "knowledge"]
 
@@ -73,6 +76,27 @@ def test_in_a_part_of_the_history_only_patches_that_are_named_are_taken_back(
     assert git(home / "shallow", "rev-parse", "HEAD") == before
     done = cli.ok("-C", home / "shallow", "revert", "lebron-james", "-n", "--json").json
     assert len(done["removed"]) == 1
+
+
+def test_what_came_before_a_shallow_clone_is_no_commit_s(cli: Cli, knowledge: Path, home: Path) -> None:
+    """Git tells the whole tree as the change of the commit at which such a clone ends."""
+    git(home, "clone", "-q", "--depth", "1", knowledge.as_uri(), "shallow")
+    here = ("-C", home / "shallow")
+    (end,) = cli.ok(*here, "log", "--json").json
+    assert (end["cut"], end["added"], end["changed"], end["removed"]) == (True, [], [], [])
+    for words in (("log",), ("log", "--graph"), ("log", "--facts")):
+        assert "a shallow clone ends here" in cli.ok(*here, *words).out, words
+    assert "there may be more" in cli(*here, "log", "--subject", "LeBron James").err
+    assert "beyond the end of this shallow clone" in cli.ok(*here, "blame", "LeBron James").out
+    assert "beyond the end of this shallow clone" in cli.ok(*here, "show", "lebron-james").out
+    assert {row["date"] for row in cli.ok(*here, "stack", "--json").json} == {None}
+    git(home / "shallow", "fetch", "-q", "--unshallow")
+    for words in (("log", "--json"), ("blame", "LeBron James", "--json")):
+        assert cli.ok(*here, *words).json == cli.ok("-C", knowledge, *words).json, words
+    assert (
+        cli.ok(*here, "show", "lebron-james", "--json").json["commit"]
+        == cli.ok("log", "--json").json[1]["id"]
+    )
 
 
 def test_a_dry_run_of_a_build_refuses_the_folders_that_a_build_refuses(
@@ -154,3 +178,71 @@ def test_small_lies(cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch) 
     for read in (read_facts, read_cases):
         with pytest.raises(NotFound, match="standard input: is closed"):
             read("-")
+
+
+def without_keys(folder: Path, name: str) -> None:
+    """The keys are gone by one commit, and come back by another; the patch is in force all the time."""
+    keys = f"patches/{name}/keys.safetensors"
+    git(folder, "rm", "-q", keys)
+    git(folder, "commit", "-q", "-m", "Ship less")
+    git(folder, "checkout", "-q", "HEAD~1", "--", keys)
+    git(folder, "commit", "-q", "-m", "Keep the keys")
+
+
+def test_a_patch_whose_keys_went_and_came_was_in_force_all_the_time(cli: Cli, knowledge: Path) -> None:
+    before = cli.ok("stack", "--json").json
+    oldest, newest = (row["name"] for row in before)
+    without_keys(knowledge, oldest)
+    assert cli.ok("stack", "--json").json == before
+    back, gone, *_ = cli.ok("log", "--json").json
+    for entry in (back, gone):
+        assert (entry["added"], entry["changed"], entry["removed"]) == ([], [oldest], [])
+    assert cli.ok("revert", "-n", "--json").json["removed"] == [newest]
+    cli.ok("revert", back["id"])
+    assert [row["name"] for row in cli.ok("stack", "--json").json] == [oldest, newest]
+    assert not (knowledge / "patches" / oldest / "keys.safetensors").exists()
+
+
+def test_two_trees_that_hold_one_version_with_its_keys_and_without_are_both_believed(
+    cli: Cli, knowledge: Path
+) -> None:
+    name = cli.ok("stack", "--json").json[0]["name"]
+    cli.ok("reindex", "-q")
+    whole = cli.ok("stack", "--json").json[0]["size"]
+    git(knowledge, "rm", "-q", f"patches/{name}/keys.safetensors")
+    git(knowledge, "commit", "-q", "-m", "Ship less")
+    cli.ok("reindex", "-q")
+    cli.ok("commit", "--fact", "Ann | {} lies in | Rome", "--set", "steps=1", "-q")
+    assert "catalogue" not in cli("fsck", "--full").out
+    assert cli.ok("stack", "HEAD~2", "--json").json[0]["size"] == whole
+    assert cli.ok("stack", "--json").json[0]["size"] < whole
+
+
+def test_a_share_is_shown_the_first_time_too(cli: Cli, knowledge: Path) -> None:
+    one, two = (row["name"] for row in cli.ok("stack", "--json").json)
+    cli.ok("stack", "squash", one, two, "-q")
+    first, second = cli.ok("show", "--json").json, cli.ok("show", "--json").json
+    assert first == second
+    assert all(weight["share"] > 0 for weight in first["weights"])
+
+
+def test_a_model_that_broke_down_is_shown(cli: Cli, knowledge: Path) -> None:
+    """A probability that is no number is kept as none."""
+    repository = Repository.open(knowledge)
+    stored = repository.stack().patches[0]
+    state = {"rewrite": {"target": math.nan, "says": False, "text": ""}}
+    repository.catalogue.record_results(
+        stored.id, results=[{"before": state, "after": state}], summary={}, timings={}, environment={}
+    )
+    (row,) = (line for line in cli.ok("show", stored.name).out.splitlines() if stored.facts[0].target in line)
+    assert row.split()[-2:] == ["–", "–"]
+
+
+def test_a_folder_whose_name_is_no_text_is_remembered(cli: Cli, knowledge: Path, home: Path) -> None:
+    place = os.fsdecode(os.fsencode(home) + b"/caf\xe9")
+    cli.ok("build", "--out", place, "-q")
+    cli.ok("build", "--out", place, "-q")
+    cli.ok("status")
+    os.rename(knowledge, f"{place} too")
+    for command in ("build", "build", "status"):
+        cli.ok("-C", f"{place} too", command)

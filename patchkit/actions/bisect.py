@@ -146,13 +146,18 @@ def first_change(
 
 
 class _Search:
-    """The commits in doubt are those reachable from ``newer`` and from none of ``older``."""
+    """The commits in doubt are those reachable from ``newer`` and from none of ``older``.
+
+    With a commit as the older end, only those that stand on it: of a branch that forked before it, the merge
+    that brought it in is found.
+    """
 
     def __init__(
         self, store: GitStore, says: Says, older: str, newer: str, progress: Callable[[str, int, int], None]
     ) -> None:
         self.store, self.says, self.progress = store, says, progress
         self.older, self.newer = [older], newer
+        self.above = self._above()
         self.steps: list[Step] = []
         self.skipped: set[str] = set()
         self.known: dict[str, bool] = {}  # by tree
@@ -217,4 +222,15 @@ class _Search:
             f":(top,literal){self.store.prefix}{PATCHES}",
             f":(top,literal,exclude){self.store.prefix}{PATCHES}/.gitattributes",
         )
-        return re.findall(r"^([0-9a-f]{40,64})", out.decode("ascii", "replace"), re.MULTILINE)
+        found = re.findall(r"^([0-9a-f]{40,64})", out.decode("ascii", "replace"), re.MULTILINE)
+        return [commit for commit in found if self.above is None or commit in self.above]
+
+    def _above(self) -> set[str] | None:
+        """The commits that stand on the older end; None where that is the base, on which all stand.
+
+        What forked before it stands without its patches, and would answer for them.
+        """
+        if BASE in self.older:
+            return None
+        out = self.store.git.read("rev_list", "--ancestry-path", f"{self.older[0]}..{self.newer}")
+        return set(out.decode("ascii").split())

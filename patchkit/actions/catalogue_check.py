@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.versions import Reached, Versions, tree_files
-from patchkit.database.beliefs import patch_rows
+from patchkit.database.beliefs import is_outdated, patch_rows
 from patchkit.database.indexing import change_rows, commit_row
 from patchkit.database.opening import open_to_read
 from patchkit.database.schema import LOST_INDEX, newer
@@ -177,7 +177,7 @@ class _Comparison:
 
     def _trees(self) -> Iterator[str]:
         for row in self._rows("select * from trees"):
-            if row["id"] not in self.found.trees:
+            if row["id"] not in self.found.trees or is_outdated(row["digest"]):
                 continue
             held = self.repository.catalogue.recall(row["id"], row["base"])
             if held is None:

@@ -30,7 +30,7 @@ def difference_page(difference: Difference) -> str:
         facts=_facts(difference),
         bar=lambda norm: _pixels(norm / largest if largest else 0.0),
         share=_pixels,
-        percent=lambda share: "–" if share is None else f"{100 * share:.2g} %",
+        percent=lambda share: pages.percent(share, 2),
         angles=_range,
         curve=_curve,
     )

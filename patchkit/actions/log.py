@@ -65,10 +65,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class History:
-    """The commits that were asked for; ``graph`` has a row for each, and for those left out between."""
+    """The commits that were asked for; ``graph`` has a row for each, and for those left out between.
+
+    ``cut``: the search came to the end of a shallow clone, and what it found may not be all.
+    """
 
     entries: tuple[Entry, ...]
     graph: tuple[GraphRow, ...] = ()
+    cut: bool = False
 
 
 def log(
@@ -98,14 +102,17 @@ def log(
     if facts or searched:
         told = history_of(store, commits)
     chosen: list[Entry] = []
+    cut = False
     for entry in told:
+        cut |= entry.commit.cut
         moves = [move for move in entry.facts or () if _asked_for(move, subject, text)]
         if (searched and not moves) or not _listed(entry.commit, bool(graph)):
             continue
         chosen.append(replace(entry, facts=tuple(moves) if facts else None))
         if limit is not None and len(chosen) == limit:
             break
-    return History(tuple(chosen), tuple(read_graph(store, commit, graph, since)) if graph else ())
+    drawing = tuple(read_graph(store, commit, graph, since)) if graph else ()
+    return History(tuple(chosen), drawing, cut)
 
 
 def _ends(store: GitStore, revision: str) -> tuple[str | None, str]:
@@ -154,9 +161,9 @@ def history_of(store: GitStore, commits: Sequence[Commit]) -> Iterator[Entry]:
 
 
 def _listed(commit: Commit, graph: bool) -> bool:
-    """Whether it changed patches; in a graph, a merge of two sides that did is listed too."""
+    """Whether it changed patches, or may have; in a graph, a merge of two sides that did is listed too."""
     merges = graph and len(commit.parents) > 1
-    return bool(commit.added or commit.changed or commit.removed or merges)
+    return bool(commit.added or commit.changed or commit.removed or merges or commit.cut)
 
 
 def _facts_files(commit: Commit) -> list[FileChange]:
@@ -183,6 +190,8 @@ def _read(store: GitStore, oids: Sequence[str]) -> dict[str, tuple[Fact, ...]]:
 
 def _moves(commit: Commit, known: dict[str, tuple[Fact, ...]]) -> Iterator[FactMove]:
     """By key over the whole commit: a fact that one patch lost and another got has changed its patch."""
+    if commit.cut:
+        return
     before: dict[Key, tuple[str, Fact]] = {}
     after: dict[Key, tuple[str, Fact]] = {}
     for change in _facts_files(commit):

@@ -13,7 +13,7 @@ from patchkit.errors import NotWritten, WouldOverwrite
 from patchkit.fact import UNSEEN
 from patchkit.files import write_durably
 
-__all__ = ["render", "write_page"]
+__all__ = ["percent", "render", "write_page"]
 
 _BEGIN = "<!DOCTYPE html>\n<!-- {} -->"  # as page.html.jinja begins
 
@@ -30,6 +30,14 @@ def render(template: str, mark: str, **values: Any) -> str:
         trim_blocks=True,
     )
     return environment.get_template(template).render(mark=mark, **values)
+
+
+def percent(share: float | None, digits: int = 3) -> str:
+    """A share as a percentage; a dash where there was nothing to measure."""
+    if share is None:
+        return "–"
+    told = f"{100 * share:.{digits}g}"
+    return f"{100 * share:.0f} %" if "e+" in told else f"{told} %"
 
 
 def write_page(page: str, path: Path, mark: str) -> None:

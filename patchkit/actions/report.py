@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.diff import WeightDifference, difference_of
@@ -102,14 +102,15 @@ def report(repository: Repository, revision: str = "HEAD") -> Report:
     facts = _facts(repository, stack, rows) if stack else []
     loaded = _loaded(repository, stack, rows) if stack else {}
     left_out = incomparable(loaded.values()) if loaded else None
+    history = log(repository, revision, graph=DRAWN)
     return Report(
         name=store.folder.name,
         revision=revision,
         commit=commit,
         settings=settings,
         problems=problems,
-        history=log(repository, revision, COMMITS, graph=DRAWN),
-        commits=len(repository.history(revision)),
+        history=replace(history, entries=history.entries[:COMMITS]),
+        commits=len(history.entries),
         patches=len(rows) if stack else None,
         rows=tuple(rows[:ROWS]),
         facts_in_force=sum(row.facts for row in rows),

@@ -50,7 +50,7 @@ def report_page(report: Report) -> str:
         largest=max((item.weight.norm for item in report.weights), default=0.0) or 1.0,
         loaded=LOADED,
         pixels=lambda share: round(_BAR * min(max(share, 0.0), 1.0), 1),
-        percent=lambda share: "–" if share is None else f"{100 * share:.3g} %",
+        percent=pages.percent,
         cell=_cell,
         colour=_colour,
     )
@@ -71,6 +71,8 @@ def _told(entry: Entry) -> list[_Line]:
         _Line("changed", commit.id[:10], f"{commit.date:%Y-%m-%d}, {commit.author}"),
         _Line("", "", commit.subject),
     ]
+    if commit.cut:
+        lines.append(_Line("quiet", "a shallow clone ends here: what this changed is not known", ""))
     for kind, sign, names in (
         ("added", "+", commit.added),
         ("changed", "~", commit.changed),

@@ -149,7 +149,11 @@ def _weights(repository: Repository, stored: StoredPatch) -> list[Weight]:
         norms = repository.patch(stored).norms()
         with suppress(PatchkitError):  # kept, so that torch need not be loaded for them again
             repository.catalogue.record_norms(stored.id, norms, stored.header.base, {})
-        return [Weight(n, entry.rank, norms[n], None) for n, entry in sorted(stored.header.weights.items())]
+        of_base = repository.catalogue.base_norms(stored.header.base)
+        return [
+            Weight(name, entry.rank, norms[name], norms[name] / of_base[name] if of_base.get(name) else None)
+            for name, entry in sorted(stored.header.weights.items())
+        ]
     return [
         Weight(name, entry.rank, known[name]["norm"], known[name]["share"])
         for name, entry in sorted(stored.header.weights.items())

@@ -52,9 +52,9 @@ def command(
     touch patches, on one loaded model and without touching the work tree.
 
     Git chooses the commits as git bisect does, over branches and merges; where the two sides of a
-    merge are right and the merge is not, the merge is found. A commit that cannot be asked (its
-    stack cannot be believed) is passed over and told. As with git bisect, of an answer that changed
-    several times one change is found.
+    merge are right and the merge is not, the merge is found, and so it is where its branch forked
+    before --good. A commit that cannot be asked (its stack cannot be believed) is passed over and
+    told. As with git bisect, of an answer that changed several times one change is found.
 
     \b
     Examples:

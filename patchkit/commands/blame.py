@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 
 from patchkit.commands.common import directory_option, is_text, json_option, open_repository, print_json
-from patchkit.commands.display import NAME, QUIET, Column, console, progress_bars, say, table
+from patchkit.commands.display import BEYOND, NAME, QUIET, Column, console, progress_bars, say, table
 
 if TYPE_CHECKING:
     from patchkit.actions.blame import Blamed, Responsible
@@ -77,7 +77,9 @@ def command(
 def _show_fact(out: Console, item: Responsible) -> None:
     say(out, f"{item.fact.text} → {item.fact.target}", "bold")
     say(out, f"{item.patch}, line {item.line}", label="    patch   ", label_style=QUIET)
-    if item.commit is not None:
+    if item.commit is None:
+        say(out, BEYOND, label="    commit  ", label_style=QUIET)
+    else:
         say(out, f"{item.commit.id[:10]} {item.commit.subject}", label="    commit  ", label_style=QUIET)
         say(out, _who(item.commit), label="    by      ", label_style=QUIET)
     if item.fact.source is not None:
@@ -101,8 +103,12 @@ def _show_measured(out: Console, found: Blamed) -> None:
     ]
     out.print(table(out, [*columns, Column("says then", 3, wraps=True)], rows))
     first = found.influences[0]
-    if first.commit is not None and first.without < found.probability:
-        out.print()
+    if first.without >= found.probability:
+        return
+    out.print()
+    if first.commit is None:
+        say(out, f"the commit of {first.patch} is {BEYOND}")
+    else:
         say(out, f"{first.commit.id[:10]}  {_who(first.commit)}", NAME)
         say(out, first.commit.subject, label="    ")
 

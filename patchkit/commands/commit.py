@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from patchkit.actions.pages import percent
 from patchkit.commands.common import (
     directory_option,
     dry_run_option,
@@ -19,7 +20,7 @@ from patchkit.commands.common import (
     recipe_options,
     recipe_overrides,
 )
-from patchkit.commands.display import GOOD, QUIET, WARNING, console, human_size, percent, progress_bars, say
+from patchkit.commands.display import GOOD, QUIET, WARNING, console, human_size, progress_bars, say
 from patchkit.facts import Batch, parse_inline, read_facts, with_reverses
 
 __all__ = ["command", "read_given", "show"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 
+from patchkit.actions.pages import percent
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
 from patchkit.commands.display import (
     BAD,
@@ -16,7 +17,6 @@ from patchkit.commands.display import (
     QUIET,
     Column,
     console,
-    percent,
     progress_bars,
     say,
     table,

@@ -23,6 +23,7 @@ from rich.text import Text
 
 __all__ = [
     "BAD",
+    "BEYOND",
     "CHANGED",
     "GAP",
     "GOOD",
@@ -36,7 +37,6 @@ __all__ = [
     "folded",
     "human_size",
     "in_bytes",
-    "percent",
     "printable",
     "progress_bars",
     "say",
@@ -55,6 +55,8 @@ CHANGED = "color(31)"
 WARNING = "color(130)"
 NAME = "color(130)"  # of a commit or a patch
 QUIET = "color(243)"
+
+BEYOND = "beyond the end of this shallow clone; get it: git fetch --unshallow"  # where a commit is not known
 
 GAP = 2  # spaces between columns
 INDENT = 4  # of what goes on with a line that has no label
@@ -267,14 +269,6 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun if number == 1 else plural}"
 
 
-def percent(share: float | None, digits: int = 3) -> str:
-    """A share as a percentage; a dash where there was nothing to measure."""
-    if share is None:
-        return "–"
-    told = f"{100 * share:.{digits}g}"
-    return f"{100 * share:.0f} %" if "e+" in told else f"{told} %"
-
-
 def weight_name(name: str) -> str:
     """A weight for a table: nearly all names end alike."""
     return name.removesuffix(".weight")
@@ -284,7 +278,7 @@ def human_size(size: int) -> str:
     """Bytes in the decimal units that disks and hubs use."""
     value = float(size)
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
+        if value < 999.5:  # what rounds to 1,000 is one of the next unit
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.3g} {unit}"
         value /= 1000
     return f"{value:.3g} TB"

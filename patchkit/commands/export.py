@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from patchkit.actions.pages import percent
 from patchkit.commands.common import (
     directory_option,
     dry_run_option,
@@ -27,7 +28,6 @@ from patchkit.commands.display import (
     console,
     counted,
     human_size,
-    percent,
     progress_bars,
     say,
     table,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 _DRAWN = 40  # lines of a commit that Git is asked to draw the graph of; below, edges only lead on
+_CUT = "a shallow clone ends here, so what this changed is not known: git fetch --unshallow"
 _NARROWEST = 20  # characters that a line keeps beside a graph
 _SIGNS = {"added": ("+", GOOD), "changed": ("~", CHANGED), "removed": ("-", BAD)}
 
@@ -66,6 +67,9 @@ def command(
     found = open_repository(directory).log(
         revision, limit, facts=facts, subject=subject, text=text, graph=_DRAWN if graph else 0
     )
+    searched = subject is not None or text is not None
+    if searched and found.cut:
+        say(console(stderr=True), "this is a shallow clone: there may be more; git fetch --unshallow", QUIET)
     if as_json:
         print_json([entry.to_dict() for entry in found.entries])
         return
@@ -76,10 +80,10 @@ def command(
         for label, label_style, line, style in _lines(entry):
             say(out, line, style, label=label, label_style=label_style)
     if not found.entries:
-        searched = subject is not None or text is not None or ".." in revision
+        narrowed = searched or ".." in revision
         say(
             out,
-            "no commit fits" if searched else "no patches yet; make one: patchkit commit facts.jsonl",
+            "no commit fits" if narrowed else "no patches yet; make one: patchkit commit facts.jsonl",
             QUIET,
         )
 
@@ -88,6 +92,8 @@ def _lines(entry: Entry) -> Iterator[Line]:
     commit = entry.commit
     yield f"{commit.id[:10]}  ", NAME, f"{commit.date:%Y-%m-%d %H:%M}  {commit.author}", QUIET
     yield "    ", "", commit.subject, ""
+    if commit.cut:
+        yield "    ", "", _CUT, QUIET
     for kind, names in (("added", commit.added), ("changed", commit.changed), ("removed", commit.removed)):
         sign, style = _SIGNS[kind]
         for name in names:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import click
 
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
-from patchkit.commands.display import console, counted, say
+from patchkit.commands.display import console, say
 
 __all__ = ["command"]
+
+_ONE = {
+    "commits": "commit",
+    "patches": "patch",
+    "facts": "fact",
+    "unreadable versions": "unreadable version",
+    "measurements taken over": "measurement taken over",
+}
 
 
 @click.command("reindex", short_help="Derive the catalogue again from Git.")
@@ -26,5 +34,5 @@ def command(directory: str, quiet: bool, as_json: bool) -> None:
     if as_json:
         print_json(dict(counts))
     elif not quiet:
-        kinds = {"patches": "patch", **{name: name.removesuffix("s") for name in counts if name != "patches"}}
-        say(console(), "indexed " + ", ".join(counted(n, kinds[name]) for name, n in counts.items()))
+        told = (f"{number} {_ONE[name] if number == 1 else name}" for name, number in counts.items())
+        say(console(), "indexed " + ", ".join(told))

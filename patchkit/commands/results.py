@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.text import Text
 
-from patchkit.commands.display import BAD, GOOD, WARNING, Column, percent, table, text
+from patchkit.actions.pages import percent
+from patchkit.commands.display import BAD, GOOD, WARNING, Column, table, text
 
 if TYPE_CHECKING:  # `show` needs this module, and not what measures
     from patchkit.actions.earlier import Earlier

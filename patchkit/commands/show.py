@@ -6,14 +6,29 @@ from typing import TYPE_CHECKING
 
 import click
 
+from patchkit.actions.pages import percent
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json
-from patchkit.commands.display import NAME, Column, console, human_size, percent, say, table, weight_name
+from patchkit.commands.display import (
+    BEYOND,
+    NAME,
+    Column,
+    console,
+    human_size,
+    say,
+    table,
+    weight_name,
+)
 from patchkit.commands.results import one_line
 
 if TYPE_CHECKING:
     from patchkit.facts import Fact
 
 __all__ = ["command"]
+
+
+def _p(probability: float | None) -> str:
+    """A dash where a model that broke down gave no number."""
+    return "–" if probability is None else f"{probability:.3f}"
 
 
 def _told(fact: Fact) -> str:
@@ -48,7 +63,7 @@ def command(patch: str | None, revision: str, directory: str, as_json: bool) -> 
     for name, value in (
         ("id", shown.id),
         ("base", shown.base),
-        ("commit", shown.commit or "not committed"),
+        ("commit", shown.commit or BEYOND),
         ("date", f"{shown.date:%Y-%m-%d %H:%M} {shown.author}" if shown.date else "–"),
         ("size", human_size(shown.size)),
         ("recipe", shown.recipe_line),
@@ -62,7 +77,7 @@ def command(patch: str | None, revision: str, directory: str, as_json: bool) -> 
         measured = ("–", "–", "–")
         if result:
             before, after = result["before"]["rewrite"], result["after"]["rewrite"]
-            measured = (f"{before['target']:.3f}", f"{after['target']:.3f}", one_line(after["text"] or ""))
+            measured = (_p(before["target"]), _p(after["target"]), one_line(after["text"] or ""))
         rows.append((line, _told(fact), *measured))
     out.print()
     out.print(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from patchkit.actions.pages import percent
 from patchkit.commands.common import (
     DefaultGroup,
     directory_option,
@@ -25,7 +26,6 @@ from patchkit.commands.display import (
     console,
     counted,
     human_size,
-    percent,
     progress_bars,
     say,
     table,

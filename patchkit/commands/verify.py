@@ -23,7 +23,7 @@ from patchkit.commands.display import (
     table,
     text,
 )
-from patchkit.errors import PatchkitError
+from patchkit.errors import CheckFailed, PatchkitError
 
 if TYPE_CHECKING:
     from patchkit.actions.verify import Trusted, Verified, Vouched
@@ -108,7 +108,12 @@ def _folder(folder: Path, signers: tuple[str, ...], base: str | None, quiet: boo
             "a signature says nothing without the key to expect: --require-signed-by key.pub.pem"
         )
     place = None if base is None else resolve_base(base).folder
-    found = verify_shipped(folder, [Path(signer) for signer in signers], place)
+    try:
+        found = verify_shipped(folder, [Path(signer) for signer in signers], place)
+    except CheckFailed as error:
+        if as_json:
+            print_json({"folder": str(folder), "verified": False, "problems": [error.message]})
+        raise
     if as_json:
         print_json(found.to_dict())
     elif not quiet:

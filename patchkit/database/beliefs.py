@@ -7,6 +7,7 @@ that was altered is not believed. Nothing here is needed: what cannot be kept or
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,8 +22,9 @@ from patchkit.merging.merges import Violation
 from patchkit.patch import believed_header
 from patchkit.stack import StoredPatch
 
-__all__ = ["Beliefs", "put_patches"]
+__all__ = ["Beliefs", "is_outdated", "put_patches"]
 
+_DIGEST = "2:"  # the kind of digest of a tree's rows
 _TIPS = 20  # histories remembered as looked through
 _WORTH_IT = 200  # patches from which remembering pays for importing sqlite-utils
 
@@ -45,7 +47,7 @@ class Beliefs(Database):
         if digest in self._recalled:
             return list(self._recalled[digest])
         members = self.rows(
-            "select m.name, m.patch, m.files, p.header, p.rank, p.bytes "
+            "select m.name, m.patch, m.files, p.header, p.rank "
             "from members m join patches p on p.id = m.patch "
             "where m.tree = ? order by m.name",
             tree,
@@ -91,7 +93,6 @@ class Beliefs(Database):
                 row["files"],
                 json_text(patch.header.to_json()),
                 patch.rank,
-                patch.size,
                 "\n".join(fact.to_line() for fact in patch.facts),
             )
             for patch, row in sorted(zip(patches, members, strict=True), key=lambda pair: pair[0].name)
@@ -195,16 +196,15 @@ def patch_rows(patch: StoredPatch) -> dict[str, Any]:
     }
 
 
-def _stored(
-    name: str, patch: str, files: str, header: str, rank: int, size: int, records: str
-) -> StoredPatch:
+def _stored(name: str, patch: str, files: str, header: str, rank: int, records: str) -> StoredPatch:
+    entries = json.loads(files)  # of this tree: a version has other sizes with its keys and without
     return StoredPatch(
         name,
         patch,
         records.count("\n") + 1,
         rank,
-        size,
-        lambda: {file: Entry(*values) for file, values in json.loads(files).items()},
+        sum(size for *_, size in entries.values()),
+        lambda: {file: Entry(*values) for file, values in entries.items()},
         lambda: believed_header(json.loads(header)),
         lambda: tuple(map(_fact, records.split("\n"))),
     )
@@ -226,7 +226,12 @@ def _files(patch: StoredPatch) -> str:
 
 
 def _digest(rows: Sequence[tuple[str | int, ...]]) -> str:
-    return hash_bytes(canonical_json([list(row) for row in rows]))
+    return _DIGEST + hash_bytes(canonical_json([list(row) for row in rows]))
+
+
+def is_outdated(digest: str) -> bool:
+    """Whether a digest is of the kind before this one, which held what two trees may say differently."""
+    return re.fullmatch("[0-9a-f]{64}", digest) is not None
 
 
 def _plain(violation: Violation) -> dict[str, Any]:

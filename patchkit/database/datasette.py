@@ -23,9 +23,9 @@ _TABLES: dict[str, dict[str, Any]] = {
         "facets": ["patch", "relation"],
     },
     "layer_shares": {
-        "description": "The Frobenius norm of each update, and its share of the base weight's norm.",
+        "description": "The Frobenius norm of each version's updates, and its share of the base weight's.",
         "sort_desc": "share",
-        "facets": ["weight", "form"],
+        "facets": ["weight", "form", "in_force"],
     },
     "measured_facts": {
         "description": "What was measured of facts on this machine: before the edit and after it.",

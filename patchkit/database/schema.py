@@ -14,7 +14,15 @@ from typing import Any
 __all__ = ["LOST_INDEX", "MIGRATIONS", "migrate", "newer", "pending", "steps"]
 
 SET = "patchkit"  # of the migrations, in SQLite's table of those that were applied
-MIGRATIONS = ("m001_history", "m002_beliefs", "m003_measured", "m004_views", "m005_utc", "m006_authors")
+MIGRATIONS = (
+    "m001_history",
+    "m002_beliefs",
+    "m003_measured",
+    "m004_views",
+    "m005_utc",
+    "m006_authors",
+    "m007_versions",
+)
 
 LOST_INDEX = """
     select exists (select 1 from sqlite_master where name = 'facts')
@@ -64,6 +72,14 @@ _AUTHORS = """
         select h.id from changes x join commits h on h.id = x."commit"
         where x.name = m.name and x.kind = 'added' order by h.parents like '% %', h.date desc limit 1)
     group by m.name order by c.date"""
+
+_VERSIONS = """
+    select p.name as patch, l.weight, l.form, l.rank, l.norm, b.norm as base_norm, l.norm / b.norm as share,
+           exists (select 1 from members m join state s on s.tree = m.tree where m.patch = p.id) as in_force,
+           p.id as version
+    from layers l join patches p on p.id = l.patch
+    left join base_weights b on b.base = p.base and b.weight = l.weight
+    order by p.name, l.weight"""
 
 
 def migrate(database: Any) -> None:
@@ -202,5 +218,10 @@ def steps() -> Any:
     def m006_authors(db: Any) -> None:
         """A merge adds what it brought; who made a patch is who committed it, as `stack` has it."""
         db.create_view("patches_in_force", _AUTHORS, replace=True)
+
+    @migrations()
+    def m007_versions(db: Any) -> None:
+        """A patch that was solved again has several versions, whose layers stood under one name alike."""
+        db.create_view("layer_shares", _VERSIONS, replace=True)
 
     return migrations

@@ -8,7 +8,7 @@ brought in.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -56,7 +56,10 @@ class FileChange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """One commit; `added`, `changed` and `removed` are names of patch folders, sorted."""
+    """One commit; `added`, `changed` and `removed` are names of patch folders, sorted.
+
+    `cut`: a shallow clone ends here, so Git tells its whole tree as its change; no patch is named then.
+    """
 
     id: str
     parents: tuple[str, ...]
@@ -70,6 +73,7 @@ class Commit:
     removed: tuple[str, ...]
     settings_changed: bool
     files: tuple[FileChange, ...]
+    cut: bool = False
 
     @property
     def subject(self) -> str:
@@ -90,6 +94,7 @@ class Commit:
             "changed": list(self.changed),
             "removed": list(self.removed),
             "settings_changed": self.settings_changed,
+            "cut": self.cut,
         }
 
 
@@ -116,6 +121,7 @@ def _leading_on(line: str) -> str:
     return "".join(character if character in "| " else " " for character in line)
 
 
+_IN_ORDER = ("--date-order",)  # a child before its parent, where a script made both in one second
 _CONNECTED = ("--topo-order", "--simplify-merges", "--parents")  # the commits that `git log --graph` connects
 
 
@@ -132,10 +138,10 @@ def read_history(
     `connected`: those of `read_graph` in its order, merges of two sides among them; `parents` are then the
     nearest commits of the list.
     """
-    shallow = (store.common_dir / "shallow").exists()  # such a history can grow at its other end
-    if limit or since or connected or shallow:
-        how = _CONNECTED if connected else ()
-        return list(_parse(_log(store, _between(since, commit), limit, how), store.prefix))
+    edge = _edge(store)  # such a history can grow at its other end
+    if limit or since or connected or edge:
+        how = _CONNECTED if connected else _IN_ORDER
+        return list(_parse(_log(store, _between(since, commit), limit, how), store.prefix, edge))
     tip, out = _kept(store)
     if tip != commit:
         out = _log(store, f"{tip}..{commit}") + out if _in_line(store, tip, commit) else _log(store, commit)
@@ -148,6 +154,13 @@ def read_history(
 def read_mainline(store: GitStore, commit: str) -> list[Commit]:
     """The commits of one branch that touched the stack, newest first: first parents alone, read from Git."""
     return list(_parse(_log(store, commit, how=("--first-parent",)), store.prefix))
+
+
+def _edge(store: GitStore) -> frozenset[str]:
+    """The commits with which a shallow clone ends; none of a whole one."""
+    with suppress(OSError):
+        return frozenset((store.common_dir / "shallow").read_text("ascii", "replace").split())
+    return frozenset()
 
 
 def _kept(store: GitStore) -> tuple[str, bytes]:
@@ -178,7 +191,7 @@ def _between(since: str | None, commit: str) -> str:
     return f"{since}..{commit}" if since else commit
 
 
-def _log(store: GitStore, commits: str, limit: int | None = None, how: Sequence[str] = ()) -> bytes:
+def _log(store: GitStore, commits: str, limit: int | None = None, how: Sequence[str] = _IN_ORDER) -> bytes:
     return store.git.read(
         "log",
         "-z",
@@ -249,7 +262,7 @@ def _newest(wrote: Iterable[tuple[str, Commit]], *, merges: bool) -> dict[str, C
     return {**brought, **found}
 
 
-def _parse(out: bytes, prefix: str) -> Iterator[Commit]:
+def _parse(out: bytes, prefix: str, edge: Collection[str] = ()) -> Iterator[Commit]:
     """Messages hold no NUL, so the fields are told apart by their place alone."""
     tokens = out.decode("utf-8", "surrogateescape").split("\0")
     at = 0
@@ -263,13 +276,13 @@ def _parse(out: bytes, prefix: str) -> Iterator[Commit]:
                 changes.append(FileChange(words[4], tokens[at + 1].removeprefix(prefix), words[3], words[2]))
                 at += 1
             at += 1
-        yield _commit(fields, changes)
+        yield _commit(fields, changes, cut=fields[0] in edge)
 
 
-def _commit(fields: list[str], changes: list[FileChange]) -> Commit:
+def _commit(fields: list[str], changes: list[FileChange], *, cut: bool) -> Commit:
     oid, parents, author, email, date, message, trailers = fields
     statuses: dict[str, dict[str, str]] = {}
-    for change in changes:
+    for change in () if cut else changes:
         parts = change.path.split("/", 2)
         if parts[0] == PATCHES and len(parts) == 3:
             statuses.setdefault(parts[1], {})[parts[2]] = change.status
@@ -287,8 +300,9 @@ def _commit(fields: list[str], changes: list[FileChange]) -> Commit:
         added=tuple(sorted(kinds["A"])),
         changed=tuple(sorted(kinds["M"])),
         removed=tuple(sorted(kinds["D"])),
-        settings_changed=any(change.path == SETTINGS for change in changes),
+        settings_changed=not cut and any(change.path == SETTINGS for change in changes),
         files=tuple(changes),
+        cut=cut,
     )
 
 
@@ -300,8 +314,11 @@ def _date(text: str) -> datetime:
 
 
 def _kind(files: dict[str, str]) -> str:
-    """A(dded), D(eleted) or M(odified): what became of the patch whose files changed so."""
-    found = {files[name] for name in _TELLING if name in files} or set(files.values())
+    """A(dded), D(eleted) or M(odified): what became of the patch whose files changed so.
+
+    Without its keys, or with a file that is none of a patch's, it is in force as it was.
+    """
+    found = {files[name] for name in _TELLING if name in files}
     return found.pop() if found in ({"A"}, {"D"}) else "M"
 
 
