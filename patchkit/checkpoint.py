@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,9 @@ _ADAPTER = "adapter_config.json"
 
 _PIECE = 8 << 20
 _MAX_JSON = 256 << 20
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx")
+_WEIGHTS = re.compile(
+    r"\.(safetensors|bin|pt|pth|ckpt|pkl|gguf|h5|keras|pb|tflite|msgpack|ot|npz|nemo|mlmodel|onnx([._]data)?)$"
+)
 _READ = {".json", ".jinja", ".model", ".tiktoken", ".txt"}
 """Files beside the weights that say how text becomes tokens and tokens become numbers."""
 _EDITABLE = ("F32", "BF16", "F16")
@@ -259,7 +262,7 @@ def as_tensor(data: bytearray | memoryview, info: TensorInfo) -> Tensor:
 
 def is_weights(name: str) -> bool:
     """Whether a file's name says that it holds weights, in whatever format."""
-    return name.lower().endswith(_WEIGHTS)
+    return _WEIGHTS.search(name.lower()) is not None
 
 
 def has_safetensors(folder: Path) -> bool:

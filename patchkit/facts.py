@@ -8,8 +8,9 @@ can be checked without a model, and lists *all* faults of a file with their line
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "parse_records",
     "read_facts",
     "turned_round",
+    "with_own_ids",
     "with_reverses",
 ]
 
@@ -151,6 +153,12 @@ def load_canonical(data: bytes, name: str) -> tuple[Fact, ...]:
             [Fault(name, line, "not in canonical form; the file was changed by hand or by a tool")]
         )
     return facts
+
+
+def with_own_ids(facts: Sequence[Fact]) -> tuple[Fact, ...]:
+    """Facts of several files in one. An id names one fact of a file: one that several bear is left out."""
+    count = Counter(fact.id for fact in facts)
+    return tuple(replace(fact, id=None) if fact.id and count[fact.id] > 1 else fact for fact in facts)
 
 
 def clashes(batch: Batch, in_force: Mapping[Key, tuple[str, Fact]]) -> list[Fault]:

@@ -36,9 +36,9 @@ def native_records(raw: Mapping[str, Any]) -> list[Record]:
     ValueError says in one line what keeps an EasyEdit list form from being taken apart.
     """
     if "requested_rewrite" in raw:
-        return [_counterfact(raw)]
+        return [_counterfact(raw, raw["requested_rewrite"], "requested_rewrite.")]
     if isinstance(raw.get("target_new"), dict) and "target" not in raw:
-        return [_counterfact({"requested_rewrite": raw, **raw})]
+        return [_counterfact(raw, raw, "")]
     if "attribute" in raw and "template" in raw and "target" not in raw:
         return [_known(raw)]
     if "src" in raw and ("alt" in raw or "answers" in raw):
@@ -50,14 +50,13 @@ def native_records(raw: Mapping[str, Any]) -> list[Record]:
     return [Record(raw, {}, native=True)]
 
 
-def _counterfact(raw: Mapping[str, Any]) -> Record:
-    """CounterFact (Meng et al. 2022): `requested_rewrite` and lists of probes.
+def _counterfact(raw: Mapping[str, Any], rewrite: Any, inner: str) -> Record:
+    """CounterFact (Meng et al. 2022): `requested_rewrite` and lists of probes; ``inner``: what leads to its
+    fields in the file.
 
     Key: subject and `relation_id`. `paraphrase_prompts` are taken as they are.
     """
-    rewrite = raw["requested_rewrite"]
-    rewrite = rewrite if isinstance(rewrite, dict) else {}
-    inner = "" if rewrite is raw else "requested_rewrite."
+    rewrite = rewrite if isinstance(rewrite, Mapping) else {}
     fields = {
         "id": _case(raw, "counterfact"),
         "subject": rewrite.get("subject"),

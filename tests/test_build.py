@@ -231,6 +231,9 @@ def test_folders_below_are_copied_and_git_and_weights_in_another_form_are_not(
         "pytorch_model.bin.index.json": False,
         "consolidated.safetensors": False,
         "sub/model.gguf": False,
+        "rust_model.ot": False,
+        "64.tflite": False,
+        "onnx/model.onnx_data": False,
     }
     for name in extra:
         (base.folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -239,9 +242,12 @@ def test_folders_below_are_copied_and_git_and_weights_in_another_form_are_not(
     for name, copied in extra.items():
         assert (tmp_path / "out" / name).exists() == copied
     assert record.left_out == (
+        "64.tflite",
         "consolidated.safetensors",
+        "onnx/model.onnx_data",
         "pytorch_model.bin",
         "pytorch_model.bin.index.json",
+        "rust_model.ot",
         "sub/model.gguf",
     )
     assert verify_build(tmp_path / "out", base) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,17 @@ def test_the_card_tells_what_was_measured(cli: Cli, knowledge: Path) -> None:
     for heading in ("Limits", "Put it on", "Take it off", "Licence"):
         assert f"\n## {heading}\n" in card
     assert front_matter(card)["license"] == "unknown"
+
+
+def test_ranks_add_up_to_no_more_than_a_weight_has(cli: Cli, knowledge: Path) -> None:
+    for subject in ("Ann", "Dutch"):
+        cli.ok("commit", "--fact", f"{subject} | {{}} lies in | Rome", "--method", "ft", "-q")
+    base = Repository.open(knowledge).checkpoint()
+    (rows,) = (part for part in cli.ok("card").out.split("\n\n") if part.startswith("| weight"))
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.splitlines()[2:]]
+    assert cells
+    for name, rank, *_ in cells:
+        assert int(rank) <= min(base.read(unescape(name.strip("`"))).shape)
 
 
 def test_one_patch_at_a_commit_with_a_licence_to_a_file(cli: Cli, knowledge: Path, home: Path) -> None:

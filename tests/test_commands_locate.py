@@ -24,6 +24,7 @@ from command_helpers import (
     snapshot,
 )
 
+from patchkit.errors import NotWritten
 from patchkit.evaluation.tracing import CLASSES, KINDS
 from patchkit.repository import Repository
 
@@ -201,6 +202,37 @@ def test_hostile_facts_are_one_line_each(cli: Cli, knowledge: Path, home: Path) 
     joined = facts_file(home, {"subject": "Ann lie", "prompt": "{}", "target": "s"}, name="joined.jsonl")
     done = cli("locate", joined, *FEW)
     assert (done.code, done.out, len(done.err.splitlines())) == (65, "", 1)
+
+
+def test_facts_that_cannot_be_traced_are_left_out_and_counted(
+    cli: Cli, knowledge: Path, home: Path, facts: Path
+) -> None:
+    wrong = [
+        {**KNOWN[0], "subject": "Ann lie", "prompt": "{}", "target": "s"},
+        {**KNOWN[0], "prompt": "painter " * 200 + "{} lies in"},
+        {**KNOWN[1], "was": "Rome " * 3},
+    ]
+    some = facts_file(home, *KNOWN[:1], *wrong, *KNOWN[2:], name="some.jsonl")
+    found = cli.ok("locate", some, *FEW, "--json").json
+    assert [fact["prompt"] for fact in found["facts"]] == [
+        fact["prompt"].replace("{}", fact["subject"]) for fact in (*KNOWN[:1], wrong[2], *KNOWN[2:])
+    ]
+    assert len(found["left_out"]) == 2
+    (note,) = found["notes"]
+    assert note.startswith("1 of the targets cannot be traced; the first: fact 'Ann': 1008 tokens")
+
+
+def test_a_figure_that_cannot_be_written_loses_no_numbers(
+    cli: Cli, knowledge: Path, facts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patchkit.evaluation import figures
+
+    def full(*_: object) -> None:
+        raise NotWritten("where.png: no space left on the device")
+
+    monkeypatch.setattr(figures, "write_figure", full)
+    done = cli("locate", facts, *FEW, "--figure", "where.png", "--json")
+    assert (done.code, len(done.json["facts"])) == (74, 3)
 
 
 def test_it_is_a_method_too(knowledge: Path, facts: Path) -> None:

@@ -20,6 +20,7 @@ from patchkit.evaluation.likelihood import Score, score_targets
 from patchkit.evaluation.measure import FactChange, FactState, PromptState, compare, observe, summarise
 from patchkit.evaluation.texts import WINDOW, windows
 from patchkit.facts import Fact
+from patchkit.models.hooks import forgetting_positions
 from patchkit.models.tokens import begun_and_running, in_rows
 
 PAIRS = [(fact.text, fact.target) for fact in FACTS] + [
@@ -110,6 +111,21 @@ def test_generation_in_batches_is_greedy_decoding_of_each_prompt(kind: str, piec
     for size in (32, 2, 1):
         assert continue_greedily(model, tokenizer, prompts, 8, batch_size=size) == wanted
     assert continue_greedily(model, tokenizer, [], 8) == []
+
+
+@pytest.mark.parametrize("kind", ["qwen2_vl", "glm4v"])
+def test_generation_leaves_no_positions_behind(kind: str) -> None:
+    """Models of images and texts keep an offset for each text, and would add it to those that come next."""
+    model, tokenizer = tiny_model(kind), tiny_tokenizer()
+    keeper = next(module for module in model.modules() if hasattr(module, "rope_deltas"))
+    prompts = [fact.text for fact in FACTS[:3]]
+    continue_greedily(model, tokenizer, prompts, 3)
+    assert keeper.rope_deltas is None
+    keeper.rope_deltas = own = torch.ones(1, 1, dtype=torch.long)  # of a caller's own generation
+    with forgetting_positions(model):
+        assert keeper.rope_deltas is None
+    continue_greedily(model, tokenizer, prompts, 3)
+    assert keeper.rope_deltas is own
 
 
 def test_a_checkpoints_own_sampling_settings_do_not_change_what_is_measured() -> None:

@@ -148,6 +148,12 @@ def test_what_does_not_read_back_is_never_shipped(tmp_path: Path, monkeypatch: p
         adapter_file(factors, modules)
 
 
+def test_an_older_gguf_says_what_it_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf, "MODEL_ARCH_NAMES", {})
+    with pytest.raises(BadInput, match="llama: the gguf that is installed does not know it"):
+        tensor_names(Modules.of(Checkpoint.open(tiny_base(tmp_path / "base"))), [])
+
+
 def test_every_architecture_is_one_of_ggufs_and_has_a_feed_forward_part() -> None:
     known = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     for arch in ARCHITECTURES.values():

@@ -215,6 +215,18 @@ def test_a_scaled_patch_is_the_update_times_that(
         assert torch.allclose(product(delta), product(alone.deltas[name]), rtol=1e-5, atol=1e-6)
 
 
+def test_a_scaled_dense_update_is_the_rounded_product_of_its_terms() -> None:
+    """As the format has it: a fact taken out of another part multiplies this one's terms again."""
+    patch = solved(5, 0, SMALL)
+    assert any(delta.dense is not None for delta in patch.deltas.values())
+    other = scaled(patch, 0.3)
+    assert other.solution is not None
+    for name, delta in other.deltas.items():
+        if delta.dense is not None:
+            terms = other.solution.residuals[name].double().T @ other.solution.solved[name].double()
+            assert torch.equal(delta.dense, terms.float())
+
+
 def test_a_scaled_squash_says_so_of_each_part() -> None:
     whole = reread(scaled(joined([solved(2, 1), scaled(solved(1, 2), 3.0)]), 0.5))
     assert [scale_of(part.recipe, part.name) for part in parts_of(whole)] == [0.5, 1.5]

@@ -191,6 +191,7 @@ def test_a_fault_uses_the_names_of_the_file() -> None:
     assert isinstance(rewrite, dict)
     missing = {**COUNTERFACT, "requested_rewrite": without(rewrite, "target_new")}
     assert message(missing) == "requested_rewrite.target_new.str is missing"
+    assert message(without(rewrite, "target_true") | {"target_new": {"str": ""}}) == "target_new.str is empty"
     assert message({**ZSRE, "src": "Who?"}).startswith('src does not name the subject ("Call the Doctor")')
     assert message({**EASYEDIT, "target_new": " "}) == "target_new is empty"
     assert message(without(EASYEDIT, "subject")) == "subject is missing"

@@ -209,6 +209,18 @@ def test_the_text_of_the_statistics_is_found_or_named(cli: Cli, knowledge: Path,
     assert Repository.open(knowledge).patch("ann").recipe["statistics_text"] == "corpus.txt"
 
 
+def test_a_corpus_is_for_the_patches_whose_editor_reads_one(cli: Cli, knowledge: Path, home: Path) -> None:
+    text = home / "corpus.txt"
+    words = [f"{a}{b}{c}" for a in "bdfgklm" for b in "aeiou" for c in "nrstx"]
+    text.write_text("\n\n".join(" ".join(words[i::7]) for i in range(7)))
+    cli.ok("commit", "--fact", ANN, "--method", "ultraedit", "-q")
+    cli.ok("revert", "lebron-james", "-q")
+    cli.ok("refit", "--corpus", text, "-q")
+    recipe = Repository.open(knowledge).patch("microsoft").recipe
+    assert recipe["statistics_text"] == "corpus.txt"
+    assert "statistics_text" not in Repository.open(knowledge).patch("ann").recipe
+
+
 # another base
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from command_helpers import Cli, cli, git, git_environment, home, knowledge, snapshot
+from command_helpers import Cli, cli, facts_file, git, git_environment, home, knowledge, snapshot
 from safetensors.torch import load_file
 
 from patchkit.algebra.factors import Patch
 from patchkit.algebra.parts import joined, parts_of
 from patchkit.canonical import hash_bytes
 from patchkit.errors import BadInput
-from patchkit.facts import dump_facts
+from patchkit.facts import dump_facts, read_facts
 from patchkit.repository import Repository
 from patchkit.stack import find_patch
 
@@ -143,6 +143,38 @@ def float32_base(home: Path) -> Path:
 def build_at(cli: Cli, at: Path, out: Path) -> dict[str, torch.Tensor]:
     cli.ok("-C", at, "build", "--out", out, "-q")
     return load_file(out / "model.safetensors")
+
+
+def test_facts_of_two_files_may_have_one_id(cli: Cli, knowledge: Path, home: Path) -> None:
+    """An id names one fact of a file: joined, none of the two has it, and the patch is read again."""
+    for number, subject in enumerate(("Ann", "Dutch")):
+        fact = {"id": "1", "subject": subject, "prompt": "{} lies in", "target": "Rome"}
+        cli.ok("commit", facts_file(home, fact, name=f"{number}.jsonl"), "--set", "steps=1", "-q")
+    exported = home / "adapter"
+    cli.ok("export", "peft", "ann", "dutch", "--out", exported, "-q")
+    assert [fact.id for fact in read_facts(exported / "facts.jsonl").facts] == [None, None]
+    done = cli.ok("stack", "squash", "ann", "dutch")
+    assert "facts of several patches have the id 1: they have none now" in done.out
+    facts = Repository.open(knowledge).patch("ann").facts
+    assert [(fact.subject, fact.id) for fact in facts] == [("Ann", None), ("Dutch", None)]
+    assert cli.ok("status").code == 0
+
+
+def test_facts_that_a_patch_cannot_hold_together_are_not_squashed(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    """Of one text, and told apart by the relation that one of them names."""
+    twins = {"subject": "Ann", "prompt": "{} lies in", "target": "Rome"}
+    for number, fact in enumerate((twins, {**twins, "relation": "P17"})):
+        cli.ok("commit", facts_file(home, fact, name=f"{number}.jsonl"), "--set", "steps=1", "-q")
+    before = git(knowledge, "rev-parse", "HEAD")
+    names = [row["name"] for row in cli.ok("stack", "--json").json][-2:]
+    for dry in ((), ("-n",)):
+        done = cli("stack", "squash", *names, *dry)
+        assert (done.code, done.err.count("\n")) == (65, 1)
+        assert "'Ann lies in' would be said twice" in done.err
+    assert git(knowledge, "rev-parse", "HEAD") == before
+    assert cli.ok("status").code == 0
 
 
 def test_a_dry_run_of_a_squash_compares_and_writes_nothing(cli: Cli, knowledge: Path) -> None:

@@ -22,7 +22,7 @@ from patchkit.editing.finetune import FineTune
 from patchkit.errors import BadInput, Busy, WouldOverwrite
 from patchkit.evaluation.cases import Case, Cases, Question, parse_cases
 from patchkit.evaluation.metrics import look, tally
-from patchkit.evaluation.studies import UNEDITED, Asked, Trial, as_in_table_1, plan, pool
+from patchkit.evaluation.studies import UNEDITED, Asked, Trial, as_in_table_1, plan, pool, whole_of
 from patchkit.evaluation.tables import csv_table, markdown_table
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
@@ -62,8 +62,17 @@ def test_groups_are_of_one_relation_and_a_mixture_takes_turns() -> None:
     assert [each.group for each in mixed] == ["A", "A", "B", "B", "A + B", "A + B"]
     assert [MANY[place].fact.relation for place in mixed[-1].cases] == ["A", "B"] * 3
     assert set(mixed[-1].cases[::2]) == set(mixed[0].cases[:3])
-    varied = plan(Asked("tradeoff", ("memit",), (2,), lambdas=(1.0, 2.0)), MANY, "file")
+    varied = plan(Asked("tradeoff", ("memit",), (2,), lambdas=(2.0, 1.0)), MANY, "file")
     assert [each.lambda_ for each in varied] == [None, 1.0, 2.0]
+
+
+def test_an_old_object_that_is_a_neighbours_answer_makes_no_counterfact_of_zsre() -> None:
+    """It gives a batch that holds such a fact an S; the sweep's scores are those that all its rows have."""
+    zsre = {"tokens S": 1, "rewrite tokens": 1, "paraphrase tokens": 1, "neighbour tokens": 1}
+    counterfact = {"S": 1, "ES": 1, "PS": 1, "NS": 1}
+    assert whole_of([{"scores": zsre}, {"scores": {**zsre, **counterfact}}]) == tuple(zsre)
+    assert whole_of([{"scores": counterfact}, {"scores": {"ES": 1, "PS": 1}}]) == tuple(counterfact)
+    assert whole_of([{"scores": {**counterfact, **zsre}}] * 2) == tuple(counterfact)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from command_helpers import (
 from patchkit.actions import trials as trials_of
 from patchkit.actions import tune as tuning
 from patchkit.editing.recipe import Recipe
-from patchkit.errors import BadInput
+from patchkit.errors import BadInput, Unavailable
 from patchkit.evaluation.intervals import Interval
 from patchkit.evaluation.metrics import METRICS
 from patchkit.evaluation.tracing import Tracer, deviation, prompt_of
@@ -309,6 +309,82 @@ def test_an_edit_that_fails_is_named_and_the_next_one_tried(
         (False, True),
         (True, False),
     ]
+
+
+def test_a_confirmation_that_fails_loses_no_trial(
+    cli: Cli, knowledge: Path, records: Path, only_lambda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_recipe(knowledge, RECIPE.replace("lambda = 3.0", "lambda = 40.0"))
+    for error, told in (
+        (BadInput("the loss is not a number"), "the loss is not a number"),
+        (torch.OutOfMemoryError("CUDA"), "the device has too little memory"),
+    ):
+
+        def failing(*_: Any, error: Exception = error) -> Any:
+            raise error
+
+        monkeypatch.setattr(trials_of.Trials, "confirm", failing)
+        done = cli("tune", records)
+        assert (done.code, done.err.count("\n")) == (65, 1)
+        assert f"could not be confirmed: {told}" in done.err
+        assert "lambda 2" in done.out
+        assert "no trial was better" not in done.out
+        found = cli("tune", records, "--json")
+        assert (found.json["failed"].startswith(told), len(found.json["trials"])) == (True, 3)
+    assert git(knowledge, "status", "--porcelain") == ""
+
+
+def test_too_little_memory_for_one_trial_ends_that_trial(
+    cli: Cli, knowledge: Path, records: Path, only_lambda: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trials_of.Trials.run
+
+    def failing(self: Any, recipe: Recipe, *rest: Any) -> Any:
+        if recipe.lambda_ in (2.0, 9.0):
+            raise torch.OutOfMemoryError("CUDA") if recipe.lambda_ == 2.0 else Unavailable("out of memory")
+        return run(self, recipe, *rest)
+
+    monkeypatch.setattr(trials_of.Trials, "run", failing)
+    found = cli.ok("tune", records, "--dry-run", "--json").json
+    assert [trial["failed"] for trial in found["trials"]] == [
+        None,
+        "the device has too little memory for it",
+        "out of memory",
+    ]
+
+
+def test_what_a_trial_reads_is_collected_before_its_time_begins(
+    cli: Cli, knowledge: Path, records: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Curvature takes a pass with gradients, once; later trials are not held to cost as much."""
+    order: list[tuple[str, float]] = []
+    prepare, run = trials_of.Trials.prepare, trials_of.Trials.run
+
+    def prepared(self: Any, recipe: Recipe, *halves: Any) -> Recipe:
+        order.append(("prepare", recipe.curvature))
+        return prepare(self, recipe, *halves)
+
+    def ran(self: Any, recipe: Recipe, *rest: Any) -> Any:
+        order.append(("run", recipe.curvature))
+        return run(self, recipe, *rest)
+
+    monkeypatch.setattr(trials_of, "knobs", lambda *_: [Knob("curvature", (0.5,))])
+    monkeypatch.setattr(trials_of.Trials, "prepare", prepared)
+    monkeypatch.setattr(trials_of.Trials, "run", ran)
+    cli.ok("tune", records, "--dry-run", "-q")
+    assert order.index(("prepare", 0.5)) < order.index(("run", 0.5))
+
+
+def test_facts_so_many_that_another_recipe_edits_them_are_told(
+    cli: Cli, knowledge: Path, records: Path, only_lambda: None
+) -> None:
+    set_recipe(knowledge, f"{RECIPE}\n[recipe.many]\nfacts = 6\nlambda = 50.0\n")
+    found = cli.ok("tune", records, "--dry-run", "--json").json
+    assert any("takes lambda from [recipe.many], which is not tuned" in note for note in found["notes"])
+    set_recipe(knowledge, f"{RECIPE}\n[recipe.many]\nfacts = 600\nlambda = 50.0\n")
+    assert not any(
+        "recipe.many" in note for note in cli.ok("tune", records, "--dry-run", "--json").json["notes"]
+    )
 
 
 def test_a_commit_that_cannot_be_made_says_what_was_found(

@@ -96,11 +96,11 @@ def _facts(facts: Sequence[Fact], results: Mapping[int, Mapping[str, Any]]) -> I
 
 
 def _weights(patches: Sequence[StoredPatch]) -> list[WeightRow]:
-    """Ranks add up over patches."""
+    """Ranks add up over patches, to no more than a weight's own."""
     ranks: dict[str, int] = {}
     for stored in patches:
         for name, entry in stored.header.weights.items():
-            ranks[name] = ranks.get(name, 0) + entry.rank
+            ranks[name] = min(ranks.get(name, 0) + entry.rank, *entry.shape)
     return [WeightRow(name, rank) for name, rank in sorted(ranks.items())]
 
 

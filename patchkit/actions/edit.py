@@ -21,6 +21,7 @@ from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.errors import BadInput
 from patchkit.facts import Fact
+from patchkit.models.hooks import forgetting_positions
 from patchkit.models.loading import frozen, stored_parameters
 from patchkit.models.names import StoredNames
 from patchkit.models.sources import cache_folder, resolve_base
@@ -63,15 +64,16 @@ def edit(
         recipe = recipe_of_batch(recipe_for(model.config), many_for(model.config), len(batch.facts))
     if statistics is None and recipe.reads("statistics_text"):
         folder = cache_folder() / "statistics"
-        with frozen(model):
+        with frozen(model), forgetting_positions(model):
             statistics = statistics_for(
                 model, tokenizer, recipe, folder=folder, base=as_loaded, progress=progress
             )
     kept = Path(trained) if trained is not None else cache_folder() / "statistics"
     editor, recipe = ready_editor(recipe, kept, checkpoint.as_read)
-    edited = editor.edit(
-        model, tokenizer, batch.facts, recipe, statistics, batch_size=batch_size, progress=progress
-    )
+    with forgetting_positions(model):
+        edited = editor.edit(
+            model, tokenizer, batch.facts, recipe, statistics, batch_size=batch_size, progress=progress
+        )
     patch = as_patch(edited, batch.facts, model, checkpoint, ())
     parameters = {name: model.get_parameter(name) for name in edited.deltas}
     new = {

@@ -16,7 +16,7 @@ from patchkit.builds.build import stacked
 from patchkit.canonical import hash_bytes
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput
-from patchkit.facts import Fact, dump_facts
+from patchkit.facts import Fact, dump_facts, with_own_ids
 from patchkit.files import write_durably
 from patchkit.patch import FACTS
 from patchkit.settings import FOLDER, Settings
@@ -182,7 +182,7 @@ def export(
     chosen = select(repository, words, revision)
     factors, modules = _factored(chosen, max_rank, runtime)
     files = _files(form, factors, modules, chosen)
-    files[FACTS] = dump_facts(chosen.facts)
+    files[FACTS] = dump_facts(with_own_ids(chosen.facts))
     files[ORIGIN] = chosen.origin.to_bytes()
     weights = tuple(
         Shipped(weight, path, factors[path].rank, factors[path].norm, factors[path].error)

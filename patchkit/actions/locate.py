@@ -16,6 +16,7 @@ from patchkit.evaluation.figures import HeatMap, draw_heat_maps
 from patchkit.evaluation.intervals import Interval, intervals
 from patchkit.evaluation.likelihood import score_targets
 from patchkit.evaluation.tracing import CLASSES, KINDS, Prompt, Traced, Tracer, deviation, prompt_of
+from patchkit.facts import Fact
 from patchkit.models.trial import try_out
 
 if TYPE_CHECKING:
@@ -137,7 +138,9 @@ def locate(
     told("loading", 1, 1)
     tracer = Tracer(bench.model, window)
     longest = positions(bench.model.config)
-    first = [prompt_of(bench.tokenizer, case.fact, case.fact.target, longest) for case in cases.cases]
+    first, faults = _prompts(bench, [(case.fact, case.fact.target) for case in cases.cases], longest)
+    if not first:
+        raise faults[0]
     sigma = deviation(bench.model, first)
     drawn = cases if sample is None else sampled(cases, len(cases.cases), seed)
     chosen, left_out = known_facts(bench, drawn, sample, longest, told)
@@ -158,6 +161,8 @@ def locate(
     ]
     few = sample is not None and len(chosen) < sample
     notes = [*cases.notes, *([f"only {len(chosen)} of the facts are said"] if few else [])]
+    if faults:
+        notes.append(f"{len(faults)} of the targets cannot be traced; the first: {faults[0]}")
     return Located(
         source=cases.source,
         model=repository.settings.base_source.removeprefix("folder:"),
@@ -201,12 +206,8 @@ def known_facts(
     for start in range(0, len(facts), _AT_ONCE):
         told("asking", start, len(facts))
         asked = facts[start : start + _AT_ONCE]
-        prompts = [
-            prompt_of(bench.tokenizer, fact, said, longest)
-            for fact in asked
-            for said in (fact.target, fact.was)
-            if said is not None
-        ]
+        objects = [(fact, said) for fact in asked for said in (fact.target, fact.was) if said is not None]
+        prompts, _ = _prompts(bench, objects, longest)
         scores = score_targets(bench.model, bench.tokenizer, [(p.fact.text, p.said) for p in prompts])
         said = {
             id(prompt.fact): prompt
@@ -224,6 +225,20 @@ def known_facts(
             break
     told("asking", len(facts), len(facts))
     return known, others
+
+
+def _prompts(
+    bench: Workbench, objects: Sequence[tuple[Fact, str]], longest: int | None
+) -> tuple[list[Prompt], list[BadInput]]:
+    """The facts' prompts with these objects behind them, and what is wrong with those that have none."""
+    found: list[Prompt] = []
+    faults: list[BadInput] = []
+    for fact, said in objects:
+        try:
+            found.append(prompt_of(bench.tokenizer, fact, said, longest))
+        except BadInput as error:
+            faults.append(error)
+    return found, faults
 
 
 def _words(bench: Workbench, prompt: Prompt) -> tuple[str, ...]:

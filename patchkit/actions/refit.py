@@ -309,6 +309,8 @@ class _Solver:
     def _recipe(self, part: Patch) -> Recipe:
         """The recipe that the patch was solved by; the path of its text, which no patch holds, from here."""
         recipe = Recipe.from_dict(solving_recipe(part.recipe), f"{part.name}: recipe")
+        if not recipe.reads("statistics_text"):
+            return recipe
         here = self._corpus or self._repository.recipe().statistics_text
         if self._corpus or corpus_name(here) == recipe.statistics_text:
             return recipe.override(statistics_text=here)

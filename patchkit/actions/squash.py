@@ -12,7 +12,9 @@ from patchkit.algebra.parts import joined
 from patchkit.algebra.rounding import FORMATS, materialise
 from patchkit.builds.build import stacked
 from patchkit.errors import BadInput, Busy, Refused
+from patchkit.facts import FactsError, dump_facts, load_canonical
 from patchkit.git.store import Changes
+from patchkit.problem import one_line
 from patchkit.stack import Stack, find_patch
 
 if TYPE_CHECKING:
@@ -92,6 +94,7 @@ def squash(
     chosen = [stored for stored, _ in stack.by_date(history) if stored.name in named]
     patches = repository.patches(stack)
     whole = joined([patches[stored.id] for stored in chosen])
+    _check_facts(whole)
     if whole.name not in named and stack.get(whole.name) is not None:
         raise BadInput(f"{whole.name}: a patch of that name is in force already; revert it first")
     rest = [patches[stored.id] for stored in stack.patches if stored.name not in named]
@@ -130,6 +133,19 @@ def squash(
     return replace(done, commit=commit)
 
 
+def _check_facts(whole: Patch) -> None:
+    """BadInput where two facts are one to whoever reads the patch: a relation alone told them apart."""
+    try:
+        load_canonical(dump_facts(whole.facts), whole.name)
+    except FactsError as error:
+        fault = error.faults[0]
+        fact = whole.facts[(fault.line or 1) - 1]
+        raise BadInput(
+            f"squashed, {one_line(fact.text)!r} would be said twice ({fault.message}): take one of the two "
+            "back first, with patchkit revert PATCH --fact"
+        ) from error
+
+
 def _distance(
     repository: Repository,
     before: Sequence[Patch],
@@ -159,7 +175,12 @@ def _distance(
 
 
 def _notes(whole: Patch, parts: Sequence[Patch]) -> tuple[str, ...]:
-    if whole.solution is not None:
-        return ()
-    missing = ", ".join(part.name for part in parts if part.solution is None)
-    return (f"no keys are kept, since {missing} has none: no single fact can be taken out of {whole.name}",)
+    notes = []
+    shared = {fact.id for part in parts for fact in part.facts} - {fact.id for fact in whole.facts}
+    if lost := sorted(filter(None, shared)):
+        notes.append(f"facts of several patches have the id {one_line(', '.join(lost))}: they have none now")
+    if whole.solution is None:
+        missing = ", ".join(part.name for part in parts if part.solution is None)
+        kept_by = f"no keys are kept, since {missing} has none"
+        notes.append(f"{kept_by}: no single fact can be taken out of {whole.name}")
+    return tuple(notes)

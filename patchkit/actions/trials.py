@@ -11,13 +11,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from patchkit.actions.commit import text_and_statistics
 from patchkit.actions.edit import as_patch
 from patchkit.actions.workbench import Workbench, stacked_weights
 from patchkit.editing.editor import Edited
 from patchkit.editing.mass import MassEditor, rewriting_of
 from patchkit.editing.recipe import Recipe
-from patchkit.errors import BadInput
+from patchkit.errors import BadInput, Unavailable
 from patchkit.evaluation.cases import Case
 from patchkit.evaluation.intervals import WHOLE, Interval, Tally, differences
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
@@ -27,9 +29,18 @@ from patchkit.evaluation.voice import Loaded
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["Climb", "Held", "Trial", "Trials", "plain"]
+__all__ = ["FAILURES", "Climb", "Held", "Trial", "Trials", "plain", "reason_of"]
 
 Progress = Callable[[str, int, int], None]
+FAILURES = (BadInput, Unavailable, torch.OutOfMemoryError)
+"""What ends one edit and not the rest."""
+
+
+def reason_of(error: Exception) -> str:
+    """One of `FAILURES` in a line."""
+    return (
+        "the device has too little memory for it" if isinstance(error, torch.OutOfMemoryError) else str(error)
+    )
 
 
 @dataclass(frozen=True)
@@ -191,7 +202,7 @@ class Climb:
             for value in knob.values:
                 told("trials", min(len(self.trials), count), count)
                 searched = knob.name not in OF_THE_SOLVE
-                if not self.has_time(self._likely(searched)):
+                if not self._is_ready(knob.name, value, searched):
                     self.untried.append(f"{knob.name} {shown(knob.name, value)}")
                 elif value != getattr(self.recipe, "lambda_" if knob.name == "lambda" else knob.name):
                     self._weigh(knob, value, reference, searched)
@@ -201,19 +212,31 @@ class Climb:
         """Whether so much work and the confirmation end in time, which is two edits and three questions."""
         return time.perf_counter() + seconds + 3 * self._likely(searched=True) <= self.end
 
+    def _is_ready(self, name: str, value: Any, searched: bool) -> bool:
+        """Whether there is time for a trial, and still is when what it reads of the text is collected."""
+        if not self.has_time(self._likely(searched)):
+            return False
+        with suppress(*FAILURES):  # the trial says why
+            self.lab.prepare(self.recipe.override(**{name: value}))
+        return self.has_time(self._likely(searched))
+
     def _likely(self, searched: bool) -> float:
         """Seconds of another trial: of the longest one that searched for targets, or that did not."""
         alike = [trial.seconds for trial in self.trials if trial.searched == searched]
         return max(alike or [trial.seconds for trial in self.trials])
 
     def _traced(self) -> int | None:
-        return self.middle() if self.has_time(self._likely(searched=True)) else None
+        if not self.has_time(self._likely(searched=True)):
+            return None
+        with suppress(*FAILURES):  # a fact, or a model, that cannot be traced
+            return self.middle()
+        return None
 
     def _collect(self, windows: Sequence[Sequence[int]]) -> None:
         """Statistics of all layers that are to be tried, in one pass."""
         layers = tuple(sorted({layer for window in windows for layer in window}))
         if layers and self.has_time(self._likely(searched=True)):
-            with suppress(BadInput):  # the trial says which layer cannot be used
+            with suppress(*FAILURES):  # the trial says which layer cannot be used
                 self.lab.prepare(self.recipe.override(layers=layers))
 
     def _weigh(self, knob: Knob, value: Any, reference: Sequence[Seen], searched: bool) -> None:
@@ -229,8 +252,8 @@ class Climb:
         try:
             counts = self.lab.run(self.recipe.override(**changes), self.cases, reference)
             scores = scores_of(counts, self.lab.seed)
-        except BadInput as error:  # of this edit; the others are made all the same
-            failed = str(error)
+        except FAILURES as error:  # of this edit; the others are made all the same
+            failed = reason_of(error)
         seconds = time.perf_counter() - begun
         before = scores if self.best is None else self.best.scores
         self.trials.append(Trial(name, changes, scores, seconds, not self.trials, before, searched, failed))

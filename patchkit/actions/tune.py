@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from patchkit.actions.init import RESOLVED
 from patchkit.actions.locate import known_facts
-from patchkit.actions.trials import Climb, Held, Trial, Trials, plain
+from patchkit.actions.trials import FAILURES, Climb, Held, Trial, Trials, plain, reason_of
 from patchkit.actions.workbench import Workbench
 from patchkit.editing.editor import find_editor
 from patchkit.editing.mass import MassEditor
@@ -45,7 +45,8 @@ _FEWEST_TRACED = 4
 
 @dataclass(frozen=True)
 class Tuned:
-    """What `tune` did. ``held`` is None where no trial was better than the recipe as it was."""
+    """What `tune` did. ``held`` is None where no trial was better than the recipe as it was, and where the
+    recipes could not be held against each other: for ``failed``."""
 
     source: str
     chosen_by: int
@@ -69,6 +70,7 @@ class Tuned:
     """Why, by field."""
     commit: str | None = None
     notes: tuple[str, ...] = ()
+    failed: str | None = None
 
     @property
     def confirmed(self) -> bool:
@@ -93,6 +95,7 @@ class Tuned:
             "minutes": self.minutes,
             "commit": self.commit,
             "notes": list(self.notes),
+            "failed": self.failed,
         }
 
 
@@ -134,14 +137,19 @@ def tune(
     bench = repository.workbench(device)
     told("loading", 1, 1)
     lab = Trials(repository, bench, editor, batch_size, seed, told)
-    start = lab.prepare(_thumb(bench, was) if from_scratch else was, choosing, holding)
+    start = lab.prepare(was, choosing, holding)  # from scratch too: it is edited with in the end
+    if from_scratch:
+        start = lab.prepare(_thumb(bench, was), choosing, holding)
     trace = _Trace(bench, choosing, seed, told, 60 * minutes / 5)
     choice = Climb(lab, choosing, start, trace.middle, begun + 60 * minutes)
     choice.climb()
     table = _table(settings, was, choice.recipe)
-    held = None
+    held, failed = None, None
     if table != settings.recipe:
-        held = lab.confirm(holding, was, choice.recipe)
+        try:
+            held = lab.confirm(holding, was, choice.recipe)
+        except FAILURES as error:  # what was tried is told all the same
+            failed = reason_of(error)
     done = Tuned(
         source=cases.source,
         chosen_by=len(choosing),
@@ -156,7 +164,8 @@ def tune(
         held=held,
         seconds=0.0,
         minutes=minutes,
-        notes=cases.notes,
+        notes=(*cases.notes, *_many(repository, was, len(choosing))),
+        failed=failed,
     )
     if done.confirmed:
         changed = {name: value for name, value in table.items() if value != settings.recipe.get(name)}
@@ -164,6 +173,16 @@ def tune(
         if not dry_run:
             done = replace(done, commit=_record(repository, began_on, settings, table, done))
     return replace(done, seconds=time.perf_counter() - begun)
+
+
+def _many(repository: Repository, was: Recipe, facts: int) -> Iterator[str]:
+    """A note where a batch of so many facts is edited by another recipe than the one that is tuned."""
+    many = repository.recipe(facts=facts).to_dict()
+    if other := sorted(name for name, value in was.to_dict().items() if many.get(name) != value):
+        yield (
+            f"a batch of {facts} facts takes {', '.join(other)} from [recipe.many], which is not tuned: "
+            "this is the recipe of smaller ones; --sample sets how many choose it"
+        )
 
 
 def _check(minutes: float, sample: int | None, seed: int) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from patchkit.algebra.factors import Delta, Patch, Solution, terms_of
 from patchkit.algebra.rounding import round_sum
 from patchkit.errors import BadInput
+from patchkit.facts import with_own_ids
 from patchkit.patch import SCALE, SQUASH, break_even, parts_in
 
 __all__ = ["joined", "parts_of", "scale_of", "scaled", "without"]
@@ -25,6 +26,7 @@ __all__ = ["joined", "parts_of", "scale_of", "scaled", "without"]
 
 def joined(patches: Sequence[Patch]) -> Patch:
     """One patch whose ΔW is Σ ΔW of ``patches``; facts and terms in their order, parts of parts laid open.
+    Facts lose an id that several of them have.
 
     Keys are kept where every patch has them; a weight that one of them does not change has zeros there.
     Past the break-even the sum is stored multiplied out, each entry rounded once to float32. `BadInput`
@@ -40,7 +42,7 @@ def joined(patches: Sequence[Patch]) -> Patch:
     entries = [entry for patch in patches for entry in _entries(patch)]
     inside = {patch.id for patch in patches} | {entry["id"] for entry in entries}
     return Patch(
-        facts=tuple(fact for patch in patches for fact in patch.facts),
+        facts=with_own_ids([fact for patch in patches for fact in patch.facts]),
         deltas=deltas,
         base=first.base,
         method=SQUASH,
@@ -117,15 +119,20 @@ def scaled(patch: Patch, factor: float) -> Patch:
         solution = replace(solution, residuals=residuals)
     return replace(
         patch,
-        deltas={name: _scaled_delta(delta, factor) for name, delta in patch.deltas.items()},
+        deltas={name: _scaled_delta(patch, name, solution, factor) for name in patch.deltas},
         recipe=_scaled_recipe(patch, factor),
         solution=solution,
     )
 
 
-def _scaled_delta(delta: Delta, factor: float) -> Delta:
+def _scaled_delta(patch: Patch, name: str, solution: Solution | None, factor: float) -> Delta:
+    """``solution``: with its residuals scaled. A dense update stays the rounded product of its terms."""
+    delta = patch.deltas[name]
     if delta.B is None or delta.A is None:
         assert delta.dense is not None
+        if solution is not None and patch.method != SQUASH:
+            solved, residuals = solution.solved[name], solution.residuals[name]
+            return Delta(residuals.T, solved, transposed=delta.transposed).compact()
         return Delta(dense=_times(delta.dense, factor), transposed=delta.transposed)
     return Delta(_times(delta.B, factor), delta.A, transposed=delta.transposed)
 

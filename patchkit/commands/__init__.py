@@ -16,7 +16,7 @@ from gc import freeze, set_threshold
 
 import click
 
-from patchkit.errors import BadInput, NotWritten, PatchkitError
+from patchkit.errors import BadInput, NotWritten, PatchkitError, Unavailable
 
 __all__ = ["main"]
 
@@ -169,6 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(_os_line(error), NotWritten.exit_code, error)
     except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported for its name
+            told = "the device has too little memory for this; use a larger one, or --device cpu"
+            return _fail(told, Unavailable.exit_code, error)
         told = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return _fail(
             f"internal error, please report it: {told} (PATCHKIT_TRACEBACK=1 shows where)", 70, error

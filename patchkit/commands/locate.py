@@ -124,15 +124,15 @@ def command(
             device=device,
             progress=progress,
         )
-    if figure is not None:
-        from patchkit.actions.locate import draw
-        from patchkit.evaluation.figures import write_figure
-
-        write_figure(draw(found), Path(figure))
     if as_json:
         print_json(found.to_dict())
     else:
         _show(console(), found)
+    if figure is not None:  # last: what took so long to trace is told, whatever becomes of the file
+        from patchkit.actions.locate import draw
+        from patchkit.evaluation.figures import write_figure
+
+        write_figure(draw(found), Path(figure))
 
 
 def _show(out: Console, found: Located) -> None:

@@ -29,6 +29,7 @@ from patchkit.commands.display import (
     say,
     table,
 )
+from patchkit.errors import BadInput
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,6 +101,8 @@ def command(records: str, directory: str, dry_run: bool, quiet: bool, as_json: b
         print_json(done.to_dict())
     elif not quiet:
         _show(console(), done, dry_run)
+    if done.failed is not None:
+        raise BadInput(f"what was found could not be confirmed: {done.failed}; patchkit.toml stays")
 
 
 def _show(out: Console, done: Tuned, dry_run: bool) -> None:
@@ -124,6 +127,8 @@ def _show(out: Console, done: Tuned, dry_run: bool) -> None:
     for trial in done.trials:
         if trial.failed is not None:
             say(out, f"{trial.name}: {trial.failed}", WARNING)
+    if done.failed is not None:
+        return
     if done.held is None:
         few = len(done.trials) == 1
         line = "nothing else was tried" if few else "no trial was better than the recipe as it is"

@@ -16,6 +16,7 @@ import torch
 from transformers import GenerationConfig
 
 from patchkit.evaluation.room import check_room
+from patchkit.models.hooks import forgetting_positions
 from patchkit.models.tokens import tokenise
 
 __all__ = ["NEW_TOKENS", "continue_greedily", "length_of", "normalise", "room_for", "says"]
@@ -69,7 +70,7 @@ def _continue(model: Any, tokenizer: Any, rows: list[list[int]], new_tokens: int
     greedy = GenerationConfig(
         do_sample=False, max_new_tokens=new_tokens, pad_token_id=padding, eos_token_id=end, use_cache=True
     )
-    with torch.no_grad(), _only(model, greedy):
+    with torch.no_grad(), _only(model, greedy), forgetting_positions(model):
         out = model.generate(input_ids=tokens, attention_mask=mask, generation_config=greedy)
     return tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
 

@@ -159,7 +159,7 @@ def _check_records(study: str, cases: Sequence[Case], source: str) -> None:
 
 def _lambdas(asked: Asked, method: str) -> Sequence[float | None]:
     varied = asked.study == "tradeoff" and method != UNEDITED
-    return (asked.lambdas or LAMBDAS) if varied else (None,)
+    return sorted(asked.lambdas or LAMBDAS) if varied else (None,)
 
 
 def _groups(asked: Asked, cases: Sequence[Case], source: str) -> dict[str, tuple[int, ...]]:
@@ -196,9 +196,12 @@ def _first(names: Sequence[str]) -> str:
 
 
 def whole_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The four scores that say most of the rows: CounterFact's, else zsRE's; only those that they have."""
+    """The four scores that say most of the rows: CounterFact's, else zsRE's; only those that they have.
+
+    An old object that happens to be a neighbour's right answer gives zsRE's facts an S here and there.
+    """
     there = Counter(name for row in rows for name in row["scores"])
-    family = COUNTERFACT if there["S"] else ZSRE
+    family = COUNTERFACT if there["S"] and there["S"] >= there[ZSRE[0]] else ZSRE
     return tuple(name for name in family if there[name])
 
 

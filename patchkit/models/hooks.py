@@ -15,6 +15,7 @@ from torch import Tensor, nn
 __all__ = [
     "Stop",
     "ending",
+    "forgetting_positions",
     "leaves_at",
     "listening",
     "reading_inputs",
@@ -49,6 +50,25 @@ def listening(module: nn.Module, hook: Hook) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def forgetting_positions(model: nn.Module) -> Iterator[None]:
+    """Without what images did to the positions of the last texts: it is the caller's again behind this.
+
+    Models of images and texts (Qwen's, GLM's) keep it as `rope_deltas` from a generation, of text alone too,
+    and add it, a row for each of those texts, to the positions of whatever they are given next.
+    """
+    kept: list[tuple[Any, Any]] = [
+        (module, module.rope_deltas) for module in model.modules() if hasattr(module, "rope_deltas")
+    ]
+    try:
+        for module, _ in kept:
+            module.rope_deltas = None
+        yield
+    finally:
+        for module, deltas in kept:
+            module.rope_deltas = deltas
 
 
 @contextmanager

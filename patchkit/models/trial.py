@@ -41,6 +41,8 @@ def try_out(
         _check_causal(model, row, whole, name)
         _check_parts(model, anatomy, layers[-1], tokens, whole, name)
         return outlets_of(model, anatomy, layers, tokens)
+    except torch.OutOfMemoryError:  # a RuntimeError too, and nothing that is wrong with the model
+        raise
     except (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise BadInput(

@@ -154,7 +154,10 @@ def _feed_forward(modules: Modules) -> dict[str, str]:
     """The base's modules that can be in an adapter: path -> the weight's name in a GGUF."""
     import gguf
 
-    number = {name: value for value, name in gguf.MODEL_ARCH_NAMES.items()}[_architecture(modules)]
+    name = _architecture(modules)
+    number = {name: value for value, name in gguf.MODEL_ARCH_NAMES.items()}.get(name)
+    if number is None:
+        raise BadInput(f"{name}: the gguf that is installed does not know it; install a newer one")
     table = gguf.get_tensor_name_map(number, modules.depth)
     as_they_are = {gguf.MODEL_TENSOR.FFN_DOWN, gguf.MODEL_TENSOR.FFN_UP, gguf.MODEL_TENSOR.FFN_GATE}
     found = {
