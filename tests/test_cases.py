@@ -89,6 +89,19 @@ def test_answers_are_known_only_where_every_neighbour_has_one() -> None:
     assert parse_cases(lines(two), "x").cases[0].answers == ()
 
 
+def test_a_neighbour_without_an_answer_takes_none_from_the_others() -> None:
+    """What is not known of one is not known; what is known of the other still is, a number too."""
+    tables = {
+        "A": [{"prompt": "Rome lies in", "ground_truth": [["Italy"]]}],
+        "B": [{"prompt": "Ann lies in"}],
+    }
+    (case,) = parse_cases(lines({**KNOWEDIT, "locality": tables}), "x").cases
+    assert case.answers == (("Italy",), ())
+    several = {**ZSRE, "loc": ["where is Paris", "when was Rome"], "loc_ans": ["", 1998]}
+    (case,) = parse_cases(lines(several), "x").cases
+    assert case.answers == ((), ("1998",))
+
+
 def test_several_neighbours_have_an_answer_each_and_one_may_have_several() -> None:
     several = {**ZSRE, "loc": ["where is Paris", "where is Rome"], "loc_ans": ["France", ["Italy", "Italia"]]}
     one = {**ZSRE, "loc_ans": ["France", "the Republic", "France"]}

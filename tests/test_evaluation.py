@@ -18,7 +18,7 @@ from patchkit.evaluation import likelihood
 from patchkit.evaluation.generation import NEW_TOKENS, continue_greedily, length_of, normalise, says
 from patchkit.evaluation.likelihood import Score, score_targets
 from patchkit.evaluation.measure import FactChange, FactState, PromptState, compare, observe, summarise
-from patchkit.evaluation.texts import WINDOW, windows
+from patchkit.evaluation.texts import WINDOW, window_of, windows
 from patchkit.facts import Fact
 from patchkit.models.hooks import forgetting_positions
 from patchkit.models.tokens import begun_and_running, in_rows
@@ -375,6 +375,18 @@ def test_says_asks_for_whole_words_only_where_words_have_spaces(
     continuation: str, target: str, said: bool
 ) -> None:
     assert says(continuation, target) is said
+
+
+def test_a_text_is_read_in_rows_that_the_model_has_positions_for() -> None:
+    tokenizer, text = tiny_tokenizer(), "Ann lies in Rome. " * 100
+    config = tiny_model("gpt2").config
+    length = window_of(config)
+    assert length == min(WINDOW, config.n_positions)
+    config = copy.deepcopy(config)
+    config.n_positions = config.max_position_embeddings = 16
+    assert window_of(config) == 16
+    _, rows = windows(tokenizer, "text", text, 16)
+    assert max(map(len, rows)) == 16
 
 
 @pytest.mark.parametrize("words", ["bpe", "sentencepiece"])

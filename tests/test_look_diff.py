@@ -167,6 +167,11 @@ def test_probes_may_be_facts_and_kl_may_be_of_a_text(cli: Cli, knowledge: Path, 
     assert [(p["kind"], p["prompt"], p["same"]) for p in found["prompts"]] == [
         ("neighbor", "Paris lies in", True)
     ]
+    line = probe.read_bytes()
+    for data in (b"\xef\xbb\xbf" + line, b"[ " + line + b"]"):  # with a byte order mark, and as one array
+        probe.write_bytes(data)
+        again = cli.ok("diff", "HEAD", "HEAD", "--probe", probe, "--json").json["behaviour"]
+        assert again["facts"] == found["facts"]
     assert found["divergence"]["text"] == f"{text}, its first 4096 tokens"
     assert found["divergence"]["positions"] == 4096
     assert found["divergence"]["largest"] < 1e-9  # one stack, twice

@@ -241,6 +241,18 @@ def test_the_first_neighbours_are_answered_freely_where_the_record_says_what_is_
     assert case_of(unknown)["neighbour says"] == (0, 0)
 
 
+def test_a_neighbour_whose_answer_is_not_given_is_not_answered_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It counts as one of which the old object is true, as where none is given; the others as they are."""
+    model, tokenizer = tiny_model("llama"), tiny_tokenizer()
+    prompts = ("Ann plays the sport of", "Rome lies in", "Paris plays the sport of")
+    fact = Fact("LeBron James", "{} plays", "painter", was="Paris", neighbors=prompts)
+    (seen,) = look(Loaded(model, tokenizer), [Case(fact, ((), ("Japan",), ("Paris", "Rome")))])
+    assert [one.was_is_true for one in seen.neighbors] == [True, False, True]
+    assert [one.said is None for one in seen.neighbors] == [True, False, False]
+    assert [one.right is None for one in seen.neighbors] == [True, False, False]
+    assert [one.answer is None for one in seen.neighbors] == [True, False, False]
+
+
 def test_a_long_object_can_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every prompt is followed by as many tokens as the longest object has, so no length is given away."""
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()

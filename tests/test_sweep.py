@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_helpers import RECIPE, Cli, Ran, cli, git_environment, home, set_recipe, snapshot, tiny_base
 from markdown_it import MarkdownIt
 
 from patchkit.actions import sweep as action
+from patchkit.actions.sweep import _scores
 from patchkit.actions.sweep_rows import Rows
 from patchkit.editing import targets
 from patchkit.editing.emmet import Emmet
 from patchkit.editing.finetune import FineTune
 from patchkit.errors import BadInput, Busy, WouldOverwrite
 from patchkit.evaluation.cases import Case, Cases, Question, parse_cases
-from patchkit.evaluation.metrics import look, tally
-from patchkit.evaluation.studies import UNEDITED, Asked, Trial, as_in_table_1, plan, pool, whole_of
+from patchkit.evaluation.metrics import METRICS, look, tally
+from patchkit.evaluation.studies import UNEDITED, ZSRE, Asked, Trial, as_in_table_1, plan, pool, whole_of
 from patchkit.evaluation.tables import csv_table, markdown_table
 from patchkit.evaluation.voice import Loaded
 from patchkit.fact import Fact
@@ -613,6 +615,42 @@ def test_an_edit_that_fails_is_told_and_the_others_are_made(
     again = run(cli, *ask, "--json").json
     assert [row["method"] for row in again["rows"]] == [UNEDITED, "ft", "memit"]
     assert again["failed"] == []
+
+
+def test_too_little_memory_for_one_editor_ends_that_editor(
+    cli: Cli, base: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the folder goes on with smaller batches, which change no score."""
+    real = FineTune.update
+
+    def fail(editor: FineTune, task: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA")
+
+    monkeypatch.setattr(FineTune, "update", fail)
+    ask = ("counterfact", "--records", "records.json", "--methods", "ft,memit", "--counts", "1")
+    done = cli("eval", "sweep", "-C", "kb", *ask, "--json")
+    assert done.code == 65
+    assert done.json["failed"] == ["ft, 1 fact of all: the device has too little memory for it"]
+    assert [row["method"] for row in done.json["rows"]] == [UNEDITED, "memit"]
+    monkeypatch.setattr(FineTune, "update", real)
+    again = run(cli, *ask, "--batch-size", "1", "--json").json
+    assert [row["method"] for row in again["rows"]] == [UNEDITED, "ft", "memit"]
+
+
+def test_an_odd_neighbour_of_zsre_gives_no_s() -> None:
+    """Of two facts' neighbours one has the old object for its right answer: NS would be of it alone."""
+    counts = np.zeros((2, len(METRICS), 2))
+    asked = ["ES", "PS", *ZSRE[1:]]
+    for name in asked:
+        counts[:, list(METRICS).index(name)] = (1.0, 1.0)
+    counts[0, list(METRICS).index("NS")] = (1.0, 1.0)
+    assert {"S", "NS"} & _scores(counts, counts, 0).keys() == set()
+    counts[1, list(METRICS).index("NS")] = (1.0, 1.0)
+    assert {"S", "NS", ZSRE[0]} <= _scores(counts, counts, 0).keys()
+
+
+def test_facts_without_neighbours_show_what_they_have() -> None:
+    assert whole_of([{"scores": {"ES": 1, "PS": 1, "rewrite tokens": 1}}]) == ("ES", "PS")
 
 
 def test_each_edit_that_fails_is_told(

@@ -67,6 +67,8 @@ def _check_room(bench: Workbench, prompts: Sequence[str], new_tokens: int) -> No
     longest = positions(bench.model.config)
     for place, prompt in enumerate(prompts, 1):
         count = len(tokenise(bench.tokenizer, [prompt])[0].ids)
+        if not count:
+            raise BadInput(f"prompt {place}: has no tokens; ask something")
         if longest is not None and count + new_tokens - 1 > longest:  # the last one is said, not read
             raise BadInput(
                 f"prompt {place}: {count} tokens and {new_tokens} to come, but the model reads {longest}; "

@@ -6,6 +6,7 @@ weights that the two builds hold.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -15,12 +16,13 @@ from patchkit.algebra.factors import Patch
 from patchkit.errors import BadInput
 from patchkit.evaluation.generation import continue_greedily
 from patchkit.evaluation.measure import FactState, observe
-from patchkit.evaluation.texts import WINDOW, Divergence, compare_on, read_bytes, text_of, windows
+from patchkit.evaluation.texts import Divergence, compare_on, read_bytes, text_of, window_of, windows
 from patchkit.facts import Fact, parse_facts
 from patchkit.problem import one_line
 
 if TYPE_CHECKING:
     from patchkit.actions.diff import Difference
+    from patchkit.actions.workbench import Workbench
     from patchkit.repository import Repository
 
 __all__ = [
@@ -87,10 +89,13 @@ class Behaviour:
         return {**asdict(self), "prompts": prompts}
 
 
+_FACTS = re.compile(rb"(\xef\xbb\xbf)?\s*(\{|\[\s*\{)")
+
+
 def read_probes(path: str) -> Probes:
-    """Probes from a file: JSON lines of facts where its first sign is "{", else one prompt a line."""
+    """Probes from a file: facts where it begins as a file of them does, else one prompt a line."""
     data = read_bytes(path)
-    if data.lstrip().startswith(b"{"):
+    if _FACTS.match(data):
         return Probes(facts=parse_facts(data, path).facts)
     prompts = tuple(line.strip() for line in text_of(data, path).splitlines() if line.strip())
     if not prompts:
@@ -126,7 +131,7 @@ def compare_models(
         states.append(observe(bench.model, bench.tokenizer, [fact for _, fact in asked]) if asked else [])
         said.append(continue_greedily(bench.model, bench.tokenizer, [prompt for _, prompt in prompts]))
     told("asking", 2, 2)
-    name, rows = _rows(bench.tokenizer, text, [fact.text for _, fact in asked] + [p for _, p in prompts])
+    name, rows = _rows(bench, text, [fact.text for _, fact in asked] + [p for _, p in prompts])
     return Behaviour(
         facts=tuple(_fact_said(*row) for row in zip(asked, *states, strict=True)),
         prompts=tuple(
@@ -173,11 +178,12 @@ def _fact_said(asked: tuple[str, Fact], old: FactState, new: FactState) -> FactS
 
 
 def _rows(
-    tokenizer: Any, text: tuple[str, str] | None, prompts: Sequence[str]
+    bench: Workbench, text: tuple[str, str] | None, prompts: Sequence[str]
 ) -> tuple[str, list[list[int]]]:
-    """What KL is computed on, in words, and its rows of at most WINDOW tokens."""
+    """What KL is computed on, in words, and its rows of as many tokens as are read at once."""
+    length = window_of(bench.model.config)
     if text is None:
         texts = list(dict.fromkeys(prompts))
-        rows = [tokenizer(prompt)["input_ids"][:WINDOW] for prompt in texts]
+        rows = [bench.tokenizer(prompt)["input_ids"][:length] for prompt in texts]
         return f"the {len(texts)} prompts asked", [row for row in rows if row]
-    return windows(tokenizer, *text)
+    return windows(bench.tokenizer, *text, length)

@@ -34,7 +34,7 @@ from patchkit.evaluation.likelihood import Score
 from patchkit.evaluation.metrics import METRICS, Asked, Seen, look, tally
 from patchkit.evaluation.references import References
 from patchkit.evaluation.studies import digest_of
-from patchkit.evaluation.texts import Divergence, compare_on, windows
+from patchkit.evaluation.texts import Divergence, compare_on, window_of, windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -234,7 +234,7 @@ def evaluate(
     told("own text", 1, 1)
     divergence = None
     if text is not None:
-        name, rows = windows(asking.tokenizer, *text)
+        name, rows = windows(asking.tokenizer, *text, window_of(asking.bench.model.config))
         divergence = compare_on(asking.bench, weights, name, rows, partial(told, "text"))
     commits = [None if stack is None else stack.commit for stack in stacks]
     sides = [Side(*row) for row in zip((a, b), commits, map(len, patches), harms, strict=True)]

@@ -13,12 +13,15 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from patchkit.actions.asking import Asking
 from patchkit.actions.commit import text_and_statistics
 from patchkit.actions.edit import as_patch
 from patchkit.actions.harm import own_text
 from patchkit.actions.sweep_rows import Rows
 from patchkit.actions.workbench import stacked_weights
+from patchkit.editing.batching import FAILURES, reason_of
 from patchkit.editing.editor import Edited, Editor, ready_editor
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput, PatchkitError
@@ -142,7 +145,8 @@ def sweep(
     if large:
         settings |= {"many": repository.settings.many, "large": large}
     failed: list[str] = []
-    unreferenced = () if references is None else references.notes(chosen)
+    asked_of = sorted({place for trial in trials for place in trial.cases[:sample]})
+    unreferenced = () if references is None else references.notes([chosen[place] for place in asked_of])
     with Rows.open(out, settings) as kept:
         options = (sample, seed, texts, references, batch_size)
         targets = out / "targets"
@@ -153,7 +157,7 @@ def sweep(
             if trial.key not in kept.by_key:
                 try:
                     kept.add({"study": asked.study, **bench.row(trial, trials)})
-                except BadInput as error:  # of this edit; the others are made all the same
+                except FAILURES as error:  # of this edit; the others are made all the same
                     failed.append(_failure(trial, error))
         told("sweep", 1, 1)
         rows = [kept.by_key[trial.key] for trial in trials if trial.key in kept.by_key]
@@ -172,11 +176,11 @@ def _ready(repository: Repository, method: str, facts: int) -> tuple[Editor, Rec
     return ready_editor(recipe, home, lambda: repository.checkpoint().as_read())
 
 
-def _failure(trial: Trial, error: BadInput) -> str:
+def _failure(trial: Trial, error: Exception) -> str:
     """An edit that failed, in one line."""
     varied = "" if trial.lambda_ is None else f", λ {trial.lambda_:g}"
     facts = "1 fact" if trial.count == 1 else f"{trial.count} facts"
-    return f"{trial.method}, {facts} of {trial.group}{varied}: {'; '.join(str(error).splitlines())}"
+    return f"{trial.method}, {facts} of {trial.group}{varied}: {'; '.join(reason_of(error).splitlines())}"
 
 
 def _show(out: Path, study: str, rows: Sequence[Mapping[str, Any]]) -> list[Path]:
@@ -311,6 +315,10 @@ def _scores(counts: Tally, unedited: Tally, seed: int) -> dict[str, list[float |
     of three behind them."""
     asked = counts[..., 1].sum(0) > 0
     names = [name for name, there in zip(METRICS, asked, strict=True) if there]
+    told = dict(zip(METRICS, counts[..., 1].sum(0), strict=True))
+    if told["NS"] < told[ZSRE[-1]]:  # zsRE's, but for the odd neighbour whose right answer is the old object
+        names = [name for name in names if name != "NS"]
+        asked &= np.array([name != "NS" for name in METRICS])
     by_name = intervals(counts[:, asked], names, seed)
     shown = {name: by_name[name].to_list() for name in names_with_whole(names)}
     if set(COMPARED) <= set(names):

@@ -27,6 +27,7 @@ Key = tuple[Any, ...]
 _SETTINGS, _ROWS = "sweep.json", "rows.jsonl"
 _LISTS = ("methods", "counts", "groups", "lambdas")
 """What a row is of; the trials of one command do not depend on those of another."""
+_FREE = ("batch_size",)  # what memory is there for; no score depends on it
 _RECIPES = "recipes"  # of each editor by itself
 _MANY = "many"  # there where some batch is large, and of those alone
 _LARGE = "large"  # [editor, facts] of those
@@ -119,7 +120,7 @@ def _write(path: Path, settings: Mapping[str, Any]) -> None:
 def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The settings for which a row that is there would be another one."""
     alone = (old.keys() ^ new.keys()) & {_MANY}
-    compared = sorted((old.keys() | new.keys()) - {*_LISTS, _RECIPES, _LARGE} - alone)
+    compared = sorted((old.keys() | new.keys()) - {*_LISTS, *_FREE, _RECIPES, _LARGE} - alone)
     before, now = old.get(_RECIPES, {}), new.get(_RECIPES, {})
     recipes = [f"the recipe of {name}" for name in now if name in before and now[name] != before[name]]
     return [name for name in compared if old.get(name) != new.get(name)] + recipes

@@ -101,7 +101,7 @@ def train_mend(
 
 def _read(bench: Workbench, cases: Cases, text: str | None) -> tuple[list[Lesson], list[Page]]:
     facts = [case.fact for case in cases.cases]
-    answers = [[first for first, *_ in case.answers] for case in cases.cases]
+    answers = [[each[0] if each else "" for each in case.answers] for case in cases.cases]
     if not facts:
         raise BadInput(f"{cases.source}: holds no facts to train on; name a file with some")
     lessons = lessons_of(bench.tokenizer, facts, answers, positions(bench.model.config))

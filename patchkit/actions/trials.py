@@ -11,15 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from patchkit.actions.commit import text_and_statistics
 from patchkit.actions.edit import as_patch
 from patchkit.actions.workbench import Workbench, stacked_weights
+from patchkit.editing.batching import FAILURES, reason_of
 from patchkit.editing.editor import Edited
 from patchkit.editing.mass import MassEditor, rewriting_of
 from patchkit.editing.recipe import Recipe
-from patchkit.errors import BadInput, Unavailable
+from patchkit.errors import BadInput
 from patchkit.evaluation.cases import Case
 from patchkit.evaluation.intervals import WHOLE, Interval, Tally, differences
 from patchkit.evaluation.metrics import METRICS, Seen, look, tally
@@ -29,18 +28,9 @@ from patchkit.evaluation.voice import Loaded
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["FAILURES", "Climb", "Held", "Trial", "Trials", "plain", "reason_of"]
+__all__ = ["Climb", "Held", "Trial", "Trials", "plain"]
 
 Progress = Callable[[str, int, int], None]
-FAILURES = (BadInput, Unavailable, torch.OutOfMemoryError)
-"""What ends one edit and not the rest."""
-
-
-def reason_of(error: Exception) -> str:
-    """One of `FAILURES` in a line."""
-    return (
-        "the device has too little memory for it" if isinstance(error, torch.OutOfMemoryError) else str(error)
-    )
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import numpy as np
 
 from patchkit.actions.init import RESOLVED
 from patchkit.actions.locate import known_facts
-from patchkit.actions.trials import FAILURES, Climb, Held, Trial, Trials, plain, reason_of
+from patchkit.actions.trials import Climb, Held, Trial, Trials, plain
 from patchkit.actions.workbench import Workbench
+from patchkit.editing.batching import FAILURES, reason_of
 from patchkit.editing.editor import find_editor
 from patchkit.editing.mass import MassEditor
 from patchkit.editing.published import recipe_for
@@ -219,7 +220,8 @@ def _halves(cases: Cases, sample: int | None, seed: int) -> tuple[list[Case], li
 def _is_probed(case: Case) -> bool:
     """Whether the case has all that S is made of."""
     fact = case.fact
-    spared = bool(fact.neighbors) and (not case.answers or any(fact.was in each for each in case.answers))
+    answers = case.answers or ((),)
+    spared = bool(fact.neighbors) and any(not each or fact.was in each for each in answers)
     return fact.was is not None and bool(fact.paraphrases) and spared
 
 

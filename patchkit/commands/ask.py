@@ -48,7 +48,7 @@ def command(
     asked = [
         prompt
         for item in prompts
-        for prompt in (standard_input().decode("utf-8").splitlines() if item == "-" else [item])
+        for prompt in (standard_input().decode("utf-8-sig").splitlines() if item == "-" else [item])
     ]
     asked = [prompt for prompt in asked if prompt.strip()]
     if not asked:

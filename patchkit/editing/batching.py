@@ -16,7 +16,7 @@ import torch
 
 from patchkit.errors import BadInput, Unavailable
 
-__all__ = ["BatchSize", "Budget", "in_batches"]
+__all__ = ["FAILURES", "BatchSize", "Budget", "in_batches", "reason_of"]
 
 BatchSize = int | str
 
@@ -51,6 +51,17 @@ class Budget:
         if self.facts == 1 and self.tokens == 1:
             raise Unavailable("out of memory with one fact at a time; use a larger device, or --device cpu")
         return Budget(max(1, self.facts // 2), max(1, self.tokens // 2), grows=False)
+
+
+FAILURES = (BadInput, Unavailable, torch.OutOfMemoryError)
+"""What ends one edit, and none of those that are made after it."""
+
+
+def reason_of(error: Exception) -> str:
+    """One of `FAILURES` in words."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "the device has too little memory for it"
+    return str(error)
 
 
 def in_batches(order: Sequence[int], budget: Budget, work: Callable[[list[int], Budget], None]) -> None:

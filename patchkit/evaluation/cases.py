@@ -36,7 +36,8 @@ class Question:
 class Case:
     """A fact and what else is asked about it.
 
-    ``answers``: the right answers of each neighbour, in their order (none where the record does not say);
+    ``answers``: the right answers of each neighbour, in their order (none of one of which the record does not
+    say, nothing where it says none);
     ``portability``: questions one hop away; ``texts``: beginnings of texts about the subject; ``object_ids``:
     CounterFact's names of the relation and of the new object.
     """
@@ -146,15 +147,15 @@ def _object_ids(raw: Mapping[str, Any]) -> tuple[str, str] | None:
 def _answers(fact: Fact, raw: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     """Right answers of each neighbour: zsRE's and EasyEdit's own fields, then KnowEdit's tables."""
     given = raw.get("loc_ans", raw.get("locality_ground_truth"))
-    several = isinstance(raw.get("loc", raw.get("locality_prompt")), list)
-    found = [_alternatives(each) for each in (given if several and isinstance(given, list) else [given])]
-    found = [answers for answers in found if answers]
+    asked = raw.get("loc", raw.get("locality_prompt"))
+    several = isinstance(asked, list) and isinstance(given, list)
+    found = [_alternatives(each) for each in (given if several else [given])] if asked else []
     locality = raw.get("locality")
     for table in locality.values() if isinstance(locality, dict) else ():
         for probe in table if isinstance(table, list) else [table]:
             if isinstance(probe, dict):
                 found.append(_alternatives(probe.get("ground_truth")))
-    return tuple(found) if all(found) and len(found) == len(fact.neighbors) else ()
+    return tuple(found) if any(found) and len(found) == len(fact.neighbors) else ()
 
 
 def _portability(value: Any) -> Iterator[Question]:
@@ -179,7 +180,10 @@ def _tables(value: Any) -> list[dict[str, Any]]:
 
 
 def _strings(value: Any) -> list[str]:
-    """The strings of a value that is one, or holds them in lists (of lists); blank ones left out."""
+    """The strings of a value that is one, or holds them in lists (of lists); blank ones left out. A number,
+    such as a year, is its digits."""
     if isinstance(value, list):
         return [text for item in value for text in _strings(item)]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [str(value)]
     return [value.strip()] if isinstance(value, str) and value.strip() else []

@@ -233,7 +233,7 @@ def _tradeoff(rows: Sequence[Row]) -> Figure:
 
 def _two_sided(rows: Sequence[Row]) -> tuple[str, str]:
     """The names of generalisation and specificity."""
-    general, special = (COUNTERFACT if "S" in rows[0]["scores"] else ZSRE)[2:4]
+    general, special = (COUNTERFACT if whole_of(rows)[0] in COUNTERFACT else ZSRE)[2:4]
     return general, special
 
 

@@ -109,9 +109,9 @@ def _questions(case: Case) -> list[Question]:
 
 
 def _neighbors(case: Case) -> list[Question]:
-    """Those that are answered freely; none where the record does not say what is right."""
+    """Those that are answered freely, of those of which the record says what is right."""
     pairs = zip(case.fact.neighbors, case.answers, strict=False)
-    return [Question(*pair) for pair in pairs][:FREE_NEIGHBORS]
+    return [Question(*pair) for pair in pairs if pair[1]][:FREE_NEIGHBORS]
 
 
 def _free(voice: Voice, cases: Sequence[Case]) -> list[dict[str, str]]:
@@ -159,11 +159,13 @@ def _seen(
         right = says(said[prompt], fact.target)
         return Asked(scores[prompt, fact.target], was, said=said[prompt], right=right)
 
-    def neighbor(place: int, prompt: str, answers: Sequence[str]) -> Asked:
+    freely = {one.prompt for one in _neighbors(case)}
+
+    def neighbor(prompt: str, answers: Sequence[str]) -> Asked:
         was = None if fact.was is None else scores[prompt, fact.was]
         known = best(prompt, answers) if answers else None
         true = not answers or fact.was in answers
-        text = said[prompt] if place < len(_neighbors(case)) else None
+        text = said[prompt] if answers and prompt in freely else None
         right = None if text is None else any(says(text, each) for each in answers)
         return Asked(scores[prompt, fact.target], was, known, text, true, right)
 
@@ -177,7 +179,7 @@ def _seen(
     return Seen(
         rewrite=asked(fact.text),
         paraphrases=tuple(map(asked, fact.paraphrases)),
-        neighbors=tuple(map(neighbor, range(len(answers)), fact.neighbors, answers)),
+        neighbors=tuple(map(neighbor, fact.neighbors, answers)),
         portability=tuple(map(question, hops)),
         reverse=tuple(map(question, back)),
         texts=texts,

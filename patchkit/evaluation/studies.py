@@ -201,7 +201,11 @@ def whole_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     An old object that happens to be a neighbour's right answer gives zsRE's facts an S here and there.
     """
     there = Counter(name for row in rows for name in row["scores"])
-    family = COUNTERFACT if there["S"] and there["S"] >= there[ZSRE[0]] else ZSRE
+    whole, other = COUNTERFACT[0], ZSRE[0]
+    if there[whole] or there[other]:
+        family = COUNTERFACT if there[whole] >= there[other] else ZSRE
+    else:
+        family = COUNTERFACT if there["ES"] else ZSRE
     return tuple(name for name in family if there[name])
 
 

@@ -12,12 +12,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from patchkit.editing.recipe import positions
 from patchkit.errors import BadInput, NotFound
 from patchkit.evaluation.reading import Reading, mean_of_all
 from patchkit.models.tokens import begun_and_running, in_rows
 from patchkit.problem import one_line
 
-__all__ = ["WINDOW", "Divergence", "compare_on", "read_bytes", "read_text", "text_of", "windows"]
+__all__ = [
+    "WINDOW",
+    "Divergence",
+    "compare_on",
+    "read_bytes",
+    "read_text",
+    "text_of",
+    "window_of",
+    "windows",
+]
 
 WINDOW = 256
 """Tokens of a text that are read at once."""
@@ -86,11 +96,16 @@ def text_of(data: bytes, path: str) -> str:
         raise BadInput(f"{one_line(path)}:{line}: is not UTF-8; save it as UTF-8") from None
 
 
-def windows(tokenizer: Any, name: str, text: str) -> tuple[str, list[list[int]]]:
-    """What of ``text`` is read, in words, and its rows of at most WINDOW tokens."""
+def window_of(config: Any) -> int:
+    """How many tokens a model reads at once: WINDOW, or as many as it has positions for."""
+    return min(WINDOW, positions(config) or WINDOW)
+
+
+def windows(tokenizer: Any, name: str, text: str, length: int = WINDOW) -> tuple[str, list[list[int]]]:
+    """What of ``text`` is read, in words, and its rows of at most ``length`` tokens."""
     begun, running = begun_and_running(tokenizer, text)
     cut = "" if len(running) <= TEXT_TOKENS else f", its first {TEXT_TOKENS} tokens"
-    return f"{name}{cut}", in_rows(begun, running[:TEXT_TOKENS], WINDOW)
+    return f"{name}{cut}", in_rows(begun, running[:TEXT_TOKENS], length)
 
 
 def compare_on(
