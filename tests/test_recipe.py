@@ -174,6 +174,36 @@ def test_a_name_with_published_behind_it_keeps_layers_and_lambda_and_what_is_ask
     assert (alphaedit.layers, alphaedit.lambda_, alphaedit.optimiser) == ((5, 6), 10.0, "adam")
 
 
+def test_rome_s_published_search_keeps_the_layer_too():
+    settings = Settings("m", None, "", {**recipe_for(SMOLLM2, "rome").to_dict(), "layers": [7]}, {})
+    with tempfile.TemporaryDirectory() as folder:
+        SMOLLM2.save_pretrained(folder)
+        found = read_recipe(settings, "patchkit.toml", {"method": "rome-published"}, lambda: Path(folder))
+    assert (found.method, found.layers, found.optimiser) == ("rome", (7,), "adam")
+
+
+def test_of_memit_s_fields_rome_takes_those_of_the_texts_alone():
+    """Which contexts a step reads is the search's."""
+    found = _read({"method": "rome"}, templates_per_step=0, contexts=3, wordings=2, clamp=0.1)
+    usual = _read({"method": "rome"})
+    assert found == usual.override(contexts=3, wordings=2)
+
+
+def test_a_recipe_that_was_tuned_for_one_method_is_a_guess_for_another():
+    config = transformers.LlamaConfig(num_hidden_layers=12, hidden_size=640)
+    memit = recipe_for(config)
+    assert memit.guess
+    tuned = memit.override(layers=(3, 4), lambda_=100.0)
+    settings = Settings("m", None, "", tuned.to_dict(), {})
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        read = [
+            read_recipe(settings, "patchkit.toml", {"method": name}, lambda: Path(folder))
+            for name in ("memit", "alphaedit")
+        ]
+    assert [recipe.guess for recipe in read] == [False, True]
+
+
 @pytest.mark.parametrize("name", ["ft-published", "nothing-published"])
 def test_a_method_without_a_search_has_no_published_one(name):
     with pytest.raises(BadInput, match=f"'{name}' is not an editor.*memit-published, emmet-published"):

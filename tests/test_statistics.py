@@ -280,7 +280,7 @@ def test_data_sets_come_late_and_their_failures_are_one_line(monkeypatch, tmp_pa
         asked.append((name, configuration, split, streaming))
         if name == "broken":
             raise ConnectionError("the hub\nis out of reach")
-        return [{"text": "one"}, {"text": ""}] if name == "some/words" else [{"body": "one"}]
+        return [{"text": "one"}, {"text": ""}, {"text": None}] if name == "some/words" else [{"body": "one"}]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
     assert list(read_corpus("some/words:small")) == ["one"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from threading import Barrier, get_ident
+from time import sleep
 
 import pytest
 import torch
@@ -48,6 +49,17 @@ def test_no_more_lines_than_threads():
     torch.set_num_threads(1)
     with side_by_side(8) as each:
         assert list(each(lambda _: get_ident(), range(3))) == [get_ident()] * 3
+
+
+def test_results_that_nobody_took_do_not_pile_up():
+    """Each may be large: what is made ahead of its being asked for is bounded."""
+    made = []
+    with side_by_side(3) as each:
+        results = each(lambda item: made.append(item) or item, range(100))
+        assert next(results) == 0
+        sleep(0.05)
+        assert len(made) <= 5
+        assert list(results) == list(range(1, 100))
 
 
 def test_an_error_comes_through_and_gives_the_threads_back():

@@ -6,9 +6,11 @@ operation is cut in pieces and waited for.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
@@ -32,7 +34,8 @@ def side_by_side(wanted: int, device: torch.device = _CPU) -> Iterator[Each]:
 
     Torch's own threads are shared out among them. Where one item is at work at a time, as on any device but
     a CPU, which queues its work itself, the calling thread works, with all of torch's. What is set for a
-    thread (`torch.no_grad`, …) is not set in the others.
+    thread (`torch.no_grad`, …) is not set in the others. Work goes on while results are taken, a few of them
+    ahead: what is not asked for is not worked on, and results do not pile up.
     """
     threads = torch.get_num_threads()
     workers = max(1, min(threads, wanted)) if device.type == "cpu" else 1
@@ -43,9 +46,22 @@ def side_by_side(wanted: int, device: torch.device = _CPU) -> Iterator[Each]:
     try:
         with ThreadPoolExecutor(workers) as pool:
             try:
-                yield pool.map
+                yield partial(_a_few_ahead, pool, workers + 1)
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
     finally:
         torch.set_num_threads(threads)
+
+
+def _a_few_ahead(
+    pool: ThreadPoolExecutor, most: int, work: Callable[[_Item], _Result], items: Iterable[_Item], /
+) -> Iterator[_Result]:
+    """As `pool.map`, but at most ``most`` items are begun whose results were not taken."""
+    begun: deque[Future[_Result]] = deque()
+    for item in items:
+        if len(begun) == most:
+            yield begun.popleft().result()
+        begun.append(pool.submit(work, item))
+    while begun:
+        yield begun.popleft().result()

@@ -177,7 +177,8 @@ def _dataset(source: str) -> Iterator[str]:
     try:
         records = datasets.load_dataset(name, configuration or None, split="train", streaming=True)
         for record in records:
-            yield record["text"]
+            if isinstance(record["text"], str):
+                yield record["text"]
     except KeyError:
         raise BadInput(f'{source}: the data set has no field "text"') from None
     except (

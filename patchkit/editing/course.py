@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from patchkit.editing.gradients import Feet, Pairs, read_pairs, updated
 from patchkit.editing.hypernetwork import Hypernetwork, Shape, Sums, norms_of
-from patchkit.editing.kept import key_of
+from patchkit.editing.kept import computed_on, key_of
 from patchkit.editing.lessons import Lesson, Page, opened
 from patchkit.editing.mend import edited_modules, shapes_of
 from patchkit.editing.task import tell
@@ -142,7 +142,9 @@ class Course:
         text = [asdict(page) for page in (*self.held_text, *self.text)]
         settings = {**asdict(self.settings), "learning_rate": repr(self.settings.learning_rate)}
         about = {"base": base, "layers": self.layers, "lessons": lessons, "text": text, "settings": settings}
-        return f"mend-{key_of(about)}.safetensors"
+        weight = next(iter(self.modules.values())).weight
+        assert isinstance(weight, Tensor)
+        return f"mend-{key_of({**about, **computed_on(weight.device)})}.safetensors"
 
     def identity(self, sums: Mapping[Shape, Sums]) -> Hypernetwork:
         """With the norms of those sums (0 for a shape that is not there), where the model computes."""

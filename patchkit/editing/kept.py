@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -16,12 +17,17 @@ from torch import Tensor
 from patchkit.canonical import canonical_json, hash_bytes
 from patchkit.files import write_durably
 
-__all__ = ["kept_name", "key_of", "plain_name", "read_kept", "write_kept"]
+__all__ = ["computed_on", "kept_name", "key_of", "plain_name", "read_kept", "write_kept"]
 
 
 def key_of(value: Any) -> str:
     """A short name for what a file holds: 16 hex digits of the SHA-256 of ``value`` as canonical JSON."""
     return hash_bytes(canonical_json(value))[:16]
+
+
+def computed_on(device: torch.device) -> dict[str, str]:
+    """What the name of a kept computation holds of the device: another kind gives other bits."""
+    return {} if device.type == "cpu" else {"device": device.type}
 
 
 def kept_name(kind: str, of: Mapping[str, Any], base: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from patchkit.editing.many import SIZE, recipe_of_batch
-from patchkit.editing.recipe import Recipe, fields_read, positions
+from patchkit.editing.recipe import CONTEXTS, Recipe, fields_read, positions
 from patchkit.errors import BadInput
 from patchkit.settings import Settings
 
@@ -104,14 +104,15 @@ def _switched(recipe: Recipe, method: str, config: Any, published: bool) -> Reci
     found = recipe_for(config, method, published=published)
     usual = recipe_for(config, recipe.method).to_dict()
     changed = {name: value for name, value in recipe.to_dict().items() if value != usual[name]}
-    apart = _APART if method != recipe.method else _APART[:1]
+    apart = (*_APART, "guess") if method != recipe.method else _APART[:1]
     same = {name: value for name, value in changed.items() if found.reads(name) and name not in apart}
     if published:
         elsewhere = ("layers", "lambda", "statistics")
         same = {name: value for name, value in same.items() if name.startswith(elsewhere)}
-    if {method, recipe.method} & set(_OWN_TARGETS):
-        kept = ("context", "templates", "wordings", "avoid_sinks", "statistics")
-        same = {name: value for name, value in same.items() if name.startswith(kept)}
+    if method != recipe.method and {method, recipe.method} & set(_OWN_TARGETS):
+        same = {
+            name: value for name, value in same.items() if name in _OF_TEXTS or name.startswith("statistics")
+        }
     elif {method, recipe.method} == {"memit", "encore"} and "lambda" in changed:
         same["lambda"] = changed["lambda"]
         if method == "encore":
@@ -121,6 +122,7 @@ def _switched(recipe: Recipe, method: str, config: Any, published: bool) -> Reci
 
 _METHODS = ("memit", "emmet", "rome", "ft", "alphaedit", "encore", "ultraedit", "mend")
 _OWN_TARGETS = ("rome", "ft", "ultraedit", "mend")  # their layers and their way down are not MEMIT's
+_OF_TEXTS = (*CONTEXTS, "templates", "wordings", "avoid_sinks")
 _APART = ("method", "lambda")  # AlphaEdit's λ weighs a norm, MEMIT's and ENCORE's weigh C
 
 

@@ -25,7 +25,7 @@ from patchkit.algebra.factors import Delta, Solution
 from patchkit.editing.batching import BatchSize
 from patchkit.editing.curvature import Walk
 from patchkit.editing.editor import Edited
-from patchkit.editing.kept import key_of, read_kept, write_kept
+from patchkit.editing.kept import computed_on, key_of, read_kept, write_kept
 from patchkit.editing.keys import collect_inputs, collect_states
 from patchkit.editing.mass import add, resolve, restored, rewriting_of
 from patchkit.editing.recipe import Recipe, positions
@@ -219,7 +219,8 @@ class _Kept:
         if task.unfinished is None or task.known is not None:
             return cls(None)
         walked = None if writer.walk is None else writer.walk.origin
-        key = key_of({"recipe": recipe.to_dict(), "texts": plain(rewriting, drift), "walk": walked})
+        of = {"recipe": recipe.to_dict(), "texts": plain(rewriting, drift), "walk": walked}
+        key = key_of({**of, **computed_on(task.model.device)})
         return cls(task.unfinished / f"{recipe.method}-{key}.safetensors")
 
     def read(self, width: int) -> list[Found]:

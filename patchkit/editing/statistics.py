@@ -39,6 +39,7 @@ from patchkit.models.loading import float32_compute
 __all__ = ["Statistics", "collect", "statistics_for"]
 
 _AT_ONCE = 8  # sequences a forward pass
+_KEPT_APART = 20  # times as long as keeping the sums took passes before they are kept again
 _KEEP_EVERY = 20.0  # seconds between two saved sums
 _HELD = 1 << 31  # bytes of factors and spaces, which are float64 and twice as large as C
 
@@ -273,7 +274,7 @@ def _add_up(
     keep_every: float,
     progress: Progress | None,
 ) -> None:
-    kept = time.monotonic()
+    kept, wait = time.monotonic(), keep_every
     rest = iter(pieces[sums.done :])
     while batch := list(islice(rest, _AT_ONCE)):
         for layer, keys in _keys(model, anatomy, tuple(sums.of), batch).items():
@@ -283,9 +284,11 @@ def _add_up(
         sums.done += len(batch)
         if progress is not None:
             progress("statistics", sums.done, len(pieces))
-        if time.monotonic() - kept >= keep_every:
+        if (now := time.monotonic()) - kept >= wait:
             sums.keep()
             kept = time.monotonic()
+            # A large model's sums are gigabytes: what is kept may not cost more than what a kill would.
+            wait = max(keep_every, _KEPT_APART * (kept - now)) if keep_every else 0.0
 
 
 def _keys(

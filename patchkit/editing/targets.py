@@ -23,7 +23,7 @@ from patchkit.algebra.threads import Each, side_by_side
 from patchkit.editing.batching import BatchSize, Budget, in_batches
 from patchkit.editing.curvature import Walk
 from patchkit.editing.descent import descent_of
-from patchkit.editing.kept import key_of, read_kept, write_kept
+from patchkit.editing.kept import computed_on, key_of, read_kept, write_kept
 from patchkit.editing.losses import Drift, Rewriting, log_probabilities
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.templates import Passage, plain
@@ -80,13 +80,14 @@ def find_targets(
     clamp, decay and steps are shares of: by default those of the states. With a ``walk`` it
     is θ that is sought and clamped, δ = T θ (`curvature.Walk`). In ``unfinished``, a
     folder that belongs to these weights, each batch's targets are kept, and a run that was killed goes on
-    behind them to the same bits. BadInput names the place of a fact whose loss is not finite: in ``places``
-    [N], counted from 0, where the facts are some of others.
+    behind them to the same bits, unless memory ran out on the way and batches became smaller. BadInput names
+    the place of a fact whose loss is not finite: in ``places`` [N], counted from 0, where the facts are some
+    of others.
     """
     count = len(rewriting)
     order = sorted(range(count), key=lambda i: (_width(rewriting[i]), rewriting[i][0].subject))
     found = _Found.resume(
-        unfinished, _key(rewriting, drift, recipe, walk), count, anatomy.d_model, model.dtype
+        unfinished, _key(rewriting, drift, recipe, walk, model.device), count, anatomy.d_model, model.dtype
     )
     openings = _openings(model, anatomy, rewriting) if found.count < count else None
     T = None if walk is None else walk.T.to(model.device, model.dtype)
@@ -173,7 +174,11 @@ class _Estimate:
 
 
 def _key(
-    rewriting: Sequence[Sequence[Passage]], drift: Sequence[Passage], recipe: Recipe, walk: Walk | None
+    rewriting: Sequence[Sequence[Passage]],
+    drift: Sequence[Passage],
+    recipe: Recipe,
+    walk: Walk | None,
+    device: torch.device,
 ) -> str:
     """What targets depend on beside the weights."""
     settings = {
@@ -183,7 +188,8 @@ def _key(
     }
     settings["layers"] = recipe.layers[-1]  # those below take their share of what is found here
     walked = {} if walk is None else {"walk": walk.origin}
-    return key_of({"recipe": settings, "texts": plain(rewriting, drift), **walked})
+    texts = plain(rewriting, drift)
+    return key_of({"recipe": settings, "texts": texts, **walked, **computed_on(device)})
 
 
 @dataclass(frozen=True)
