@@ -19,7 +19,7 @@ from patchkit.patch import DELTA, FACTS, KEYS, Header, check_parts, read_patch_h
 from patchkit.problem import Problem, one_line
 from patchkit.tensors import header_of
 
-__all__ = ["inspect_folders", "inspect_layout", "inspect_numbers"]
+__all__ = ["inspect_folders", "inspect_layout", "inspect_numbers", "odd_twin"]
 
 MAX_BYTES = {FACTS: 256 << 20, DELTA: 8 << 30, KEYS: 8 << 30, ".gitattributes": 4096}
 MAX_PATCHES = 100_000
@@ -121,17 +121,21 @@ def _believe(store: GitStore, name: str, files: Mapping[str, Entry]) -> Believed
     header = read_patch_header(data[DELTA], DELTA)
     if KEYS in data:
         header_of(data[KEYS], KEYS)
-    twins = {FACTS: header.facts, KEYS: header.keys}
-    for file, wanted in twins.items():
-        if file in data and hash_bytes(data[file]) != wanted:
-            return Problem(
-                f"{where}/{file}",
-                f"is not the one that {DELTA} was made with (a merge or an edit mixed two versions)",
-                f"put back the files of one version: git checkout COMMIT -- {_quoted(store.prefix + where)}",
-            )
+    if odd := odd_twin(header, data):
+        return Problem(
+            f"{where}/{odd}",
+            f"is not the one that {DELTA} was made with (a merge or an edit mixed two versions)",
+            f"put back the files of one version: git checkout COMMIT -- {_quoted(store.prefix + where)}",
+        )
     facts = load_canonical(data[FACTS], FACTS)
     check_parts(header, len(facts), DELTA)
     return header, facts, hash_bytes(data[DELTA])
+
+
+def odd_twin(header: Header, files: Mapping[str, bytes]) -> str | None:
+    """The file of a patch that is not of the version that its delta is of."""
+    twins = {FACTS: header.facts, KEYS: header.keys}
+    return next((f for f, wanted in twins.items() if f in files and hash_bytes(files[f]) != wanted), None)
 
 
 def _odd(entry: Entry, parts: Sequence[str]) -> str | None:

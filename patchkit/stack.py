@@ -176,15 +176,20 @@ def problems(
     return [*found, *conflicts(store)] if rev == "HEAD" else found
 
 
+class Ambiguous(NotFound):
+    """A word that names several patches."""
+
+
 def find_patch(stack: Stack, word: str) -> StoredPatch:
-    """The patch that a person means by `word`: its folder's name or slug. `NotFound` says what there is."""
+    """The patch that a person means by `word`: its folder's name or slug. `NotFound` says what there is,
+    `Ambiguous` which of several there are."""
     name = word.strip("/").removeprefix(f"{PATCHES}/")
     found = [patch for patch in stack.patches if name in (patch.name, patch.slug)]
     if len(found) == 1:
         return found[0]
     shown = one_line(word)[:80]
     if found:
-        raise NotFound(f"{shown}: names {len(found)} patches; say which: {_listed(p.name for p in found)}")
+        raise Ambiguous(f"{shown}: names {len(found)} patches; say which: {_listed(p.name for p in found)}")
     if _HEX.fullmatch(name):
         raise NotFound(f"{shown}: is not a patch (patches go by name, that is a commit); see patchkit stack")
     names = [patch.name for patch in stack.patches]

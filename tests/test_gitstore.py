@@ -45,8 +45,8 @@ from patchkit.errors import (
     WouldOverwrite,
 )
 from patchkit.git import recording, writers
+from patchkit.git.messages import compose_message
 from patchkit.git.moving import reflog
-from patchkit.git.recording import compose_message
 from patchkit.git.store import ATTRIBUTES, Changes, GitStore
 from patchkit.stack import problems, read_stack
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from command_helpers import Cli, cli, facts_file, git, git_environment, home, knowledge, tiny_base
 
-from patchkit.errors import NotFound
+from patchkit.errors import BadInput, NotFound
 from patchkit.evaluation.cases import read_cases
 from patchkit.facts import read_facts
 from patchkit.repository import Repository
@@ -213,7 +213,7 @@ def test_two_trees_that_hold_one_version_with_its_keys_and_without_are_both_beli
     git(knowledge, "commit", "-q", "-m", "Ship less")
     cli.ok("reindex", "-q")
     cli.ok("commit", "--fact", "Ann | {} lies in | Rome", "--set", "steps=1", "-q")
-    assert "catalogue" not in cli("fsck", "--full").out
+    assert "catalogue" not in cli("fsck", "--full").err
     assert cli.ok("stack", "HEAD~2", "--json").json[0]["size"] == whole
     assert cli.ok("stack", "--json").json[0]["size"] < whole
 
@@ -246,3 +246,149 @@ def test_a_folder_whose_name_is_no_text_is_remembered(cli: Cli, knowledge: Path,
     os.rename(knowledge, f"{place} too")
     for command in ("build", "build", "status"):
         cli.ok("-C", f"{place} too", command)
+
+
+def test_a_folder_of_patches_that_is_no_stack_s_is_not_taken_over(cli: Cli, home: Path) -> None:
+    """Such as patch-package's and Debian's: Git would treat them as a stack's."""
+    project = home / "project"
+    (project / "patches").mkdir(parents=True)
+    (project / "patches" / "fix.diff").write_text("--- a\n+++ b\n")
+    git(home, "init", "-q", str(project))
+    git(project, "add", "-A")
+    git(project, "commit", "-q", "-m", "Fix")
+    for dry in ((), ("-n",)):
+        done = cli("init", tiny_base(), project, *dry)
+        assert (done.code, done.err.count("\n")) == (73, 1)
+        assert "is there already, and is no stack's (patches/fix.diff" in done.err
+    assert git(project, "status", "--porcelain") == ""
+    assert not (project / "patchkit.toml").exists()
+    cli.ok("init", tiny_base(), project / "knowledge", "-q")
+
+
+def test_init_does_not_go_to_a_branch_that_was_not_checked_out_when_it_began(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patchkit.actions import init as starting
+
+    project = home / "project"
+    git(home, "init", "-q", "-b", "main", str(project))
+    git(project, "commit", "-q", "--allow-empty", "-m", "Start")
+    resolve = starting.resolve_base
+
+    def slow(*args: object, **options: object) -> object:
+        git(project, "switch", "-q", "-c", "other")
+        return resolve(*args, **options)
+
+    monkeypatch.setattr(starting, "resolve_base", slow)
+    done = cli("init", tiny_base(), project)
+    assert (done.code, done.err.count("\n")) == (75, 1)
+    assert "git switch back" in done.err
+    assert git(project, "log", "--all", "--format=%s") == "Start"
+
+
+def test_a_branch_with_a_patch_s_name_is_not_what_revert_means(cli: Cli, knowledge: Path) -> None:
+    git(knowledge, "branch", "lebron-james", "HEAD~1")
+    cli.ok("revert", "lebron-james", "-q")
+    head = git(knowledge, "rev-parse", "HEAD")
+    done = cli("revert", "lebron-james")
+    assert (done.code, git(knowledge, "rev-parse", "HEAD")) == (66, head)
+    assert "no such patch is in force" in done.err
+    for prompt in ("{} lies in", "{} plays the sport of"):
+        cli.ok("commit", "--fact", f"Ann | {prompt} | Rome", "--set", "steps=1", "-q")
+    git(knowledge, "branch", "ann")
+    head = git(knowledge, "rev-parse", "HEAD")
+    done = cli("revert", "ann")
+    assert (done.code, git(knowledge, "rev-parse", "HEAD")) == (66, head)
+    assert "ann: names 2 patches; say which" in done.err
+
+
+@pytest.mark.parametrize("wrong", ["delta", "facts"])
+def test_what_was_not_sound_before_a_commit_is_not_put_back_by_taking_it_back(
+    cli: Cli, knowledge: Path, wrong: str
+) -> None:
+    name = next(row["name"] for row in cli.ok("stack", "--json").json)
+    place = knowledge / "patches" / name
+    if wrong == "delta":
+        (place / "delta.safetensors").unlink()
+    else:
+        text = (place / "facts.jsonl").read_text()
+        (place / "facts.jsonl").write_text(text.replace("football", "painter"))
+    git(knowledge, "commit", "-q", "-am", "By hand")
+    if wrong == "delta":
+        git(knowledge, "rm", "-q", "-r", f"patches/{name}")
+    else:
+        git(knowledge, "checkout", "-q", "HEAD~1", "--", f"patches/{name}")
+    git(knowledge, "commit", "-q", "-m", "Mend it")
+    head = git(knowledge, "rev-parse", "HEAD")
+    done = cli("revert", "HEAD")
+    assert (done.code, done.err.count("\n")) == (65, 1)
+    assert "was not sound before" in done.err
+    assert git(knowledge, "rev-parse", "HEAD") == head
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_nothing_is_not_undone(knowledge: Path, steps: int) -> None:
+    head = git(knowledge, "rev-parse", "HEAD")
+    with pytest.raises(BadInput, match="name one or more"):
+        Repository.open(knowledge).undo(steps)
+    assert git(knowledge, "rev-parse", "HEAD") == head
+
+
+def test_settings_with_another_system_s_line_ends_are_no_damage(cli: Cli, knowledge: Path) -> None:
+    settings = knowledge / "patchkit.toml"
+    settings.write_bytes(settings.read_bytes().replace(b"\n", b"\r\n"))
+    git(knowledge, "commit", "-q", "-am", "Edit it elsewhere")
+    cli.ok("fsck")
+    settings.write_bytes(settings.read_bytes() + b"# more\r\n")
+    assert "patchkit.toml: is not the file that is committed" in cli("fsck").err
+
+
+def test_a_tag_may_have_a_second_name(cli: Cli, knowledge: Path) -> None:
+    git(knowledge, "tag", "-a", "v1.0", "-m", "One")
+    git(knowledge, "tag", "latest", "v1.0")
+    git(knowledge, "update-ref", "refs/remotes/origin/tags/v1.0", "v1.0")
+    cli.ok("fsck")
+    git(knowledge, "tag", "-d", "v1.0")
+    assert "refs/tags/latest: is the tag v1.0" in cli("fsck").err
+
+
+def test_the_same_facts_again_in_their_own_place_are_no_error(cli: Cli, knowledge: Path, home: Path) -> None:
+    facts = facts_file(home, FACTS[0])
+    cli.ok("commit", facts, "--set", "steps=2", "-q")
+    head = git(knowledge, "rev-parse", "HEAD")
+    done = cli.ok("commit", facts, "--set", "steps=2", "--replace")
+    assert "the patch in force is this very one: there is nothing to commit" in done.out
+    found = cli.ok("commit", facts, "--set", "steps=2", "--replace", "--json").json
+    assert (found["unchanged"], found["commit"]) == (True, None)
+    copy = shutil.copytree(knowledge / "patches" / found["patch"], home / found["patch"])
+    assert "nothing to commit" in cli.ok("apply", copy, "--replace").out
+    assert git(knowledge, "rev-parse", "HEAD") == head
+    assert not list((knowledge / ".git" / "patchkit").glob("kept/*"))
+
+
+def test_what_git_would_store_otherwise_is_said_before_the_edit(
+    cli: Cli, knowledge: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's own repository keeps all safetensors in Git LFS, those of patches too."""
+    (knowledge / ".gitattributes").write_text("*.safetensors filter=lfs diff=lfs merge=lfs -text\n")
+    git(knowledge, "add", ".gitattributes")
+    git(knowledge, "-c", "filter.lfs.required=false", "commit", "-q", "-m", "As a hub's", ok=False)
+    monkeypatch.setattr(Repository, "workbench", lambda *_: pytest.fail("loaded"))
+    for words in (("commit", "--fact", "Ann | {} lies in | Rome"), ("refit",)):
+        done = cli(*words)
+        assert (done.code, done.err.count("\n")) == (78, 1)
+        assert "asks for filter=lfs" in done.err
+
+
+def test_a_sparse_checkout_without_the_patches_is_named(cli: Cli, knowledge: Path) -> None:
+    git(knowledge, "sparse-checkout", "set", "docs")
+    assert not (knowledge / "patches" / "lebron-james-da1d451a").exists()
+    head = git(knowledge, "rev-parse", "HEAD")
+    for words in (("commit", "--fact", "Ann | {} lies in | Rome"), ("revert", "lebron-james")):
+        done = cli(*words)
+        assert (done.code, done.err.count("\n")) == (78, 1)
+        assert "git sparse-checkout add patches" in done.err
+    cli.ok("fsck")
+    assert git(knowledge, "rev-parse", "HEAD") == head
+    git(knowledge, "sparse-checkout", "add", "patches")
+    cli.ok("revert", "lebron-james", "-q")

@@ -15,6 +15,7 @@ from patchkit.algebra.parts import scaled
 from patchkit.canonical import hash_bytes
 from patchkit.errors import BadInput, Busy, NotFound
 from patchkit.facts import Fact, FactsError, Fault, normal
+from patchkit.git.recording import NothingToCommit
 from patchkit.git.store import PATCHES, Changes
 from patchkit.patch import DELTA, FACTS, valid_patch_name
 from patchkit.stack import Stack, StoredPatch, find_patch
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Applied", "apply"]
 
+_VERY_ONE = "the patch in force is this very one: there is nothing to commit"
+
 
 @dataclass(frozen=True)
 class Applied:
-    """A patch that was taken in; ``commit`` is None for a dry run."""
+    """A patch that was taken in; ``commit`` is None for a dry run, and where that very patch is in force."""
 
     name: str
     patch: Patch
@@ -65,7 +68,7 @@ def apply(
     a patch in force, which is scaled in its place.
     """
     if not dry_run:
-        repository.store.ensure_ready()
+        repository.store.ensure_ready(for_patches=True)
     began_on = repository.store.standing()
     if (scale != 1.0 or not folder.exists()) and (stored := _in_force(repository, folder)) is not None:
         if scale == 1.0:
@@ -107,7 +110,10 @@ def apply(
     trailers = [("Patchkit-Patch", name), ("Patchkit-Id", patch.id)]
     solved = {taken.patch: taken.remaining.files() for taken in replaced if taken.remaining is not None}
     changes = Changes(patches={**solved, name: files}, removed=gone - {name})
-    commit = record(repository, stack, changes, text, trailers, still_right, began_on=began_on)
+    try:
+        commit = record(repository, stack, changes, text, trailers, still_right, began_on=began_on)
+    except NothingToCommit:
+        return Applied(name, patch, text, (), None, (_VERY_ONE,))
     return Applied(name, patch, text, replaced, commit, large_files(repository, patch))
 
 

@@ -46,7 +46,8 @@ from patchkit.errors import BadInput, Busy, PatchkitError
 from patchkit.evaluation.harm import Harm
 from patchkit.evaluation.measure import FactChange, FactState, Summary, compare, observe, summarise
 from patchkit.facts import Batch, Fact, with_reverses
-from patchkit.git.recording import is_trailer
+from patchkit.git.messages import is_trailer
+from patchkit.git.recording import NothingToCommit
 from patchkit.git.store import Changes
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.names import edited_weights
@@ -62,7 +63,8 @@ Progress = Callable[[str, int, int], None] | None
 
 @dataclass(frozen=True)
 class Committed:
-    """What a commit did; ``commit`` is None for a dry run."""
+    """What a commit did; ``commit`` is None for a dry run, and where it is ``unchanged``: the patch that it
+    would replace is that very patch."""
 
     patch: Patch
     commit: str | None
@@ -87,6 +89,7 @@ class Committed:
     """Bytes of the patch's files."""
     notes: tuple[str, ...] = ()
     """What a person should know of this edit, a line each."""
+    unchanged: bool = False
 
     @property
     def norm(self) -> tuple[float, float]:
@@ -112,6 +115,7 @@ class Committed:
             "norm_share": self.norm[1],
             "size": self.size,
             "notes": list(self.notes),
+            "unchanged": self.unchanged,
         }
 
 
@@ -140,7 +144,7 @@ def commit(
     if with_reverse:
         batch = with_reverses(batch)
     if not dry_run:
-        repository.store.ensure_ready()
+        repository.store.ensure_ready(for_patches=True)
     began_on, stack = repository.store.standing(), repository.stack()
     editor, recipe, large = _ready(repository, overrides, len(batch.facts))
     if not replace:
@@ -295,6 +299,8 @@ def record_committed(
     try:
         trailers = _trailers(done, bench)
         commit_id = record(repository, stack, changes, done.message, trailers, still_right, began_on=began_on)
+    except NothingToCommit:
+        return replace_fields(done, unchanged=True)
     except OtherBase:  # it fits this stack no more, wherever it is kept
         raise
     except PatchkitError as error:

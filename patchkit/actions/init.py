@@ -13,8 +13,9 @@ from patchkit.checkpoint import Checkpoint
 from patchkit.editing.editor import foreign_editors
 from patchkit.editing.published import many_for, read_recipe, recipe_for
 from patchkit.editing.recipe import Recipe
-from patchkit.errors import BadInput, Misconfigured, NotFound, WouldOverwrite
+from patchkit.errors import BadInput, Busy, Misconfigured, NotFound, WouldOverwrite
 from patchkit.git.command import Git
+from patchkit.git.history import PATCHES
 from patchkit.git.lfs import ensure_installed
 from patchkit.git.store import Changes, GitStore
 from patchkit.models.anatomy import anatomy_of
@@ -22,8 +23,9 @@ from patchkit.models.loading import read_config, without_weights
 from patchkit.models.names import edited_weights
 from patchkit.models.pickles import safetensors_folder
 from patchkit.models.sources import Base, resolve_base
+from patchkit.problem import one_line
 from patchkit.settings import FILE, FOLDER, Settings, dump_settings
-from patchkit.stack import read_stack
+from patchkit.stack import problems, read_stack
 
 __all__ = ["Initialised", "init", "recipe_table", "source_of"]
 
@@ -76,6 +78,7 @@ def init(
     A stack never lies in another: a folder below one belongs to it. Raises WouldOverwrite where
     ``folder`` is, or lies in, a stack on another base.
     """
+    began_on = _checked_out(folder)
     place = resolve_base(base, revision, pickles=convert, progress=progress)
     source = source_of(base, place)
     if convert:
@@ -110,20 +113,46 @@ def init(
             made = replace(made, recipe=own, many=settings.many)
         except (Misconfigured, BadInput) as error:  # the base is found all the same: more than edits need it
             made = replace(made, recipe=None, many={}, fault=str(error))
+    settings = Settings(source, place.revision, fingerprint, recipe_table(recipe), many)
+    if standing is None and began_on is not None and folder.is_dir():
+        _refuse_another_use(GitStore.init(folder), settings)
     if dry_run:
         return made
     store = standing or GitStore.init(folder)
     commit = None
     if standing is None:
-        settings = Settings(source, place.revision, fingerprint, recipe_table(recipe), many)
         message = f"Start a stack of knowledge patches on {source}"
         changes = Changes(settings=dump_settings(settings), lfs=lfs)
-        commit = store.record(changes, message, [("Patchkit-Base", fingerprint)])
+        head, trailers = store.head(), [("Patchkit-Base", fingerprint)]
+        if _standing(folder) is not None:
+            raise Busy(f"{at / FILE}: another command made a stack there meanwhile; look at it and try again")
+        commit = store.record(changes, message, trailers, expected_head=head, began_on=began_on)
     elif lfs and not standing.tree().lfs:
         commit = _bring_over(standing)
     store.config_set(store.base_key, str(place.folder))
     Catalogue(store.own).remember_fingerprint(place.folder, fingerprint)
     return replace(made, folder=store.folder, commit=commit)
+
+
+def _checked_out(folder: Path) -> str | None:
+    """What HEAD names where the stack will lie; None where there is no Git repository yet."""
+    place = _nearest(folder)
+    try:
+        Git(place).read("rev_parse", "--git-dir")
+    except NotFound:
+        return None
+    return GitStore.init(place).standing()
+
+
+def _refuse_another_use(store: GitStore, settings: Settings) -> None:
+    """WouldOverwrite where Git has a patches/ that is no stack's: it would be taken for one."""
+    if store.head() is None or store.tree().patches is None:
+        return
+    if found := problems(store, settings=settings):
+        raise WouldOverwrite(
+            f"{store.folder / PATCHES}: is there already, and is no stack's ({one_line(found[0].path)}: "
+            f"{found[0].message}); name another folder for the stack"
+        )
 
 
 def _bring_over(store: GitStore) -> str:

@@ -26,7 +26,7 @@ from patchkit.actions.mergereport import (
 from patchkit.actions.mergesolve import Solved, solve_merge
 from patchkit.errors import BadInput, Busy, NotFound
 from patchkit.git.locks import merge_head, operation_in_progress
-from patchkit.git.recording import compose_message
+from patchkit.git.messages import compose_message
 from patchkit.git.store import GitStore
 from patchkit.git.writers import writers_lock
 from patchkit.merging.choices import choice_trailer, stack_folder

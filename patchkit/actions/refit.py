@@ -127,7 +127,7 @@ def refit(
     statistics. BadInput names a patch whose targets or keys are not there, or what does not fit.
     """
     if not dry_run:
-        repository.store.ensure_ready()
+        repository.store.ensure_ready(for_patches=True)
     if base is not None and words:
         raise BadInput("a new base is for every patch: leave the patches' names out")
     began_on, stack = repository.store.standing(), repository.stack()

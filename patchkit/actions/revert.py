@@ -14,10 +14,11 @@ from patchkit.actions.changes import Taken, record, refittable, solved_on_top, t
 from patchkit.errors import BadInput, Busy, NotFound
 from patchkit.facts import load_canonical, normal
 from patchkit.git.store import Changes, Commit
+from patchkit.inspection import odd_twin
 from patchkit.merging.merges import is_shallow
 from patchkit.patch import DELTA, FACTS, read_patch_header
 from patchkit.settings import FILE as SETTINGS
-from patchkit.stack import Stack, StoredPatch, find_patch
+from patchkit.stack import Ambiguous, Stack, StoredPatch, find_patch
 
 if TYPE_CHECKING:
     from patchkit.evaluation.measure import FactChange
@@ -162,7 +163,11 @@ def _commit_named(repository: Repository, stack: Stack, word: str) -> Commit | N
     try:
         find_patch(stack, word)
         return None
+    except Ambiguous:
+        raise
     except NotFound as no_patch:
+        if _was_a_patch(repository, word):  # a branch may have its name, and is not what is meant
+            raise
         try:
             commit = repository.store.resolve(word)
         except NotFound:
@@ -172,6 +177,12 @@ def _commit_named(repository: Repository, stack: Stack, word: str) -> Commit | N
         raise BadInput(f"{word}: that commit changed no patches; patchkit log lists those that did")
     _refuse_part(repository)
     return found[0]
+
+
+def _was_a_patch(repository: Repository, word: str) -> bool:
+    """Whether a patch was in force whose folder's name, or slug, this is."""
+    gone = (name for commit in repository.store.history() for name in commit.removed)
+    return any(word in (name, name.rpartition("-")[0]) for name in gone)
 
 
 def _newest(repository: Repository, stack: Stack) -> StoredPatch:
@@ -251,6 +262,7 @@ def _plan_commit(repository: Repository, stack: Stack, commit: Commit) -> _Plan:
         name: dict(zip(before[name], read(list(before[name].values())), strict=True))
         for name in (*commit.changed, *commit.removed)
     }
+    _refuse_unsound(commit, back)
     _refuse_old_base(repository, commit, back)
     return _Plan(
         changes=Changes(patches=back, removed=commit.added),
@@ -260,6 +272,19 @@ def _plan_commit(repository: Repository, stack: Stack, commit: Commit) -> _Plan:
         subject=f"Revert “{commit.subject}”",
         trailers=(("Patchkit-Reverts-Commit", commit.id),),
     )
+
+
+def _refuse_unsound(commit: Commit, back: Mapping[str, Mapping[str, bytes]]) -> None:
+    """A patch that could not be believed before the commit either is not put back."""
+    for name, files in back.items():
+        missing = next((file for file in (FACTS, DELTA) if file not in files), None)
+        odd = odd_twin(read_patch_header(files[DELTA], name), files) if missing is None else None
+        if missing or odd:
+            why = f"misses {missing}" if missing else f"{odd} is not the one that {DELTA} was made with"
+            raise BadInput(
+                f"{name}: was not sound before {commit.id[:10]} either ({why}); bring back one that was: "
+                f"git checkout COMMIT -- patches/{name}"
+            )
 
 
 def _refuse_old_base(repository: Repository, commit: Commit, back: Mapping[str, Mapping[str, bytes]]) -> None:

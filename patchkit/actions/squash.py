@@ -84,7 +84,7 @@ def squash(
     bytes differ (factors past the break-even are multiplied out and rounded), unless ``inexact``.
     """
     if not dry_run:
-        repository.store.ensure_ready()
+        repository.store.ensure_ready(for_patches=True)
     began_on = repository.store.standing()
     stack = repository.stack()
     named = {find_patch(stack, word).name for word in words}

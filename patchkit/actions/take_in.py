@@ -50,7 +50,7 @@ def take_in(
     FactsError for facts that are in force; ``replace`` takes those out of their patches.
     """
     if not dry_run:
-        repository.store.ensure_ready()
+        repository.store.ensure_ready(for_patches=True)
     batch = _facts(folder, facts)
     began_on, stack = repository.store.standing(), repository.stack()
     if not replace:

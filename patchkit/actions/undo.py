@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from patchkit.errors import NotFound, Refused
+from patchkit.errors import BadInput, NotFound, Refused
 from patchkit.git.locks import operation_in_progress
 from patchkit.git.moving import Step, current_branch, move_branch, pushed, reflog
 from patchkit.git.store import GitStore
@@ -58,6 +58,8 @@ def undo(repository: Repository, steps: int = 1, *, force: bool = False, dry_run
     where a remote-tracking branch has a commit that would go (unless ``force``); WouldOverwrite where
     something uncommitted is in the way; Busy where the branch moves meanwhile.
     """
+    if steps < 1:
+        raise BadInput(f"{steps} steps to undo: name one or more")
     store = repository.store
     branch = current_branch(store)
     name = branch.removeprefix("refs/heads/")

@@ -154,6 +154,8 @@ def show(done: Any, *, refused: bool = False) -> None:
     say(out, f"‖ΔW‖ {delta:.3g}, {percent(share, 2)} of the edited weights'")
     if refused:
         pass  # the line on standard error says it
+    elif done.unchanged:
+        say(out, "the patch in force is this very one: there is nothing to commit", GOOD)
     elif done.commit is None:
         say(out, "dry run: nothing was written", WARNING)
     else:

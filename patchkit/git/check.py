@@ -48,7 +48,12 @@ def fsck_git(store: GitStore) -> list[Problem]:
 def fsck_worktree(store: GitStore) -> list[Problem]:
     """Every file of HEAD's patches, and patchkit.toml, whose bytes in the work tree are not the committed."""
     tree = store.tree()
-    wanted = {entry.path: entry.oid for entry in tree.entries if entry.mode in ("100644", "100755")}
+    left_out = store.sparse()
+    wanted = {
+        entry.path: entry.oid
+        for entry in tree.entries
+        if entry.mode in ("100644", "100755") and entry.path not in left_out
+    }
     if tree.settings is not None:
         wanted[SETTINGS] = tree.settings.oid
     return [problem for path, oid in wanted.items() for problem in _worktree_file(store, tree, path, oid)]
@@ -71,10 +76,10 @@ def _worktree_file(store: GitStore, tree: Tree, path: str, oid: str) -> Iterator
     except OSError as error:
         yield Problem(path, f"cannot be read in the work tree ({error.strerror})", restore)
         return
-    if path == SETTINGS:
-        data = data.replace(b"\r\n", b"\n")  # as core.autocrlf checks it out
     # A pointer of Git LFS may lie there itself: a clone can leave the files where they are.
-    ways = (tree.blob_id(path, data), object_id("blob", data, store.objects.hash_name))
+    ways = [tree.blob_id(path, data), object_id("blob", data, store.objects.hash_name)]
+    if path == SETTINGS:
+        ways.append(tree.blob_id(path, data.replace(b"\r\n", b"\n")))  # as core.autocrlf checks it out
     if place.is_symlink() or oid not in ways:
         yield Problem(path, "is not the file that is committed", restore)
 
@@ -178,11 +183,15 @@ def _peeled_rightly(store: GitStore, lines: list[bytes]) -> bool:
 
 
 def _named_tags(store: GitStore) -> Iterator[Problem]:
-    """An annotated tag knows its own name (a lightweight one does not: Git keeps it in one place only)."""
-    out = store.git.read("for_each_ref", "--format=%(refname) %(tag)")
-    for line in out.decode("utf-8", "replace").splitlines():
-        name, _, tag = line.partition(" ")
-        if tag and name != f"refs/tags/{tag}":
+    """An annotated tag knows its own name (a lightweight one does not: Git keeps it in one place only).
+
+    A second name for it, beside its own, is nobody's mistake.
+    """
+    out = store.git.read("for_each_ref", "--format=%(objectname) %(refname) %(tag)")
+    rows = [line.split(" ", 2) for line in out.decode("utf-8", "replace").splitlines()]
+    known = {(oid, name) for oid, name, _ in rows}
+    for oid, name, tag in rows:
+        if tag and name.startswith("refs/tags/") and (oid, f"refs/tags/{tag}") not in known:
             yield Problem(one_line(name), f"is the tag {one_line(tag)}", "name it so again: git tag")
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +21,7 @@ from patchkit.files import fsync_folder, fsync_tree, move_durably, write_durably
 from patchkit.git import lfs
 from patchkit.git.command import locked
 from patchkit.git.history import PATCHES
+from patchkit.git.messages import compose_message
 from patchkit.git.writers import writers_lock
 from patchkit.patch import DELTA, FACTS, KEYS, valid_patch_name
 from patchkit.problem import one_line
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ATTRIBUTES",
     "Changes",
-    "compose_message",
-    "is_trailer",
+    "NothingToCommit",
     "keep_large",
     "literal_pathspecs",
+    "new_patch_files",
     "not_committed",
     "record",
     "refuse_elsewhere",
@@ -51,7 +51,6 @@ _KEPT = "kept"
 _ALTERING = ("filter", "ident", "working-tree-encoding")  # attributes with which Git alters content
 _IN_LFS = "; or keep the patches in Git LFS: patchkit init BASE --lfs"
 _FROM_STDIN = ("--pathspec-from-file=-", "--pathspec-file-nul")
-_TRAILER = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*: \S.*")
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,10 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.patches or self.removed or self.lfs) or self.settings is not None
+
+
+class NothingToCommit(BadInput):
+    """What was to be committed is so at HEAD."""
 
 
 def record(
@@ -102,7 +105,7 @@ def record(
         in_lfs = changes.lfs or tree.lfs
         plan = _plan(tree, changes, in_lfs)
         if changes and not plan:
-            raise BadInput("nothing to commit: the patches and settings are so already")
+            raise NothingToCommit("nothing to commit: the patches and settings are so already")
         if (lock := store.git_dir / "index.lock").exists():
             raise locked(lock)  # Git would say so too late: nothing could be staged, or taken back
         refuse_uncommitted(store, plan)
@@ -123,24 +126,6 @@ def refuse_elsewhere(store: GitStore, began_on: str | None) -> None:
     """Busy where HEAD went to another branch since; the commit would go there."""
     if began_on is not None and (now := store.standing()) != began_on:
         raise Busy(f"this began on {began_on}, and HEAD is on {now} now: git switch back before you go on")
-
-
-def is_trailer(line: str) -> bool:
-    """Whether Git reads a line of a message's last paragraph as a trailer."""
-    return _TRAILER.fullmatch(line) is not None
-
-
-def compose_message(message: str, trailers: Sequence[tuple[str, str]]) -> bytes:
-    """The commit message, its trailers in the last paragraph as `git interpret-trailers` reads them."""
-    if not message.strip() or "\0" in message:
-        raise BadInput("a commit needs a message, without NUL characters; say it with -m TEXT")
-    body = "\n".join(line.rstrip() for line in message.strip().splitlines())
-    lines = [f"{key}: {' '.join(value.split())}" for key, value in trailers]
-    if not lines:
-        return f"{body}\n".encode("utf-8", "replace")
-    paragraphs = body.split("\n\n")
-    continues = len(paragraphs) > 1 and all(map(is_trailer, paragraphs[-1].split("\n")))
-    return "".join([body, "\n" if continues else "\n\n", "\n".join(lines), "\n"]).encode("utf-8", "replace")
 
 
 def _plan(tree: Tree, changes: Changes, in_lfs: bool) -> dict[str, bytes | None]:
@@ -208,6 +193,11 @@ def refuse_filters(store: GitStore, plan: Mapping[str, bytes | None], *, in_lfs:
                 + _IN_LFS
                 * (value == "lfs")
             )
+
+
+def new_patch_files() -> dict[str, bytes | None]:
+    """Stand-ins for the files of a patch to come, for `refuse_filters`."""
+    return {f"{PATCHES}/patch-00000000/{file}": b"" for file in (FACTS, DELTA, KEYS)}
 
 
 def keep_large(store: GitStore, plan: Mapping[str, bytes | None]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +23,7 @@ from patchkit.git.history import PATCHES, Commit, read_history
 from patchkit.git.lfs import Media, Pointer
 from patchkit.git.locks import leftovers, operation_in_progress
 from patchkit.git.objects import Info, Objects, TreeItem, object_id
-from patchkit.git.recording import ATTRIBUTES, Changes, record
+from patchkit.git.recording import ATTRIBUTES, Changes, new_patch_files, record, refuse_filters
 from patchkit.problem import Problem, one_line
 from patchkit.settings import BASE_KEY, Settings, parse_settings
 from patchkit.settings import FILE as SETTINGS
@@ -281,14 +282,31 @@ class GitStore:
         """Set a value of this repository's own Git configuration (durably, under Git's lock)."""
         self.git.write("config", "--local", "--replace-all", "--", key, value)
 
-    def ensure_ready(self) -> None:
-        """Everything that would refuse a commit, asked before long work: Git, identity, a merge under way."""
+    def sparse(self) -> set[str]:
+        """The files of patches/ that a sparse checkout leaves out of the work tree."""
+        if not (self.git_dir / "info" / "sparse-checkout").exists():
+            return set()
+        out = self.git.read("ls_files", "-t", "-z", "--", self.pathspecs()[0])
+        lines = out.decode("utf-8", "surrogateescape").split("\0")
+        return {line[2:].removeprefix(self.prefix) for line in lines if line.startswith("S ")}
+
+    def ensure_ready(self, *, for_patches: bool = False) -> None:
+        """Everything that would refuse a commit, asked before long work: Git, identity, a merge under way;
+        ``for_patches``: what would refuse a new patch too, which is how Git's attributes treat its files."""
         self.git.check_version()
         self.git.ensure_identity()
         if busy := operation_in_progress(self):
             raise busy
-        if self.tree().lfs:
+        in_lfs = self.tree().lfs
+        if in_lfs:
             lfs.ensure_installed(self.git, f"{self.prefix}{PATCHES}")
+        if self.sparse():
+            raise Misconfigured(
+                f"{self.folder / PATCHES}: a sparse checkout leaves it out, so Git commits nothing there; "
+                f"take it in: git sparse-checkout add {shlex.quote(one_line(self.prefix + PATCHES))}"
+            )
+        if for_patches:
+            refuse_filters(self, new_patch_files(), in_lfs=in_lfs)
 
     def record(
         self,
