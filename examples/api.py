@@ -2,7 +2,8 @@
 
     python examples/api.py [FOLDER]
 
-makes a repository in FOLDER (default: knowledge) on the real SmolLM2-135M, which is fetched once.
+makes a repository in FOLDER (default: ../knowledge, beside the folder where you are) on the real
+SmolLM2-135M, which is fetched once.
 """
 
 from __future__ import annotations
@@ -40,4 +41,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "knowledge"))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "../knowledge"))

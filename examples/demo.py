@@ -27,6 +27,7 @@ def main() -> int:
     base = Path(capture("model", "get", "smollm2-135m", "--quiet") or capture("model", "get", "smollm2-135m"))
 
     say("A repository that stands on the real SmolLM2-135M")
+    subprocess.run(["git", "init", "--quiet", str(knowledge)], check=True)  # its own, whatever lies around it
     run("init", "smollm2-135m", str(knowledge))
 
     say("What the model says now: these are wrong")
@@ -66,6 +67,9 @@ def demo_folder() -> Path:
         sys.exit(f"{place} is there and not this demo's; name another folder in PATCHKIT_DEMO")
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
+    for who in ("AUTHOR", "COMMITTER"):  # on a machine where Git knows nobody yet
+        os.environ.setdefault(f"GIT_{who}_NAME", "patchkit demo")
+        os.environ.setdefault(f"GIT_{who}_EMAIL", "demo@example.org")
     (place / ".patchkit-demo").touch()
     return place
 

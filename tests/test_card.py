@@ -104,6 +104,15 @@ def test_ranks_add_up_to_no_more_than_a_weight_has(cli: Cli, knowledge: Path) ->
         assert int(rank) <= min(base.read(unescape(name.strip("`"))).shape)
 
 
+def test_a_card_names_the_class_that_loads_the_base() -> None:
+    plain = made_card("x")
+    assert 'AutoModelForCausalLM.from_pretrained("BASE")' in plain
+    seen = made_card("x", loader="AutoModelForImageTextToText")
+    assert "from transformers import AutoModelForImageTextToText\n" in seen
+    assert 'AutoModelForImageTextToText.from_pretrained("BASE")' in seen
+    assert "CausalLM" not in seen
+
+
 def test_one_patch_at_a_commit_with_a_licence_to_a_file(cli: Cli, knowledge: Path, home: Path) -> None:
     said = cli.ok("card", "lebron-james", "--rev", "HEAD", "--license", "apache-2.0", "--out", home / "c.md")
     assert "c.md" in said.out

@@ -298,6 +298,7 @@ def test_the_workflow_reviews_a_pull_request(stand_in: dict[str, str], tmp_path:
         "BEFORE": _bash("git rev-parse HEAD^1", repository, environment).strip(),
         "GATE": "rewrite says=0,growth=1e6",  # the stand-in is no model that says much
         "GITHUB_STEP_SUMMARY": str(summary),
+        "GITHUB_ENV": str(tools / "env"),
         "RUNNER_TEMP": str(tools),
     }
     said = ""
@@ -308,6 +309,7 @@ def test_the_workflow_reviews_a_pull_request(stand_in: dict[str, str], tmp_path:
             said += _bash(f"python {step_file}", repository, environment)
         elif "run" in step:
             said += _bash(step["run"], repository, environment)
+    assert (tools / "env").read_text() == f"BEFORE={environment['BEFORE']}\n"
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
     assert (tools / "pip.log").read_text() == f"install patchkit-llm=={version[1]}\n"

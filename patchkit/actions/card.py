@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from patchkit.actions.base import at_hand
 from patchkit.actions.show import latest_results, recipe_line
 from patchkit.errors import BadInput, NotFound
 from patchkit.facts import Fact
 from patchkit.models.wheels import MODELS
-from patchkit.settings import FOLDER
+from patchkit.settings import FOLDER, Settings
 from patchkit.shipping.card import Card, FactRow, PatchRow, WeightRow, markdown
 from patchkit.stack import Stack, StoredPatch, find_patch
 
@@ -77,7 +78,18 @@ def card_of(repository: Repository, stack: Stack, revision: str, *, kind: str, l
         facts=rows,
         weights=_weights(stack.patches),
         measured=_measured([one for found in results.values() for one in found.values()], len(rows)),
+        loader=_loader(repository, settings, kind),
     )
+
+
+def _loader(repository: Repository, settings: Settings, kind: str) -> str:
+    """The class that loads the base, where the card has a use for it and the base is at hand."""
+    place = at_hand(repository, settings) if kind in ("peft", "build") else None
+    if place is None:
+        return Card.loader
+    from patchkit.models.loading import loader_of, read_config
+
+    return str(loader_of(read_config(place), place).__name__)
 
 
 def _licence_of(source: str) -> str | None:

@@ -51,12 +51,15 @@ class Initialised:
     lfs: bool = False
     """Whether its patches are kept in Git LFS."""
     fault: str | None = None
+    root: Path | None = None
+    """The Git repository in which ``folder`` lies, where it is another folder."""
 
     def to_dict(self) -> dict[str, Any]:
         return {
             **asdict(self),
             "folder": str(self.folder),
             "base_folder": str(self.base_folder),
+            "root": None if self.root is None else str(self.root),
             "recipe": None if self.recipe is None else recipe_table(self.recipe),
         }
 
@@ -78,6 +81,13 @@ def init(
     A stack never lies in another: a folder below one belongs to it. Raises WouldOverwrite where
     ``folder`` is, or lies in, a stack on another base.
     """
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder}: is a file; name a folder for the repository")
+    git = Git(_nearest(folder))
+    if lfs:
+        ensure_installed(git, str(folder))
+    if not dry_run:
+        git.ensure_identity()  # before a base is fetched
     began_on = _checked_out(folder)
     place = resolve_base(base, revision, pickles=convert, progress=progress)
     source = source_of(base, place)
@@ -90,13 +100,6 @@ def init(
     if not foreign_editors():  # an editor of another package may edit other kinds of model
         # refuse what a model's kind, and how its weights are stored, keep from being edited
         edited_weights(built, anatomy_of(built), checkpoint, recipe.layers)
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder}: is a file; name a folder for the repository")
-    git = Git(_nearest(folder))
-    if lfs:
-        ensure_installed(git, str(folder))
-    if not dry_run:
-        git.ensure_identity()
     fingerprint = checkpoint.fingerprint(progress)
     standing = _standing(folder)
     at = folder.absolute() if standing is None else standing.folder
@@ -131,7 +134,8 @@ def init(
         commit = _bring_over(standing)
     store.config_set(store.base_key, str(place.folder))
     Catalogue(store.own).remember_fingerprint(place.folder, fingerprint)
-    return replace(made, folder=store.folder, commit=commit)
+    root = store.root if store.prefix else None
+    return replace(made, folder=store.folder, commit=commit, root=root)
 
 
 def _checked_out(folder: Path) -> str | None:

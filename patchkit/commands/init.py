@@ -76,6 +76,8 @@ def command(
     out = console()
     verb = "there already:" if made.existed else "would make" if dry_run else "made"
     say(out, f"{verb} {made.folder} on {made.source}", GOOD)
+    if made.root is not None and made.commit is not None:
+        say(out, f"{made.root}, in which it lies; all commits are made there", label="git     ")
     say(out, f"{made.base_folder} · {made.fingerprint[:19]}…", label="base    ")
     recipe = made.recipe
     if recipe is not None:

