@@ -115,6 +115,21 @@ def test_what_it_does_to_the_patches_is_nothing(lfs: None, knowledge: Path, cli:
     assert git(knowledge, "status", "--porcelain") == ""
 
 
+def test_a_clone_s_remote_may_have_another_name(
+    stack: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "bare.git"
+    git(tmp_path, "init", "-q", "--bare", "-b", "main", str(bare))
+    git(stack, "remote", "add", "origin", str(bare))
+    git(stack, "push", "-q", "origin", "main")
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "clone.defaultRemoteName")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "upstream")
+    cli.ok("clone", bare, "../mine", "--base", tiny_base())
+    assert git(stack.parent / "mine", "remote") == "upstream"
+    assert not Repository.open(stack.parent / "mine").problems()
+
+
 def test_push_clone_and_pull(stack: Path, cli: Cli, tmp_path: Path) -> None:
     bare = remote(stack, tmp_path / "bare.git")
     cli.ok("clone", bare, "../mine", "--base", tiny_base())

@@ -628,3 +628,19 @@ def test_the_three_way_merge_of_one_key(base: str, ours: str, theirs: str, allow
 
     found = three_way([held(base)], [held(ours), held(theirs)], key)
     assert found == {frozenset([word] if word else []) for word in allowed}
+
+
+def test_a_right_octopus_is_believed_whatever_two_of_its_parents_share(store: GitStore) -> None:
+    """One of two branches took out what both came from; the third is older and never had it."""
+    _on(store, "third", "main")
+    add(store, numbers(8))
+    _on(store, "main")
+    (name,) = add(store, numbers(1))
+    _on(store, "second", "main")
+    store.record(Changes(removed=[name]), "Away")
+    _on(store, "main")
+    add(store, numbers(2))
+    git(store.root, "merge", "-q", "--no-edit", "second", "third")
+    assert len(git(store.root, "rev-parse", "HEAD^@").split()) == 3
+    assert problems(store) == []
+    assert _in_force(store) == sorted(["Person 2", "Person 8"])

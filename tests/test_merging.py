@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from git_helpers import (  # noqa: F401
@@ -987,3 +988,114 @@ def test_what_another_command_is_about_to_commit_is_waited_for(store: GitStore) 
     with another_writer(store, lambda: write(store, name, numbers(4)), lambda: shutil.rmtree(folder)):
         merge(store)
     assert people(store) == [1, 2, 3]
+
+
+# what a reader found
+
+
+def returned(store: GitStore) -> str:
+    """Squash-merged, reverted, and merged again: a patch that the main line took back would come back."""
+    on(store, "side", "main")
+    (name,) = add(store, numbers(1))
+    on(store, "main")
+    git(store.root, "merge", "-q", "--squash", "side")
+    git(store.root, "commit", "-q", "-m", "Squashed")
+    git(store.root, "revert", "--no-edit", "HEAD")
+    add(store, numbers(2))
+    return name
+
+
+@pytest.mark.parametrize("how", [{}, {"side": "ours"}, {"dry_run": True}])
+def test_what_waits_for_a_choice_is_not_written_down_as_chosen(store: GitStore, how: dict[str, Any]) -> None:
+    name = returned(store)
+    dry = bool(how.get("dry_run"))
+    found = stopped(store, dry_run=dry)
+    assert [dispute.choice for dispute in found.done.disputes] == [None]
+    if dry:
+        return
+    assert 'choose = ""' in merge_file(store).read_text()
+    if not how:
+        with pytest.raises(MergeStopped):
+            Repository(store).merge_continue()
+        git(store.root, "merge", "--abort")
+        return
+    assert Repository(store).merge_continue(**how).commit
+    assert people(store) == [2]
+    assert trailers(store) == [f"ours patches/{name}"] or trailers(store)[0].startswith("ours ")
+
+
+def test_a_choice_on_the_command_line_stands_above_the_file(store: GitStore) -> None:
+    names = add(store, patch([fact(1)]), patch([fact(2)]))
+    for branch, target in (("side", "chess"), ("main", "go")):
+        on(store, branch, "main" if branch == "side" else None)
+        for number, name in enumerate(names, 1):
+            again(store, name, patch([fact(number, target)]))
+    stopped(store, facts={"Person 1": "ours"})
+    Repository(store).merge_continue(facts={"Person 1": "theirs", "Person 2": "ours"})
+    assert in_force(store) == {"Person 1": "chess", "Person 2": "go"}
+
+
+def test_a_choice_of_numbers_brings_back_no_fact(store: GitStore) -> None:
+    whole = numbers(1, 2)
+    (name,) = add(store, whole)
+    on(store, "side", "main")
+    again(store, name, numbers(1, seed=7))
+    on(store, "main")
+    again(store, name, numbers(1, 2, seed=5))
+    assert Repository(store).merge("side", side="ours").commit
+    assert problems(store) == []
+    assert people(store) == [1]
+
+
+def test_a_stack_that_was_moved_is_not_taken_for_one_without_patches(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q", "-b", "main")
+    GitStore.init(tmp_path / "small").record(Changes(settings=SETTINGS), "Start")
+    small = GitStore.find(tmp_path / "small")
+    (name,) = add(small, numbers(1))
+    git(tmp_path, "branch", "side")
+    git(tmp_path, "mv", "small", "tiny")
+    git(tmp_path, "commit", "-q", "-m", "Move it")
+    git(tmp_path, "switch", "-q", "side")
+    small.record(Changes(removed=[name]), "Away")
+    git(tmp_path, "switch", "-q", "main")
+    tiny = GitStore.find(tmp_path / "tiny")
+    head = tiny.head()
+    with pytest.raises(BadInput, match="the stack was moved since the branches parted"):
+        Repository(tiny).merge("side")
+    assert tiny.head() == head
+
+
+def two_stacks(root: Path) -> tuple[GitStore, GitStore]:
+    git(root, "init", "-q", "-b", "main")
+    for name in ("small", "large"):
+        GitStore.init(root / name).record(Changes(settings=SETTINGS), "Start")
+    return GitStore.find(root / "small"), GitStore.find(root / "large")
+
+
+def test_a_merge_that_brings_back_what_another_stack_took_out_is_refused(tmp_path: Path) -> None:
+    """Its tree is the other branch's then, and only the merge is wrong."""
+    small, large = two_stacks(tmp_path)
+    on(large, "side", "main")
+    add(large, numbers(1))
+    on(large, "main")
+    git(tmp_path, "merge", "-q", "--squash", "side")
+    git(tmp_path, "commit", "-q", "-m", "Squashed")
+    git(tmp_path, "revert", "--no-edit", "HEAD")
+    add(small, numbers(2))
+    head = small.head()
+    with pytest.raises(BadInput, match=r"large/patches.*another stack of this repository, which this merge"):
+        Repository(small).merge("side")
+    assert (small.head(), small.leftovers()) == (head, [])
+
+
+def test_going_forward_to_what_breaks_another_stack_is_refused(tmp_path: Path) -> None:
+    small, large = two_stacks(tmp_path)
+    on(small, "side", "main")
+    (name,) = add(large, numbers(1))
+    write(large, name, {"facts.jsonl": numbers(2).files()["facts.jsonl"]})
+    commit_all(large)
+    on(small, "main")
+    head = small.head()
+    with pytest.raises(BadInput, match="another stack of this repository, which this merge"):
+        Repository(small).merge("side")
+    assert small.head() == head

@@ -356,6 +356,15 @@ def test_a_branch_that_git_would_squash_goes_forward_all_the_same(place: Path, m
     assert git(mine.store.root, "status", "--porcelain") == ""
 
 
+def test_a_remote_that_is_named_by_its_address_alone_is_pulled_from(place: Path, mine: Repository) -> None:
+    """As tools write it for the branch of a fork: there is no branch of it here that Git would keep."""
+    add(Repository.open(place / "origin"), 3)
+    git(mine.store.root, "config", "branch.main.remote", str(place / "origin"))
+    new = fine(here("pull", "-C", mine.store.folder, "-n", "--json")).json["new"]
+    fine(here("pull", "-C", mine.store.folder))
+    assert mine.store.head() == new == git(place / "origin", "rev-parse", "HEAD")
+
+
 def test_a_dry_run_moves_no_branch(place: Path, mine: Repository) -> None:
     name = add(Repository.open(place / "origin"), 4)
     before = git(place / "mine", "for-each-ref"), git(place / "mine", "reflog")

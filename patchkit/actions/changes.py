@@ -227,7 +227,7 @@ def broken_elsewhere(repository: Repository, commit: str, before: Sequence[str])
     for store in repository.store.stacks(commit):
         trees = [store.tree(each) for each in (commit, *before)]
         now, *then = [(tree.id, tree.settings) for tree in trees]
-        if store.folder == repository.store.folder or now in then:
+        if store.folder == repository.store.folder or all(now == each for each in then):
             continue
         wrong = problems(store, commit)
         if wrong and not any(problems(store, each) for each in before):

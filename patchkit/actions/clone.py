@@ -122,8 +122,9 @@ def _checked(
     stores = _stores(temporary, shown_place(place))
     found: list[Problem] = []
     patches = 0
+    remote = os.fsdecode(Git(temporary).read("remote")).splitlines()[0]  # as clone.defaultRemoteName has it
     for store in stores:
-        bring_large(store, "origin", "HEAD")
+        bring_large(store, remote, "HEAD")
         try:
             patches += len(read_stack(store).patches)
         except TreeProblems as error:

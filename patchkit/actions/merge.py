@@ -8,7 +8,7 @@ commits. Where a person has to choose, the merge stops there, with a file to cho
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +86,7 @@ def merge(
     _believed(repository, branch, target)
     sides = read_sides(store, head, target)
     if head in bases and forward:
+        _refuse_broken_elsewhere(repository, target, [head])
         if not dry_run:
             fast_forward(store, head, target)
         idle = {
@@ -96,6 +97,7 @@ def merge(
         moved = {name: sides.theirs.folders.get(name, {}) for name in sides.differing}
         done = changes(FORWARD, branch, sides, moved)
         return replace(done, notes=notes, commit=None if dry_run else target)
+    _same_place(store, branch, head, [target, *bases])
     if store.tree(head).lfs != store.tree(target).lfs:
         raise BadInput(
             f"{one_line(branch)}: one of the two branches is kept in Git LFS and the other is not; bring the "
@@ -192,12 +194,16 @@ def _carried_out(repository: Repository, staging: Path, solved: Solved, done: Me
     def believe(commit: str) -> None:
         if found := problems(store, commit, memory=repository.catalogue):
             raise TreeProblems(found)
-        if found := broken_elsewhere(repository, commit, [sides.ours.commit, sides.theirs.commit]):
-            raise TreeProblems([Problem(p.path, p.message, _ELSEWHERE) for p in found])
+        _refuse_broken_elsewhere(repository, commit, [sides.ours.commit, sides.theirs.commit])
 
     commit = commit_merge(store, staging, sides.ours.commit, sides.theirs.commit, text, believe)
     merge_file(store).unlink(missing_ok=True)
     return replace(done, commit=commit)
+
+
+def _refuse_broken_elsewhere(repository: Repository, commit: str, before: Sequence[str]) -> None:
+    if found := broken_elsewhere(repository, commit, before):
+        raise TreeProblems([Problem(p.path, p.message, _ELSEWHERE) for p in found])
 
 
 _ELSEWHERE = (
@@ -259,6 +265,20 @@ def _checked(store: GitStore, branch: str, dry_run: bool) -> tuple[str, str]:
     with contextlib.nullcontext() if dry_run else writers_lock(store):
         refuse_dirty(store)
     return head, target
+
+
+def _same_place(store: GitStore, branch: str, head: str, others: Sequence[str]) -> None:
+    """BadInput where the other branch, or the common ancestor, has this stack in another folder."""
+    here = {each.prefix for each in store.stacks(head)}
+    for commit in others:
+        gone = {each.prefix for each in store.stacks(commit)} - here
+        if gone and store.tree(commit).settings is None:
+            was = one_line(min(gone).removesuffix("/") or "the repository's own folder")
+            raise BadInput(
+                f"{one_line(branch)}: the stack was moved since the branches parted ({was} at {commit[:8]}); "
+                "facts are not looked for in two places; move it on that branch in the same way, or back on "
+                "this one, then merge"
+            )
 
 
 def _unrelated(store: GitStore, branch: str) -> BadInput:

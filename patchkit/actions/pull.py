@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,8 @@ def _fetch(store: GitStore, remote: str, reference: str, dry_run: bool) -> str:
         over_network(
             store.git, "fetch", "--quiet", "--no-recurse-submodules", "--end-of-options", remote, place=remote
         )
-        return store.resolve("@{upstream}")
+        with suppress(NotFound):  # a remote that is named by its address alone has no branch of it here
+            return store.resolve("@{upstream}")
     quietly = ("--quiet", "--no-recurse-submodules", "--no-tags", "--no-write-fetch-head", "--refmap=")
     over_network(store.git, "fetch", *quietly, "--end-of-options", remote, reference, place=remote)
     out = over_network(store.git, "ls_remote", "--end-of-options", remote, reference, place=remote)

@@ -15,6 +15,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Protocol
 
 from patchkit.errors import PatchkitError
@@ -141,7 +142,7 @@ class _Judge:
         if not bases and is_shallow(self._store):
             self.unknown.append(merge)
             return
-        based = [self._folders(base) for base in bases] or [{}]
+        based = [self._folders(base) for base in self._pairwise(parents, bases)] or [{}]
         names = _differing([after, *before, *based])
         held = self._held(after, names)
         sides = [self._held(folders, names) for folders in before]
@@ -156,6 +157,12 @@ class _Judge:
                 yield Violation(merge, key, tuple(sorted(got)), tuple(sorted(wanted)))
         brought = set(after) - set(before[0]) - choices.brought_back
         yield from self._returned(merge, parents[0], bases, brought)
+
+    def _pairwise(self, parents: Sequence[str], bases: Sequence[str]) -> list[str]:
+        """The merge bases, and of an octopus those of each two parents too, whatever they alone share."""
+        pairs = combinations(parents, 2) if len(parents) > 2 else ()
+        shared = (base for pair in pairs for base in merge_bases(self._store, pair))
+        return list(dict.fromkeys([*bases, *shared]))
 
     def _choices(self, merge: str, parents: Sequence[str]) -> Choices:
         """What the merge's own trailers say was chosen: exactly that is believed, and no more."""

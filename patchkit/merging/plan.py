@@ -129,14 +129,15 @@ class Answers:
     rest: str | None = None
 
     def side(self, conflict: Conflict) -> str | None:
-        """The side that was chosen. `rest` brings nothing back that was taken back: that has to be named."""
-        if (found := self.exact.get(conflict.what)) is not None:
-            return found
+        """The side that was chosen; words say it over again. `rest` brings nothing back that was taken back:
+        that has to be named."""
         said = {word: side for word, side in self.words.items() if _names(word, conflict)}
         if len(set(said.values())) > 1:
             raise BadInput(f"--fact: {one_line(conflict.name)} is given both sides; choose one")
         if said:
             return next(iter(said.values()))
+        if (found := self.exact.get(conflict.what)) is not None:
+            return found
         return None if self.rest == THEIRS and conflict.removal else self.rest
 
     def refuse_unused(self, conflicts: Iterable[Conflict]) -> None:
@@ -210,13 +211,14 @@ def plan_merge(sides: Sides, answers: Answers, more: Sequence[Conflict] = ()) ->
             undecided.append(conflict)
             continue
         chosen[conflict.what] = side
-        keys = [conflict.key] if conflict.key is not None else _keys_of(sides, str(conflict.patch))
-        for key in keys:
+        for key in _decided_by(sides, conflict):
             if _at(sides, side, key) != _at(sides, natural.get(key), key):
                 chosen[key] = side
             side_of[key] = side
     plan = Plan(sides, side_of, chosen, tuple(conflicts), tuple(undecided))
-    back: dict[Key | str, str] = {name: THEIRS for name in _brought(sides) if plan.wanted(name)}
+    waiting = {conflict.what for conflict in undecided}
+    brought = [name for name in _brought(sides) if name not in waiting and plan.wanted(name)]
+    back: dict[Key | str, str] = dict.fromkeys(brought, THEIRS)
     return Plan(sides, side_of, {**chosen, **back}, tuple(conflicts), tuple(undecided))
 
 
@@ -286,6 +288,13 @@ def _returned(sides: Sides, natural: Mapping[Key, str]) -> list[Conflict]:
 
 def _brought(sides: Sides) -> list[str]:
     return sorted((set(sides.theirs.folders) - set(sides.ours.folders)) & set(sides.removed))
+
+
+def _decided_by(sides: Sides, conflict: Conflict) -> list[Key]:
+    """The keys over which a choice decides: none where it is of numbers, whose facts are not in question."""
+    if conflict.key is not None:
+        return [conflict.key]
+    return [] if conflict.kind == "numbers" else _keys_of(sides, str(conflict.patch))
 
 
 def _keys_of(sides: Sides, folder: str) -> list[Key]:

@@ -132,9 +132,7 @@ def _hub(name: str, revision: str | None, online: bool, pickles: bool, models: M
             folder = _snapshot(name, revision, [*_WANTED, "pytorch_model*.bin"], online, models)
         if not any(folder.glob("pytorch_model*.bin")):
             if not online:  # another program may have fetched a part
-                raise BadInput(
-                    f"{name}: what is here of its repository has no safetensors weights; fetch it online"
-                )
+                raise BadInput(f"{name}: what is here of it has no safetensors weights; fetch it online")
             raise BadInput(
                 f"{name}: its repository has no safetensors weights; name one that has, or convert its .bin "
                 f"files with patchkit init {name} --convert"
