@@ -27,7 +27,8 @@ def main() -> int:
     base = Path(capture("model", "get", "smollm2-135m", "--quiet") or capture("model", "get", "smollm2-135m"))
 
     say("A repository that stands on the real SmolLM2-135M")
-    subprocess.run(["git", "init", "--quiet", str(knowledge)], check=True)  # its own, whatever lies around it
+    git = ["git", "init", "--quiet", "--initial-branch=main", str(knowledge)]
+    subprocess.run(git, check=True)  # its own, whatever lies around it
     run("init", "smollm2-135m", str(knowledge))
 
     say("What the model says now: these are wrong")
