@@ -96,7 +96,7 @@ class _Bench:
     def run(self, plain: Recipe) -> tuple[float, Tally]:
         """Loss evaluations a fact, and the counts of the scores."""
         recipe = self.lab.resolve(plain)
-        facts = [fact.text for fact in self.facts]
+        facts = [fact.to_line() for fact in self.facts]
         of = {"section": "choose", "recipe": recipe.to_dict(), "facts": facts, "size": self.size}
         steps, counts = self.lab.kept(of, lambda: self._edited(recipe))
         return steps, np.array(counts, dtype=float)

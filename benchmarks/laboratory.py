@@ -81,10 +81,10 @@ def _tiny_facts(half: Half, count: int) -> list[Fact]:
 def _code() -> str:
     """A digest of the code and the libraries that an edit and its scores come from, but recipes."""
     package = Path(patchkit.__file__).parent
-    names = [f"evaluation/{name}.py" for name in ("generation", "harm", "likelihood", "measure")]
-    names += [f"algebra/{name}.py" for name in ("closed_forms", "factors", "rounding")]
-    edited = [*package.glob("editing/*.py"), *package.glob("models/*.py")]
-    files = [path for path in edited if path.name != "published.py"] + [package / name for name in names]
+    rooms = ("editing", "models", "evaluation", "algebra", "builds")
+    edited = [path for room in rooms for path in package.glob(f"{room}/*.py") if path.name != "published.py"]
+    actions = [package / "actions" / f"{name}.py" for name in ("edit", "harm", "workbench")]
+    files = [*edited, *actions, Path(__file__).with_name("quality.py")]
     return key_of([torch.__version__, transformers.__version__, *(hash_file(path) for path in sorted(files))])
 
 
@@ -161,11 +161,12 @@ class Laboratory:
         """What ``compute`` gives, in JSON's types; looked up where the same code computed the same before.
 
         A long section that was stopped goes on where it was. ``of`` names all that the result depends on
-        beside code and base; no time belongs in it.
+        beside code, base and threads; no time belongs in it.
         """
         if self.cache is None:
             return compute()
-        path = self.cache / "results" / _code() / f"{key_of(of)}.json"
+        on = {"base": self.checkpoint.as_read(), "threads": torch.get_num_threads()}
+        path = self.cache / "results" / _code() / f"{key_of({**of, **on})}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_durably(path, json.dumps(compute()).encode())

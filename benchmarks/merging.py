@@ -1,7 +1,7 @@
 """Two branches of 32 facts each, merged: their plain union and ``--joint`` against the 64 in one batch.
 
-Each branch is edited on the base by itself, as two people would; the targets z are found once, so that the
-three differ in nothing but what is solved together.
+Each branch is edited on the base by itself, as two people would; the targets z are found once. The
+three differ in what is solved together, and in whose wordings are lent: in one batch those of all facts.
 """
 
 from __future__ import annotations

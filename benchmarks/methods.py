@@ -119,7 +119,8 @@ def notes(first: str, shapes: Iterable[Shape]) -> list[str]:
     """What differences are from, and which shapes need more facts than those that chose nothing."""
     differences = f"Differences are from {first}, on the same facts, with 95 % intervals."
     both = [str(shape) for shape in shapes if shape.facts > _ODD]
-    said = f"{', '.join(both)}: half of the facts have an even case, which the recipes were chosen on."
+    said = f"{', '.join(both)}: half of the facts have an even case, which the recipe of few facts was "
+    said += "chosen on; that of many was chosen on these."
     return [differences, said] if both else [differences]
 
 
@@ -175,7 +176,8 @@ class _Contest:
         of = {
             "section": "methods",
             "recipe": self.recipe.to_dict(),
-            "facts": [fact.text for fact in facts],
+            "facts": [fact.to_line() for fact in facts],
+            "text": list(self.text),
             "size": self.shape.size,
             "measured": _MEASURED,
         }

@@ -118,7 +118,9 @@ def markdown(name: str, entry: Mapping[str, Any]) -> str:
     measured, machine = Measured.from_dict(entry), entry["machine"]
     effort = "" if entry["effort"] == Effort.USUAL.value else f" --{entry['effort']}"
     made = f"`python -m benchmarks {name}{effort}` on {entry['date']}: {machine['processor']}"
-    made += f", {machine['cores']} cores, Python {machine['python']}, torch {machine['torch']}"
+    threads = machine.get("threads", machine["cores"])
+    made += f", {machine['cores']} cores" + (f", {threads} thread" if threads == 1 else "")
+    made += f", Python {machine['python']}, torch {machine['torch']}"
     columns = list(measured.rows[0])
     lines = [f"{made}, transformers {machine['transformers']}.", ""]
     lines += [_line(columns), f"|{'---|' * len(columns)}"]

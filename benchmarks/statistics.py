@@ -89,7 +89,8 @@ def _first_commit(base: Path) -> Iterator[tuple[str, float]]:
 
 
 def _scores(lab: Laboratory) -> Iterator[dict[str, Any]]:
-    """S of 100 facts with C of more, less and other text. Targets do not depend on C: they are found once."""
+    """S of 100 facts with C of more, less and other text. Targets are found once, on the
+    default's text: they do not depend on C, but a commit with another text would search with its own G."""
     facts = lab.facts("even", 100)
     before = lab.observe(facts)
     z = lab.targets(facts, lab.resolve(lab.default)).z

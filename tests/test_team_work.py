@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from command_helpers import Cli, cli, facts_file, git, git_environment, home, knowledge, tiny_base
+from safetensors.torch import load_file, save_file
 
 from patchkit.errors import BadInput, NotFound
 from patchkit.evaluation.cases import read_cases
@@ -360,8 +361,6 @@ def test_the_same_facts_again_in_their_own_place_are_no_error(cli: Cli, knowledg
     assert "the patch in force is this very one: there is nothing to commit" in done.out
     found = cli.ok("commit", facts, "--set", "steps=2", "--replace", "--json").json
     assert (found["unchanged"], found["commit"]) == (True, None)
-    copy = shutil.copytree(knowledge / "patches" / found["patch"], home / found["patch"])
-    assert "nothing to commit" in cli.ok("apply", copy, "--replace").out
     assert git(knowledge, "rev-parse", "HEAD") == head
     assert not list((knowledge / ".git" / "patchkit").glob("kept/*"))
 
@@ -413,3 +412,57 @@ def test_without_an_identity_no_base_is_fetched(
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
     assert cli("init", "smollm2-135m", home / "new").code == 78
     assert not (home / "new").exists()
+
+
+def test_a_dry_run_of_a_build_of_another_base_s_stack_is_refused_as_the_build_is(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    tuned = Path(shutil.copytree(tiny_base(), home / "tuned"))
+    weights = load_file(tuned / "model.safetensors")
+    save_file(
+        {name: tensor * 1.01 for name, tensor in weights.items()},
+        tuned / "model.safetensors",
+        {"format": "pt"},
+    )
+    cli.ok("refit", "--base", tuned, "-q")
+    for dry in ((), ("-n",)):
+        done = cli("build", "--rev", "HEAD~1", "--out", home / "out", *dry)
+        assert (done.code, done.err.count("\n")) == (65, 1), dry
+        assert "was made for another base" in done.err
+
+
+def test_a_switch_is_refused_dry_as_it_is_during_a_merge(cli: Cli, knowledge: Path) -> None:
+    git(knowledge, "branch", "other", "HEAD~1")
+    git(knowledge, "switch", "-q", "-c", "side")
+    git(knowledge, "commit", "-q", "--allow-empty", "-m", "Aside")
+    git(knowledge, "switch", "-q", "main")
+    git(knowledge, "merge", "-q", "--no-ff", "--no-commit", "side", ok=False)
+    assert (knowledge / ".git" / "MERGE_HEAD").exists()
+    assert cli("switch", "other", "-n").code == 75
+
+
+def test_facts_are_not_checked_against_a_folder_that_is_not_there(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    facts = facts_file(home, FACTS[0])
+    assert cli("facts", "check", "-C", home / "knowlege", facts).code == 66
+    cli.ok("facts", "check", "-C", home, facts)
+
+
+def test_a_page_that_cannot_be_written_is_said_before_anything_is_compared(
+    cli: Cli, knowledge: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Repository, "diff", lambda *_, **__: pytest.fail("compared"))
+    assert cli("diff", "--html", home / "no" / "d.html").code == 74
+    (home / "mine.html").write_text("mine")
+    assert cli("diff", "--html", home / "mine.html").code == 73
+
+
+def test_a_clone_s_base_is_looked_for_where_its_other_paths_are(
+    cli: Cli, knowledge: Path, home: Path
+) -> None:
+    place = home / "place"
+    shutil.copytree(tiny_base(), place / "models" / "tiny")
+    shutil.copytree(knowledge, place / "origin")
+    found = cli.ok("-C", place, "clone", "origin", "mine", "--base", "models/tiny", "--json").json
+    assert found["place"] == str(place / "models" / "tiny")

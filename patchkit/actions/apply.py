@@ -15,7 +15,6 @@ from patchkit.algebra.parts import scaled
 from patchkit.canonical import hash_bytes
 from patchkit.errors import BadInput, Busy, NotFound
 from patchkit.facts import Fact, FactsError, Fault, normal
-from patchkit.git.recording import NothingToCommit
 from patchkit.git.store import PATCHES, Changes
 from patchkit.patch import DELTA, FACTS, valid_patch_name
 from patchkit.stack import Stack, StoredPatch, find_patch
@@ -25,12 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Applied", "apply"]
 
-_VERY_ONE = "the patch in force is this very one: there is nothing to commit"
-
 
 @dataclass(frozen=True)
 class Applied:
-    """A patch that was taken in; ``commit`` is None for a dry run, and where that very patch is in force."""
+    """A patch that was taken in; ``commit`` is None for a dry run."""
 
     name: str
     patch: Patch
@@ -110,10 +107,7 @@ def apply(
     trailers = [("Patchkit-Patch", name), ("Patchkit-Id", patch.id)]
     solved = {taken.patch: taken.remaining.files() for taken in replaced if taken.remaining is not None}
     changes = Changes(patches={**solved, name: files}, removed=gone - {name})
-    try:
-        commit = record(repository, stack, changes, text, trailers, still_right, began_on=began_on)
-    except NothingToCommit:
-        return Applied(name, patch, text, (), None, (_VERY_ONE,))
+    commit = record(repository, stack, changes, text, trailers, still_right, began_on=began_on)
     return Applied(name, patch, text, replaced, commit, large_files(repository, patch))
 
 

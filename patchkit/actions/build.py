@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.card import card_of, check_licence
 from patchkit.actions.changes import remembered
 from patchkit.algebra.factors import Patch
-from patchkit.builds.build import BuildRecord
+from patchkit.builds.build import BuildRecord, check_base
 from patchkit.builds.build import build as write_build
 from patchkit.builds.checks import check_build, refuse_other_base
 from patchkit.checkpoint import Checkpoint
@@ -100,6 +100,7 @@ def _untouched(repository: Repository, checkpoint: Checkpoint, folder: Path) -> 
 
 def _check(checkpoint: Checkpoint, patches: Mapping[str, Patch], out: Path) -> None:
     real = Path(os.path.realpath(out))
+    check_base(patches, checkpoint.fingerprint())
     check_build(checkpoint, patches, real)
     refuse_other_base(BuildRecord.read(real), checkpoint.fingerprint(), real)
 

@@ -89,7 +89,10 @@ def _loader(repository: Repository, settings: Settings, kind: str) -> str:
         return Card.loader
     from patchkit.models.loading import loader_of, read_config
 
-    return str(loader_of(read_config(place), place).__name__)
+    try:
+        return str(loader_of(read_config(place), place).__name__)
+    except BadInput:  # a base that can be built on is not always one that transformers knows
+        return Card.loader
 
 
 def _licence_of(source: str) -> str | None:

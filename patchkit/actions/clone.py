@@ -69,6 +69,8 @@ def clone(
     Unavailable where it cannot be had; WouldOverwrite where ``folder`` is there and not empty.
     """
     place = checked_place(url, directory)
+    if base is not None and (own := directory / Path(base).expanduser()).is_dir():
+        base = str(own)  # as the other paths are: from the folder that -C names
     target = (directory / (folder or name_for(place))).resolve()
     if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise WouldOverwrite(f"{target}: is there already and not empty; name another folder")

@@ -9,10 +9,15 @@ from pathlib import Path
 from patchkit.actions import pages
 from patchkit.actions.diff import Difference
 
-__all__ = ["difference_page", "write_page"]
+__all__ = ["check_page", "difference_page", "write_page"]
 
 _MARK = "patchkit diff"
 _BAR, _WIDTH, _HEIGHT = 80, 220, 100
+
+
+def check_page(path: Path) -> None:
+    """`NotWritten` or `WouldOverwrite` where a page could not be written there."""
+    pages.check_page(path, _MARK)
 
 
 def write_page(difference: Difference, path: Path) -> None:

@@ -13,7 +13,7 @@ from patchkit.errors import NotWritten, WouldOverwrite
 from patchkit.fact import UNSEEN
 from patchkit.files import write_durably
 
-__all__ = ["percent", "render", "write_page"]
+__all__ = ["check_page", "percent", "render", "write_page"]
 
 _BEGIN = "<!DOCTYPE html>\n<!-- {} -->"  # as page.html.jinja begins
 
@@ -40,12 +40,17 @@ def percent(share: float | None, digits: int = 3) -> str:
     return f"{100 * share:.0f} %" if "e+" in told else f"{told} %"
 
 
-def write_page(page: str, path: Path, mark: str) -> None:
-    """Write a page with this mark; `WouldOverwrite` where anything else than such a page lies there."""
+def check_page(path: Path, mark: str) -> None:
+    """`NotWritten` or `WouldOverwrite` where `write_page` could not write there."""
     if not path.parent.is_dir():
         raise NotWritten(f"{path}: its folder is not there; make it first")
     if path.exists() and not (path.is_file() and _is_page(path, mark)):
         raise WouldOverwrite(f"{path}: is there already and is no page of {mark}; name another file")
+
+
+def write_page(page: str, path: Path, mark: str) -> None:
+    """Write a page with this mark; `WouldOverwrite` where anything else than such a page lies there."""
+    check_page(path, mark)
     write_durably(path, page.encode("utf-8", "replace"))
 
 

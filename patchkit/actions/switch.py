@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from patchkit.actions.undo import patch_changes
 from patchkit.builds.record import BuildRecord
 from patchkit.errors import BadInput, NotFound, PatchkitError
+from patchkit.git.locks import operation_in_progress
 from patchkit.git.moving import move_branch
 from patchkit.git.store import GitStore
 from patchkit.git.writers import writers_lock
@@ -75,6 +76,8 @@ def switch(
     changes = patch_changes(store, old, target) if old else ((), (), ())
     left = _left_behind(store, old, target)
     if dry_run:
+        if busy := operation_in_progress(store):
+            raise busy
         if old is not None and old != target:
             move_branch(store, "", old, target, "", dry_run=True)
         return Switched(branch, target, *changes, left=left)

@@ -48,6 +48,7 @@ __all__ = [
     "BuildRecord",
     "FileRecord",
     "build",
+    "check_base",
     "file_record",
     "is_whole",
     "locked",
@@ -169,7 +170,7 @@ def _plan(
     names = {name for shapes in wanted.values() for name in shapes}
     pending = _pending(names, held, touched)
     needed = {number: patches[number] for number in wanted if not wanted[number].keys().isdisjoint(pending)}
-    _check_base(needed, base)
+    check_base(needed, base)
     new = BuildRecord(FINISHED, base, tuple(sorted(patches)), files, weights, hashes, touched, (), left_out)
     return _Plan(checkpoint, out, sources, names, stacked(needed.values()), old, new, kept, held, altered)
 
@@ -274,7 +275,8 @@ def _sources(checkpoint: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
     return found, tuple(sorted(left_out))
 
 
-def _check_base(patches: Mapping[str, Patch], base: str) -> None:
+def check_base(patches: Mapping[str, Patch], base: str) -> None:
+    """BadInput where one of ``patches`` (by id) was made on another base than that of this fingerprint."""
     for patch_id, patch in patches.items():
         if patch.base != base:
             raise BadInput(

@@ -76,6 +76,10 @@ def command(
       patchkit diff base HEAD --weights
       patchkit diff v1 v2 --behavior --probe prompts.txt --html diff.html
     """
+    if html is not None:
+        from patchkit.actions.difference_page import check_page
+
+        check_page(Path(html))
     options = _behaviour_options(probe, text, device) if behavior or probe or text else None
     with progress_bars() as progress:
         if options is not None:
@@ -83,21 +87,25 @@ def command(
         found = open_repository(directory).diff(
             old, new, measure=measure or html is not None, behaviour=options
         )
-    if html is not None:
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        _show(found)
+    if html is not None:  # last: what took so long to find is told, whatever becomes of the file
         from patchkit.actions.difference_page import write_page
 
         write_page(found, Path(html))
-    if as_json:
-        print_json(found.to_dict())
-        return
+        if not as_json:
+            say(console(), f"written: {html}", QUIET)
+
+
+def _show(found: Difference) -> None:
     out = console()
     say(out, f"{found.old} → {found.new}", "bold")
     _show_facts(out, found)
     _show_weights(out, found.weights)
     if found.behaviour is not None:
         _show_behaviour(out, found.behaviour)
-    if html is not None:
-        say(out, f"written: {html}", QUIET)
 
 
 def _behaviour_options(probe: str | None, text: str | None, device: str) -> dict[str, Any]:

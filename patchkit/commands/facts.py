@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import asdict
 
 import click
@@ -77,6 +78,8 @@ def _in_force(directory: str) -> dict[Key, tuple[str, Fact]]:
     try:
         return open_repository(directory).stack().facts_in_force()
     except NotFound:
+        if not os.path.isdir(directory):  # a mistyped one is no folder without a stack
+            raise
         return {}
 
 

@@ -45,7 +45,8 @@ def command(
 
     A base whose weights are .bin files (pickles) is refused, for these could run code. --convert
     reads them without running any, makes a checkpoint of safetensors files in the user's cache, and
-    takes that as the base; the folder that you name stays as it is.
+    takes that as the base; the folder that you name stays as it is. (With --dry-run too: only the
+    copy tells whether it can be edited.)
 
     With --lfs the factors and keys of patches are kept in Git LFS (which must be installed), as hubs ask
     for where a file is over 10 MiB. On a stack that is there already, one commit brings the patches in

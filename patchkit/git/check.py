@@ -185,13 +185,13 @@ def _peeled_rightly(store: GitStore, lines: list[bytes]) -> bool:
 def _named_tags(store: GitStore) -> Iterator[Problem]:
     """An annotated tag knows its own name (a lightweight one does not: Git keeps it in one place only).
 
-    A second name for it, beside its own, is nobody's mistake.
+    A second name for it, beside its own, is nobody's mistake, nor is a remote's.
     """
     out = store.git.read("for_each_ref", "--format=%(objectname) %(refname) %(tag)")
     rows = [line.split(" ", 2) for line in out.decode("utf-8", "replace").splitlines()]
     known = {(oid, name) for oid, name, _ in rows}
     for oid, name, tag in rows:
-        if tag and name.startswith("refs/tags/") and (oid, f"refs/tags/{tag}") not in known:
+        if tag and not name.startswith("refs/remotes/") and (oid, f"refs/tags/{tag}") not in known:
             yield Problem(one_line(name), f"is the tag {one_line(tag)}", "name it so again: git tag")
 
 

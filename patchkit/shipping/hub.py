@@ -6,6 +6,7 @@ written here stays here whatever the hub says.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,8 @@ def push_folder(folder: Path, name: str, message: str, *, private: bool = False)
 
     disable_progress_bars()
     api = HfApi()
-    with _explained(name, f"{folder} is written but not uploaded (later: hf upload {name} {folder}): "):
+    later = f"hf upload {'--private ' if private else ''}{name} {shlex.quote(str(folder))}"
+    with _explained(name, f"{folder} is written but not uploaded (later: {later}): "):
         api.create_repo(name, repo_type="model", private=private or None, exist_ok=True)
         done = api.upload_folder(repo_id=name, folder_path=folder, repo_type="model", commit_message=message)
     return str(done.commit_url)
