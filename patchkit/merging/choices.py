@@ -7,8 +7,7 @@ on purpose if the first parent had taken it back.
 
 A repository may hold several stacks, each in a folder of its own. Where a stack is not the whole repository,
 its trailers say its folder, and another stack's say nothing about it: `theirs models/small/patches/NAME`, and
-`ours ["lebron james","prompt:{} plays the sport of"] models/small/`. A trailer
-without a folder is every stack's.
+`ours ["lebron james","prompt:{} plays the sport of"] models/small/`. One without a folder is every stack's.
 """
 
 from __future__ import annotations
