@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from patchkit.algebra.factors import Patch
 
 __all__ = [
+    "Ambiguous",
     "Memory",
     "Problem",
     "Stack",
