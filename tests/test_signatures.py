@@ -126,6 +126,17 @@ def test_it_says_who_signed_what(root: Path) -> None:
     assert "2 of 2 commits not signed by one who is believed" in shown.out
 
 
+def test_quiet_still_says_why_it_is_not_verified(root: Path) -> None:
+    assert here("-C", root / "kb", "verify", "-q", *by(root, "ann")) == (0, "", "")
+    unsigned = here("-C", root / "kb", "verify", "-q", *by(root, "bob"))
+    assert (unsigned.code, unsigned.out) == (1, "")
+    assert "2 of 2 commits not signed by one who is believed" in unsigned.err
+    in_a_folder(root / "kb", "person-0-0", lambda lines: lines[::-1])
+    altered = here("-C", root / "kb", "verify", "-q", *by(root, "ann"))
+    assert (altered.code, altered.out) == (1, "")
+    assert "facts.jsonl" in altered.err
+
+
 def test_git_itself_agrees(root: Path) -> None:
     """The same commits through `git verify-commit`, with the same file of signers."""
     allowed = root / "allowed"

@@ -89,7 +89,9 @@ def command(
         print_json(found.to_dict())
     elif not quiet:
         show(console(), found)
-    ctx.exit(0 if found.good else 1)
+        ctx.exit(0 if found.good else 1)
+    if not found.good:
+        raise CheckFailed("\n".join([*map(str, found.problems), _verdict(found)]))
 
 
 def _names_a_commit(directory: str, word: str) -> bool:
@@ -134,20 +136,19 @@ def show(out: Console, found: Verified) -> None:
     if found.vouched:
         columns = [Column(""), Column("commit"), Column("brought", 2), Column("signed by", 3, wraps=True)]
         out.print(table(out, columns, [_row(one) for one in found.vouched]))
-    short, count = found.commit[:8], len(found.vouched)
     if not found.base:
         say(out, "the base is not on this machine, and was not hashed: patchkit base PATH", WARNING)
+    say(out, _verdict(found), GOOD if found.good else BAD)
+
+
+def _verdict(found: Verified) -> str:
+    short, count = found.commit[:8], counted(len(found.vouched), "commit")
     if found.good:
-        say(out, f"{short}: whole, and {counted(count, 'commit')} that count signed", GOOD)
-    elif found.problems:
-        say(out, f"{short}: not verified, {counted(len(found.problems), 'problem')}", BAD)
-    else:
-        bad = sum(not one.believed for one in found.vouched)
-        say(
-            out,
-            f"{short}: not verified, {bad} of {counted(count, 'commit')} not signed by one who is believed",
-            BAD,
-        )
+        return f"{short}: whole, and {count} that count signed"
+    if found.problems:
+        return f"{short}: not verified, {counted(len(found.problems), 'problem')}"
+    bad = sum(not one.believed for one in found.vouched)
+    return f"{short}: not verified, {bad} of {count} not signed by one who is believed"
 
 
 def _row(one: Vouched) -> tuple[str | Text, ...]:
