@@ -127,7 +127,8 @@ def test_it_says_who_signed_what(root: Path) -> None:
 
 
 def test_quiet_still_says_why_it_is_not_verified(root: Path) -> None:
-    assert here("-C", root / "kb", "verify", "-q", *by(root, "ann")) == (0, "", "")
+    believed = here("-C", root / "kb", "verify", "-q", *by(root, "ann"))
+    assert (believed.code, believed.out, believed.err) == (0, "", "")
     unsigned = here("-C", root / "kb", "verify", "-q", *by(root, "bob"))
     assert (unsigned.code, unsigned.out) == (1, "")
     assert "2 of 2 commits not signed by one who is believed" in unsigned.err
