@@ -38,6 +38,7 @@ from patchkit.actions.mergereport import Merged, MergeStopped
 from patchkit.algebra.factors import Patch
 from patchkit.algebra.interference import interference
 from patchkit.errors import BadInput, Busy, NotFound, PatchkitError, Refused, WouldOverwrite
+from patchkit.git.command import Git
 from patchkit.git.store import Changes, GitStore
 from patchkit.merging.file import merge_file
 from patchkit.repository import Repository
@@ -533,8 +534,15 @@ def test_a_file_of_the_person_s_own_is_theirs_to_resolve(store: GitStore) -> Non
     (store.root / "notes.txt").write_text("ours\n")
     commit_all(store)
     sides = [git(store.root, "rev-parse", rev) for rev in ("HEAD", "side")]
+    objects = git(store.root, "count-objects", "--verbose")
+    dry = stopped(store, dry_run=True)
+    assert dry.done.files == ("notes.txt",)
+    assert "notes.txt: in conflict; dry run: nothing was written" in str(dry)
+    assert git(store.root, "count-objects", "--verbose") == objects
     halt = stopped(store)
     assert halt.done.files == ("notes.txt",)
+    with pytest.raises(MergeStopped, match=r"notes\.txt: in conflict; dry run"):
+        Repository(store).merge_continue(dry_run=True)
     assert "notes.txt: in conflict, resolve it and git add it" in str(halt)
     with pytest.raises(MergeStopped):
         Repository(store).merge_continue()
@@ -543,6 +551,25 @@ def test_a_file_of_the_person_s_own_is_theirs_to_resolve(store: GitStore) -> Non
     settled(store, Repository(store).merge_continue(), sides)
     assert (store.root / "notes.txt").read_text() == "both\n"
     assert people(store) == [1]
+
+
+def test_a_dry_run_under_a_git_that_cannot_foresee_files_says_so(
+    store: GitStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(store, "side", "main")
+    add(store, numbers(1))
+    on(store, "main")
+    add(store, numbers(2))
+    assert Repository(store).merge("side", dry_run=True).notes == ()
+    usage = (129, b"", "usage: git merge-tree <base-tree> <branch1> <branch2>")  # Git 2.36's answer
+    real = Git._read
+    monkeypatch.setattr(
+        Git,
+        "_read",
+        lambda git, name, *rest, **how: usage if name == "merge_tree" else real(git, name, *rest, **how),
+    )
+    (note,) = Repository(store).merge("side", dry_run=True).notes
+    assert "were not looked at" in note
 
 
 def test_patchkit_toml_in_conflict_is_theirs_to_resolve_too(store: GitStore) -> None:

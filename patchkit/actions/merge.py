@@ -30,6 +30,7 @@ from patchkit.git.messages import compose_message
 from patchkit.git.store import GitStore
 from patchkit.git.writers import writers_lock
 from patchkit.merging.choices import choice_trailer, stack_folder
+from patchkit.merging.elsewhere import beside_patches, elsewhere, foreseen
 from patchkit.merging.file import Stopped, merge_file, read_merge_file, write_merge_file
 from patchkit.merging.merges import is_shallow, merge_bases
 from patchkit.merging.plan import Answers, read_sides
@@ -37,7 +38,6 @@ from patchkit.merging.recording import (
     abort_merge,
     commit_merge,
     default_message,
-    elsewhere,
     fast_forward,
     lay_out,
     left_state,
@@ -106,9 +106,7 @@ def merge(
     solved = solve_merge(store, sides, answers, joint)
     done = summary(store, branch, solved)
     if dry_run:
-        if solved.plan.undecided:
-            raise MergeStopped(_open(solved, "dry run: nothing was written"), replace(done, how=STOPPED))
-        return done
+        return _told(store, solved, done, foreseen(store, head, target))
     with merging(store, branch, head, target) as staging:
         text = message or default_message(store, branch)
         return _carried_out(repository, staging, solved, replace(done, message=text), joint)
@@ -146,9 +144,7 @@ def go_on(
     text = message or stopped.message
     done = replace(summary(store, target[:10], solved), message=text)
     if dry_run:
-        if solved.plan.undecided:
-            raise MergeStopped(_open(solved, "dry run: nothing was written"), replace(done, how=STOPPED))
-        return done
+        return _told(store, solved, done, elsewhere(store))
     with writers_lock(store) as staging:
         if (store.head(), merge_head(store), left_state(store)) != (head, target, stopped.left):
             raise Busy("the merge was changed by another command meanwhile; look at it: patchkit status")
@@ -213,9 +209,25 @@ _ELSEWHERE = (
 _NEVER = {"": ""}  # the files of no patch: it is marked as in conflict whatever Git made of it
 
 
+def _told(store: GitStore, solved: Solved, done: Merged, conflicts: list[str] | None) -> Merged:
+    """What a dry run says: as the merge would, it stops where a person has to choose."""
+    files = tuple(map(one_line, beside_patches(store, conflicts or [])))
+    if conflicts is None:
+        done = replace(done, notes=(*done.notes, _NOT_FORESEEN))
+    if not files and not solved.plan.undecided:
+        return done
+    where = f"{', '.join(files[:5])}: in conflict; " if files else ""
+    rest = f"{where}dry run: nothing was written"
+    text = _open(solved, rest) if solved.plan.undecided else f"the merge would stop: {rest}"
+    raise MergeStopped(text, replace(done, how=STOPPED, files=files))
+
+
+_NOT_FORESEEN = "files that are no patches were not looked at: only Git 2.38 and later can say how they merge"
+
+
 def _stopped(store: GitStore, solved: Solved, done: Merged, joint: bool) -> MergeStopped:
     path = _keep(store, solved, done, joint)
-    files = tuple(one_line(file) for file in elsewhere(store) if not _of_patches(store, file))
+    files = tuple(map(one_line, beside_patches(store, elsewhere(store))))
     parts = []
     if files:
         parts.append(f"{', '.join(files[:5])}: in conflict, resolve it and git add it")
@@ -235,11 +247,6 @@ def _keep(store: GitStore, solved: Solved, done: Merged, joint: bool) -> Path:
         sides.ours.commit, sides.theirs.commit, left_state(store), joint, done.message, solved.plan.chosen
     )
     return write_merge_file(store, stopped, solved.plan.conflicts)
-
-
-def _of_patches(store: GitStore, path: str) -> bool:
-    parts = path.removeprefix(store.prefix).split("/")
-    return path.startswith(store.prefix) and len(parts) == 3 and parts[0] == "patches"
 
 
 def _open(solved: Solved, rest: str) -> str:

@@ -95,9 +95,9 @@ class Git:
             raise self.failure(command, status, err)
         return out
 
-    def check(self, command: str, *args: str) -> tuple[int, str]:
+    def check(self, command: str, *args: str, env: Mapping[str, str] | None = None) -> tuple[int, str]:
         """Run a command whose status and messages are its answer (`git fsck`); both outputs as text."""
-        status, out, err = self._read(command, args)
+        status, out, err = self._read(command, args, env=env)
         return status, out.decode("utf-8", "replace") + err
 
     def write(
@@ -161,13 +161,18 @@ class Git:
         return PatchkitError(f"git {command.replace('_', '-')} failed: {what}")
 
     def _read(
-        self, command: str, args: tuple[str, ...], config: tuple[str, ...] = (), stdin: bytes | None = None
+        self,
+        command: str,
+        args: tuple[str, ...],
+        config: tuple[str, ...] = (),
+        stdin: bytes | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> tuple[int, bytes, str]:
         try:
             done = subprocess.run(
                 _line(command, args, _ALWAYS + config),
                 cwd=self._place(),
-                env={**_here(), **_READING},
+                env={**_here(), **_READING, **(env or {})},
                 input=b"" if stdin is None else stdin,
                 capture_output=True,
             )

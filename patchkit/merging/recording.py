@@ -22,6 +22,7 @@ from patchkit.git.history import PATCHES
 from patchkit.git.locks import merge_head, uncommitted
 from patchkit.git.recording import keep_large, literal_pathspecs, not_committed, refuse_filters, replace_file
 from patchkit.git.writers import writers_lock
+from patchkit.merging.elsewhere import elsewhere
 from patchkit.problem import one_line
 from patchkit.settings import FILE as SETTINGS
 
@@ -32,7 +33,6 @@ __all__ = [
     "abort_merge",
     "commit_merge",
     "default_message",
-    "elsewhere",
     "fast_forward",
     "lay_out",
     "left_state",
@@ -173,12 +173,6 @@ def lay_out(
         fsync_folder(store.folder / PATCHES if (store.folder / PATCHES).is_dir() else store.folder)
     if plan:
         store.git.write("add", "--all", "--force", *_FROM_STDIN, stdin=literal_pathspecs(store, plan))
-
-
-def elsewhere(store: GitStore) -> list[str]:
-    """Files that are still in conflict; after `lay_out` these are not of patches."""
-    out = store.git.read("diff", "--name-only", "--diff-filter=U", "--no-ext-diff", "-z")
-    return [path for path in out.decode("utf-8", "surrogateescape").split("\0") if path]
 
 
 def left_state(store: GitStore) -> str:
