@@ -28,10 +28,13 @@ class World:
     def __init__(self, seed: int, lambda_: float = RECIPE["lambda"]) -> None:
         self.random = torch.Generator().manual_seed(seed)
         self.lambda_ = lambda_
-        self.C = {}
+        self.C, self.common = {}, {}
         for name, (_, d_in) in SHAPES.items():
             text = self.normal(3 * d_in, d_in)
             self.C[name] = text.T @ text / len(text)
+            # As keys of a model have, so that any two interfere: all the more where λ is large.
+            common = torch.nn.functional.normalize(self.normal(1, d_in))
+            self.common[name] = (d_in * min(lambda_ / 30, 4.0)) ** 0.5 * common
 
     def normal(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.random, dtype=torch.float64)
@@ -43,7 +46,7 @@ class World:
     def patch(self, count: int, mark: str, on: tuple[Patch, ...] = (), recipe: dict | None = None) -> Patch:
         deltas, keys = {}, {}
         for name, (d_out, d_in) in SHAPES.items():
-            keys[name] = self.normal(count, d_in).float()
+            keys[name] = (self.normal(count, d_in) + self.common[name]).float()
             X = self.solve(name, keys[name].double())
             deltas[name] = Delta(self.normal(d_out, count), X)
         facts = tuple(Fact(f"{mark} {i}", "{} plays", "chess") for i in range(count))
