@@ -18,7 +18,18 @@ from typing import Any
 from patchkit.problem import one_line
 from patchkit.records import Record
 
-__all__ = ["UNSEEN", "Fact", "Key", "Reverse", "fact_of", "kind_of", "normal", "shown"]
+__all__ = [
+    "UNSEEN",
+    "Fact",
+    "Key",
+    "Reverse",
+    "altered",
+    "fact_of",
+    "kind_of",
+    "normal",
+    "shown",
+    "told_change",
+]
 
 Key = tuple[str, str]
 
@@ -116,6 +127,21 @@ _ORDER = (
     "note",
 )
 _REVERSE = tuple(field.name for field in fields(Reverse))
+
+
+def altered(before: Fact, after: Fact) -> list[str]:
+    """The fields in which two facts of one key differ."""
+    return [name for name in _ORDER if getattr(before, name) != getattr(after, name)]
+
+
+def told_change(before: Fact, after: Fact) -> str:
+    """In a line: what was said of a key, and what is said now."""
+    if before.text != after.text:
+        return f"{before.text} → {before.target} ⇒ {after.text} → {after.target}"
+    if before.target != after.target:
+        return f"{after.text} → {before.target} ⇒ {after.target}"
+    names = altered(before, after)
+    return f"{after.text} → {after.target}" + (f"; altered: {', '.join(names)}" if names else "")
 
 
 def normal(text: str) -> str:

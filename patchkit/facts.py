@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from patchkit.errors import BadInput, NotFound
-from patchkit.fact import UNSEEN, Fact, Key, Reverse, fact_of, kind_of, normal, shown
+from patchkit.fact import UNSEEN, Fact, Key, Reverse, altered, fact_of, kind_of, normal, shown, told_change
 from patchkit.files import standard_input
 from patchkit.jsonlines import MAX_LINE, numbered_values
 from patchkit.records import Record, native_records
@@ -27,6 +27,7 @@ __all__ = [
     "Fault",
     "Key",
     "Reverse",
+    "altered",
     "clashes",
     "dump_facts",
     "load_canonical",
@@ -37,6 +38,7 @@ __all__ = [
     "parse_inline",
     "parse_records",
     "read_facts",
+    "told_change",
     "turned_round",
     "with_own_ids",
     "with_reverses",

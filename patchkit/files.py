@@ -25,12 +25,14 @@ __all__ = [
     "clone_file",
     "fsync_folder",
     "fsync_tree",
+    "is_held",
     "is_temporary",
     "mark_used",
     "move_durably",
     "reading",
     "standard_input",
     "sync",
+    "temporary_beside",
     "write_durably",
     "writing",
 ]
@@ -80,7 +82,7 @@ def reading(path: Path, *, follow: bool = True) -> Iterator[BufferedReader]:
 
 def write_durably(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path``: a temporary file beside it, fsync, rename, fsync of the folder."""
-    temporary = _temporary(path)
+    temporary = temporary_beside(path)
     with writing(path):
         try:
             with open(temporary, "xb") as file:
@@ -172,7 +174,23 @@ def is_temporary(name: str) -> bool:
     return name.startswith(_TEMPORARY[0]) and name.endswith(_TEMPORARY[1])
 
 
-def _temporary(path: Path) -> Path:
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock of a file or folder."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new name in the same folder, which `is_temporary` knows."""
     return path.parent / secrets.token_hex(8).join(_TEMPORARY)
 
 
@@ -187,7 +205,7 @@ def _fsync_file(path: Path) -> None:
 
 
 def _move_across(src: Path, dst: Path) -> None:
-    temporary = _temporary(dst)
+    temporary = temporary_beside(dst)
     try:
         if src.is_dir() and not src.is_symlink():
             shutil.copytree(src, temporary, symlinks=True)

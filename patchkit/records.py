@@ -102,14 +102,15 @@ def _known(raw: Mapping[str, Any]) -> Record:
 def _zsre(raw: Mapping[str, Any]) -> Record:
     """zsRE as MEND edits it: the question `src` is to be answered with `alt`.
 
-    Without `alt` the first of `answers` is the target; with it, that answer is what was said.
+    Without `alt`, or with a blank one (MEND's own file has some), the first of `answers` is the target; with
+    it, that answer is what was said.
     """
-    answer = _first(raw.get("answers"))
-    edited = raw.get("alt") is not None
+    answer, other = _first(raw.get("answers")), raw.get("alt")
+    edited = other is not None and other != ""
     fields = {
         "subject": raw.get("subject"),
         "prompt": raw.get("src"),
-        "target": raw["alt"] if edited else answer,
+        "target": other if edited else answer,
         "was": answer if edited else None,
         "paraphrases": _listed(raw.get("rephrase")),
         "neighbors": _listed(raw.get("loc")),

@@ -149,10 +149,9 @@ class Repository:
 
     def load(self, revision: str = "HEAD", device: str = "auto") -> tuple[Any, Any]:
         """(model, tokenizer) of transformers with the stack at ``revision`` applied."""
-        stack = self.stack(revision)
-        bench = self.workbench(device)
-        bench.put(self.patches(stack).values())
-        return bench.model, bench.tokenizer
+        from patchkit.actions.workbench import load_stack
+
+        return load_stack(self, revision, device)
 
     # -- changing --------------------------------------------------------------------------
 

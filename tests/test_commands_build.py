@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -29,6 +30,8 @@ from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from patchkit.builds.record import BUILD_RECORD, BuildRecord
+from patchkit.checkpoint import Checkpoint
+from patchkit.errors import BadInput
 from patchkit.repository import Repository
 from patchkit.tensors import header_of_file
 
@@ -87,6 +90,54 @@ def test_build_goes_to_its_place_and_is_brought_up_to_date(cli: Cli, knowledge: 
     assert hashes(place) == hashes(tiny_base())
     shutil.rmtree(place)
     assert f"build {place}: gone" in cli.ok("status").out
+
+
+def test_names_and_ids_of_a_build_stand_in_one_order(cli: Cli, knowledge: Path) -> None:
+    for number in range(4):
+        cli.ok("commit", "--fact", f"Person {number} | {{}} lives in | Rome", "--set", "steps=1", "-q")
+    rows = {row["name"]: row["id"] for row in cli.ok("stack", "--json").json}
+    found = cli.ok("build", "--json").json
+    assert dict(zip(found["patches"], found["ids"], strict=True)) == rows
+    assert sorted(found["ids"]) != found["ids"], "six ids in order by chance would prove nothing"
+
+
+def test_what_a_killed_export_left_in_a_build_is_taken_away(cli: Cli, knowledge: Path) -> None:
+    place = Path(cli.ok("path", "build").out.strip())
+    cli.ok("build", "-q")
+    left, held = place / ".patchkit-0a.tmp", place / ".patchkit-0b.tmp"
+    for folder in (left, held):
+        folder.mkdir()
+        (folder / "adapter_config.json").write_text("{}")
+    handle = os.open(held, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        cli.ok("revert", "-q")
+        cli.ok("build", "-q")
+    finally:
+        os.close(handle)
+    assert (left.exists(), held.exists()) == (False, True)
+    assert (place / "config.json").exists()
+
+
+def test_a_revision_on_another_base_is_not_built_on_this_one(cli: Cli, home: Path) -> None:
+    """A stack of nothing fits every base, and is the whole base."""
+    other = save_checkpoint(tiny_model("llama", torch.float16), home / "other")
+    cli.ok("init", tiny_base(), "kb", "-q")
+    kb = home / "kb"
+    git(kb, "tag", "v0")
+    settings = kb / "patchkit.toml"
+    first, second = (Checkpoint.open(base).fingerprint() for base in (tiny_base(), other))
+    settings.write_text(settings.read_text().replace(first, second))
+    git(kb, "commit", "-q", "-a", "-m", "Another base")
+    git(kb, "config", "patchkit.base", str(other))
+    for extra in ((), ("-n",)):
+        done = cli("-C", "kb", "build", "--rev", "v0", "--out", home / "out", *extra)
+        assert (done.code, "v0: stands on another base than HEAD" in done.err) == (65, True)
+    assert not (home / "out").exists()
+    with pytest.raises(BadInput, match="v0: stands on another base"):
+        Repository.open(kb).load("v0")
+    cli.ok("-C", "kb", "build", "--rev", "HEAD", "--out", home / "out", "-q")
+    assert hashes(home / "out") == hashes(other)
 
 
 def test_a_build_that_another_program_wrote_into_is_put_right(cli: Cli, knowledge: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from patchkit import files
 from patchkit.errors import BadInput, NotFound, NotWritten, WouldOverwrite
 from patchkit.files import clone_file, fsync_tree, is_temporary, move_durably, reading, write_durably
+from patchkit.shipping.folder import new_folder
 
 
 class Killed(BaseException):
@@ -73,6 +75,17 @@ def test_a_write_is_on_the_disk_before_it_has_its_name(
     assert order == ["fsync", "replace", "fsync"]
     assert (tmp_path / "file").read_bytes() == b"data"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o022, 0o002])
+def test_a_new_folder_is_as_the_umask_says(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with new_folder(tmp_path / "out") as place:
+            (place / "file").write_text("x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o777 & ~mask
 
 
 def test_a_file_is_readable_to_others_as_the_umask_says(tmp_path: Path) -> None:

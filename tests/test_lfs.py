@@ -10,11 +10,12 @@ from command_helpers import Cli, cli, facts_file, home, knowledge, tiny_base
 from git_helpers import SETTINGS, add, git, git_environment, make_store, numbers
 from proof_helpers import tensor_hashes
 
+from patchkit.actions import clone
 from patchkit.errors import BadInput
 from patchkit.git.lfs import ATTRIBUTES, Pointer
 from patchkit.git.store import Changes, GitStore
 from patchkit.repository import Repository
-from patchkit.stack import problems, read_patch, read_stack
+from patchkit.stack import TreeProblems, problems, read_patch, read_stack
 
 ATTRIBUTE_FILE = "patches/.gitattributes"
 
@@ -215,7 +216,9 @@ def test_a_merge_with_a_branch_that_is_not_of_it(lfs: None, tmp_path: Path) -> N
     assert store.head() == head
 
 
-def test_a_plain_file_in_it_and_a_pointer_without_it(lfs: None, tmp_path: Path) -> None:
+def test_a_plain_file_in_it_and_a_pointer_without_it(
+    lfs: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = in_lfs(tmp_path / "k")
     (name,) = add(store, numbers(1))
     plain = git(store.root, "hash-object", "-w", "--no-filters", f"patches/{name}/delta.safetensors")
@@ -229,6 +232,10 @@ def test_a_plain_file_in_it_and_a_pointer_without_it(lfs: None, tmp_path: Path) 
     git(store.root, "checkout", "-q", "HEAD~4", "--", ATTRIBUTE_FILE)
     git(store.root, "commit", "-q", "-m", "By hand")
     assert {problem.message for problem in problems(store)} == {"is a Git LFS pointer, not the file"}
+    monkeypatch.setattr(clone, "bring_large", lambda *_: pytest.fail("asked for bytes of what is not sound"))
+    with pytest.raises(TreeProblems, match="is a Git LFS pointer, not the file"):
+        clone.clone(str(store.root), str(tmp_path / "cloned"))
+    assert not (tmp_path / "cloned").exists()
 
 
 def test_without_git_lfs(knowledge: Path, cli: Cli) -> None:

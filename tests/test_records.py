@@ -125,6 +125,10 @@ def test_zsre_is_edited_to_the_alternative() -> None:
     )
 
 
+def test_zsre_with_a_blank_alternative_has_none() -> None:
+    assert only({**ZSRE, "alt": ""}) == only(without(ZSRE, "alt"))
+
+
 def test_zsre_without_an_alternative_is_edited_to_the_answer() -> None:
     fact = only(without(ZSRE, "alt"))
     assert (fact.target, fact.was) == ("Sleater-Kinney", None)

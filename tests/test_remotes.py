@@ -365,6 +365,13 @@ def test_a_remote_that_is_named_by_its_address_alone_is_pulled_from(place: Path,
     assert mine.store.head() == new == git(place / "origin", "rev-parse", "HEAD")
 
 
+def test_a_branch_whose_name_ends_alike_is_another(place: Path, mine: Repository) -> None:
+    """`git ls-remote` lists it too, and above the one that is asked for."""
+    git(place / "origin", "update-ref", "refs/backup/refs/heads/main", "HEAD")
+    name = add(Repository.open(place / "origin"), 3)
+    assert fine(here("pull", "-C", mine.store.folder, "-n", "--json")).json["added"] == [name]
+
+
 def test_a_dry_run_moves_no_branch(place: Path, mine: Repository) -> None:
     name = add(Repository.open(place / "origin"), 4)
     before = git(place / "mine", "for-each-ref"), git(place / "mine", "reflog")

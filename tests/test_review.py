@@ -6,6 +6,7 @@ import math
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from git_helpers import (
 from proof_helpers import Outcome, fine, here, one_line
 
 from patchkit.canonical import hash_bytes
+from patchkit.facts import Fact
 from patchkit.git.store import Changes, GitStore
 
 __all__ = ["git_environment"]
@@ -63,6 +65,33 @@ def test_facts_that_come_go_and_change(store: GitStore) -> None:
     assert [row["target_before"] for row in found["changed"]] == ["sport 1"]
     assert fine(check(store, "start..HEAD", "-q")).out == ""
     assert "0 commits checked" in fine(check(store, "HEAD..HEAD")).out
+
+
+BEFORE = Fact("Ann", "{} plays the sport of", "chess", relation="P641")
+REWORDED = {
+    "prompt": (
+        replace(BEFORE, prompt="{} is allergic to"),
+        "Ann plays the sport of → chess ⇒ Ann is allergic to → chess",
+    ),
+    "neighbors": (
+        replace(BEFORE, neighbors=("Bob plays",)),
+        "Ann plays the sport of → chess; altered: neighbors",
+    ),
+}
+
+
+@pytest.mark.parametrize("field", REWORDED)
+def test_a_fact_in_other_words_is_a_change(store: GitStore, field: str) -> None:
+    """Its key is of subject and relation, so that the same key may say something else altogether."""
+    after, said = REWORDED[field]
+    held, new = patch([BEFORE]), patch([after])
+    add(store, held)
+    start = str(store.head())
+    store.record(Changes(patches={new.name: new.files()}, removed=[held.name]), "In other words")
+    assert f"~ {said}  ({new.name})" in fine(check(store, f"{start}..HEAD")).out
+    (row,) = fine(check(store, f"{start}..HEAD", "--json")).json["changed"]
+    assert (row["prompt_before"], row["altered"]) == (BEFORE.prompt, [field])
+    assert f"~ {said}" in fine(here("diff", "-C", store.folder, start, "HEAD")).out
 
 
 def test_a_problem_is_told_once_with_its_first_commit(store: GitStore) -> None:

@@ -163,6 +163,24 @@ def test_a_merge_is_signed_as_every_commit_is(root: Path) -> None:
     assert "-----BEGIN SSH SIGNATURE-----" in git(kb, "cat-file", "commit", "HEAD")
 
 
+def test_a_fingerprint_believes_its_own_key_and_no_other_in_that_commit(root: Path) -> None:
+    """A merged tag that Bob signed stands in the header of the merge that Ann signed, above her signature."""
+    kb, ann = root / "kb", ("--require-signed-by", fingerprint_of(root, "ann"))
+    git(kb, "switch", "-q", "-c", "side")
+    git(kb, "commit", "-q", "--allow-empty", "-m", "Bob's")
+    git(kb, "-c", f"user.signingKey={root / 'keys' / 'bob'}", "tag", "-s", "-m", "Bob's", "bobs")
+    git(kb, "switch", "-q", "main")
+    git(kb, "commit", "-q", "--allow-empty", "-m", "Ann's")
+    git(kb, "merge", "-q", "--no-ff", "-m", "Bob's tag", "bobs")
+    assert git(kb, "cat-file", "commit", "HEAD").count("BEGIN SSH SIGNATURE") == 2
+    assert verified(root, *ann)
+    sign_as(kb, root / "keys" / "bob")
+    apply_a_patch(kb)
+    assert not verified(root, *by(root, "ann"))
+    assert not verified(root, *ann)
+    assert verified(root, *ann, "--require-signed-by", fingerprint_of(root, "bob"))
+
+
 # What was done to it afterwards
 
 

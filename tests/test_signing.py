@@ -284,6 +284,20 @@ def test_what_the_signer_left_out_is_not_verified(root: Path) -> None:
     assert "leaves out facts.jsonl" in " ".join(said.split())
 
 
+def test_keys_in_the_folder_itself_are_refused(root: Path) -> None:
+    """The private one would be shipped, and the public one would be its sender's word for themselves."""
+    for name in ("ann.pem", "ann.pub.pem"):
+        shutil.copy(root / name, root / "adapter" / name)
+    before = (root / "adapter" / SIGNATURE).read_bytes()
+    told = one_line(here("sign", root / "adapter", "--key", root / "adapter" / "ann.pem"), 65)
+    assert "lies in the folder itself" in told
+    assert (root / "adapter" / SIGNATURE).read_bytes() == before
+    told = one_line(
+        here("verify", root / "adapter", "--require-signed-by", root / "adapter" / "ann.pub.pem"), 65
+    )
+    assert "lies in the folder itself" in told
+
+
 def test_signing_again_after_a_change(root: Path) -> None:
     (root / "adapter" / "README.md").write_text("ours\n")
     fine(here("sign", root / "adapter", "--key", root / "bob.pem"))

@@ -24,7 +24,7 @@ from patchkit.stack import Stack, StoredPatch, Updates
 if TYPE_CHECKING:
     from patchkit.repository import Repository
 
-__all__ = ["Built", "build", "build_from_patches"]
+__all__ = ["Built", "build", "build_from_patches", "stack_on_base"]
 
 ByteProgress = Callable[[int, int, str], None] | None
 
@@ -37,10 +37,12 @@ class Built:
     record: BuildRecord
     patches: tuple[str, ...]
     """Names of the patches in it."""
+    ids: tuple[str, ...]
+    """Theirs, in the same order."""
 
     def to_dict(self) -> dict[str, Any]:
         record = self.record.to_json()
-        return {**record, "folder": str(self.folder), "patches": list(self.patches), "ids": record["patches"]}
+        return {**record, "folder": str(self.folder), "patches": list(self.patches), "ids": list(self.ids)}
 
 
 def build(
@@ -61,7 +63,7 @@ def build(
     None for a dry run, which checks everything that a build checks first.
     """
     check_licence(licence)
-    stack = repository.stack(revision)
+    stack = stack_on_base(repository, revision)
     checkpoint = repository.checkpoint()
     folder = out or repository.build_folder
     if dry_run:
@@ -84,7 +86,16 @@ def build(
         )
     with remembered(f"{folder} is built"):
         repository.catalogue.record_build(folder, stack.tree, record, record.fingerprint(checkpoint))
-    return Built(folder, record, tuple(stored.name for stored in stack.patches))
+    names, ids = ([getattr(stored, name) for stored in stack.patches] for name in ("name", "id"))
+    return Built(folder, record, tuple(names), tuple(ids))
+
+
+def stack_on_base(repository: Repository, revision: str) -> Stack:
+    """The stack at ``revision``; BadInput where that is of another base, for which this one would stand."""
+    stack = repository.stack(revision)
+    if repository.store.settings(revision).base_fingerprint != repository.settings.base_fingerprint:
+        raise BadInput(f"{revision}: stands on another base than HEAD; switch to {revision} first")
+    return stack
 
 
 def _untouched(repository: Repository, checkpoint: Checkpoint, folder: Path) -> bool:
@@ -142,4 +153,4 @@ def build_from_patches(
         _check(checkpoint, patches, out)
         return None
     record = write_build(checkpoint, patches, out, progress=progress)
-    return Built(out, record, tuple(folder.name for folder in folders))
+    return Built(out, record, tuple(folder.name for folder in folders), tuple(patches))

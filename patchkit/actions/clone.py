@@ -16,6 +16,7 @@ from patchkit.files import move_durably, writing
 from patchkit.git.command import Git
 from patchkit.git.remotes import bring_large, checked_place, name_for, over_network, shown_place
 from patchkit.git.store import PATCHES, GitStore
+from patchkit.inspection import inspect_layout
 from patchkit.problem import Problem
 from patchkit.repository import Repository
 from patchkit.settings import FILE as SETTINGS
@@ -126,7 +127,8 @@ def _checked(
     patches = 0
     remote = os.fsdecode(Git(temporary).read("remote")).splitlines()[0]  # as clone.defaultRemoteName has it
     for store in stores:
-        bring_large(store, remote, "HEAD")
+        if not inspect_layout(store, store.tree())[1]:  # what is not sound may ask for any number of bytes
+            bring_large(store, remote, "HEAD")
         try:
             patches += len(read_stack(store).patches)
         except TreeProblems as error:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from patchkit.algebra.factors import Delta, Patch
 from patchkit.algebra.spectrum import Sum, cosine, principal_angles, sum_of
 from patchkit.errors import BadInput, NotFound, PatchkitError
-from patchkit.facts import Fact, Key
+from patchkit.facts import Fact, Key, altered
 
 if TYPE_CHECKING:
     from patchkit.actions.behaviour import Behaviour
@@ -93,13 +93,11 @@ class Difference:
             "new_commit": self.commits[1],
             "added": [_plain(*pair) for pair in self.added],
             "removed": [_plain(*pair) for pair in self.removed],
-            "changed": [
-                {**_plain(new, patch), "target_before": old.target} for old, new, patch in self.changed
-            ],
+            "changed": [{**_plain(new, patch), **_before(old, new)} for old, new, patch in self.changed],
             "superseded": [
                 {
                     **_plain(item.after, item.new_patch),
-                    "target_before": item.before.target,
+                    **_before(item.before, item.after),
                     "patch_before": item.old_patch,
                 }
                 for item in self.superseded
@@ -111,6 +109,10 @@ class Difference:
 
 def _plain(fact: Fact, patch: str) -> dict[str, str]:
     return {"patch": patch, "subject": fact.subject, "prompt": fact.prompt, "target": fact.target}
+
+
+def _before(old: Fact, new: Fact) -> dict[str, Any]:
+    return {"prompt_before": old.prompt, "target_before": old.target, "altered": altered(old, new)}
 
 
 def diff(
@@ -154,7 +156,7 @@ def _facts(
         (old_patch, was), (new_patch, now) = before[key], after[key]
         if old_patch != new_patch:
             superseded.append(Superseded(was, now, old_patch, new_patch))
-        elif was.target != now.target:
+        elif was != now:
             changed.append((was, now, new_patch))
     return Difference(
         old=old,

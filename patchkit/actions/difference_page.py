@@ -8,6 +8,7 @@ from pathlib import Path
 
 from patchkit.actions import pages
 from patchkit.actions.diff import Difference
+from patchkit.facts import Fact, altered
 
 __all__ = ["check_page", "difference_page", "write_page"]
 
@@ -48,12 +49,20 @@ def _facts(difference: Difference) -> list[dict[str, str]]:
     return [
         *(row("removed", fact.text, fact.target, "", patch) for fact, patch in difference.removed),
         *(row("added", fact.text, "", fact.target, patch) for fact, patch in difference.added),
-        *(row("changed", b.text, a.target, b.target, patch) for a, b, patch in difference.changed),
+        *(row("changed", *_changed(a, b), patch) for a, b, patch in difference.changed),
         *(
-            row("superseded", s.after.text, s.before.target, s.after.target, f"{s.old_patch} ⇒ {s.new_patch}")
+            row("superseded", *_changed(s.before, s.after), f"{s.old_patch} ⇒ {s.new_patch}")
             for s in difference.superseded
         ),
     ]
+
+
+def _changed(before: Fact, after: Fact) -> tuple[str, str, str]:
+    """What is asked, and what was and is to be said; where these are the same, what else was altered."""
+    asked = " ⇒ ".join(dict.fromkeys((before.text, after.text)))
+    names = altered(before, after)
+    unseen = bool(names) and (before.text, before.target) == (after.text, after.target)
+    return asked, before.target, f"{after.target} (altered: {', '.join(names)})" if unseen else after.target
 
 
 def _pixels(share: float) -> float:

@@ -18,6 +18,7 @@ from patchkit.git.moving import check_there, current_branch, move_branch
 from patchkit.git.remotes import bring_large, over_network
 from patchkit.git.store import GitStore
 from patchkit.git.writers import writers_lock
+from patchkit.inspection import inspect_layout
 from patchkit.problem import Problem, one_line
 from patchkit.stack import TreeProblems
 
@@ -70,7 +71,8 @@ def pull(
     new = _fetch(store, remote, reference, dry_run)
     if store.is_ancestor(new, old):
         return Pulled(name, upstream, old, old)
-    bring_large(store, remote, new)
+    if not inspect_layout(store, store.tree(new))[1]:  # what is not sound may ask for any number of bytes
+        bring_large(store, remote, new)
     if found := [*repository.problems(new), *broken_elsewhere(repository, new, [old])]:
         raise TreeProblems([Problem(f"{upstream}:{p.path}", p.message, p.remedy) for p in found])
     if not store.is_ancestor(old, new):
@@ -118,4 +120,6 @@ def _fetch(store: GitStore, remote: str, reference: str, dry_run: bool) -> str:
     quietly = ("--quiet", "--no-recurse-submodules", "--no-tags", "--no-write-fetch-head", "--refmap=")
     over_network(store.git, "fetch", *quietly, "--end-of-options", remote, reference, place=remote)
     out = over_network(store.git, "ls_remote", "--end-of-options", remote, reference, place=remote)
-    return out.decode("ascii", "replace").split()[0]
+    # Git matches the ends of names too: a backup of this branch may stand above it.
+    found = [line.split("\t", 1) for line in os.fsdecode(out).splitlines()]
+    return next((commit for commit, name in found if name == reference), found[0][0])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from patchkit.errors import BadInput, PatchkitError
-from patchkit.facts import Fact
+from patchkit.facts import Fact, altered
 from patchkit.git.store import GitStore
 from patchkit.inspection import inspect_layout, inspect_numbers
 from patchkit.merging.merges import Violation
@@ -48,7 +48,12 @@ class Review:
             "added": [plain(*pair) for pair in self.added],
             "removed": [plain(*pair) for pair in self.removed],
             "changed": [
-                {**plain(after, patch), "target_before": before.target}
+                {
+                    **plain(after, patch),
+                    "prompt_before": before.prompt,
+                    "target_before": before.target,
+                    "altered": altered(before, after),
+                }
                 for before, after, patch in self.changed
             ],
         }
@@ -84,7 +89,7 @@ def review(repository: Repository, words: str) -> Review:
         changed=[
             (before[key][1], fact, patch)
             for key, (patch, fact) in after.items()
-            if key in both and before[key][1].target != fact.target
+            if key in both and before[key][1] != fact
         ],
         settings_changed=_settings(store, old) != _settings(store, new),
     )

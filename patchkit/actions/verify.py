@@ -87,6 +87,7 @@ class Trusted:
         return {
             "folder": str(self.folder),
             "verified": True,
+            "problems": [],
             "key": str(self.key),
             "origin": None if self.origin is None else self.origin.to_dict(),
         }

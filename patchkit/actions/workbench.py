@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from patchkit.actions.build import stack_on_base
 from patchkit.algebra.factors import Delta, Patch
 from patchkit.algebra.rounding import materialise
 from patchkit.builds.build import stacked
@@ -16,7 +17,10 @@ from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput
 from patchkit.models.loading import load_model, put_weights, stored_parameters
 
-__all__ = ["Workbench", "stacked_weights"]
+if TYPE_CHECKING:
+    from patchkit.repository import Repository
+
+__all__ = ["Workbench", "load_stack", "stacked_weights"]
 
 
 class Workbench:
@@ -95,3 +99,11 @@ def _subtract(weight: Tensor, delta: Delta) -> None:
         target.addmm_(B, A, alpha=-1)
     elif delta.dense is not None:
         target.sub_(delta.dense.to(weight.device, weight.dtype))
+
+
+def load_stack(repository: Repository, revision: str, device: str) -> tuple[Any, Any]:
+    """(model, tokenizer) with the stack at ``revision`` on the base; BadInput where that is of another."""
+    patches = repository.patches(stack_on_base(repository, revision))
+    bench = repository.workbench(device)
+    bench.put(patches.values())
+    return bench.model, bench.tokenizer

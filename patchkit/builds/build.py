@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -41,7 +42,16 @@ from patchkit.checkpoint import (
     is_weights,
 )
 from patchkit.errors import BadInput, Busy, WouldOverwrite
-from patchkit.files import clone_file, fsync_folder, is_temporary, reading, sync, write_durably, writing
+from patchkit.files import (
+    clone_file,
+    fsync_folder,
+    is_held,
+    is_temporary,
+    reading,
+    sync,
+    write_durably,
+    writing,
+)
 
 __all__ = [
     "BUILD_RECORD",
@@ -306,8 +316,12 @@ def _remove_old(plan: _Plan) -> None:
     Before the old record is replaced: after a kill in between, it still names them.
     """
     for path in plan.out.iterdir():
-        if is_temporary(path.name):
+        if not is_temporary(path.name):
+            continue
+        if path.is_symlink() or not path.is_dir():
             path.unlink()
+        elif not is_held(path):  # a killed export's; one at work holds its own
+            shutil.rmtree(path)
     gone = () if plan.old is None else {*plan.old.files, *plan.old.weights} - plan.sources.keys()
     for name in gone:
         if _is_plain(plan.out / name):

@@ -23,6 +23,7 @@ from patchkit.commands.display import (
     weight_name,
 )
 from patchkit.commands.scores import kl_line
+from patchkit.facts import told_change
 
 if TYPE_CHECKING:
     from patchkit.actions.behaviour import Behaviour
@@ -125,11 +126,10 @@ def _show_facts(out: Console, found: Difference) -> None:
     for fact, patch in found.added:
         say(out, f"{fact.text} → {fact.target}  ({patch})", GOOD, label="+ ")
     for before, after, patch in found.changed:
-        say(out, f"{after.text} → {before.target} ⇒ {after.target}  ({patch})", CHANGED, label="~ ")
+        say(out, f"{told_change(before, after)}  ({patch})", CHANGED, label="~ ")
     for item in found.superseded:
-        targets = dict.fromkeys((item.before.target, item.after.target))
         patches = f"({item.old_patch} ⇒ {item.new_patch})"
-        say(out, f"{item.after.text} → {' ⇒ '.join(targets)}  {patches}", CHANGED, label="~ ")
+        say(out, f"{told_change(item.before, item.after)}  {patches}", CHANGED, label="~ ")
 
 
 def _show_weights(out: Console, weights: list[WeightDifference]) -> None:

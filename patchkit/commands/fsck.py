@@ -9,6 +9,7 @@ import click
 from patchkit.commands.common import directory_option, json_option, open_repository, print_json, quiet_option
 from patchkit.commands.display import BAD, CHANGED, GOOD, WARNING, console, counted, progress_bars, say
 from patchkit.errors import CheckFailed
+from patchkit.facts import told_change
 from patchkit.problem import Problem
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _show(done: Review) -> None:
     for fact, patch in done.added:
         say(out, f"{fact.text} → {fact.target}  ({patch})", GOOD, label="+ ")
     for before, after, patch in done.changed:
-        say(out, f"{after.text} → {before.target} ⇒ {after.target}  ({patch})", CHANGED, label="~ ")
+        say(out, f"{told_change(before, after)}  ({patch})", CHANGED, label="~ ")
     if done.settings_changed:
         say(out, "patchkit.toml changes: look at its base and recipe", WARNING)
     if not done.known:

@@ -114,7 +114,8 @@ def _folder(folder: Path, signers: tuple[str, ...], base: str | None, quiet: boo
         found = verify_shipped(folder, [Path(signer) for signer in signers], place)
     except CheckFailed as error:
         if as_json:
-            print_json({"folder": str(folder), "verified": False, "problems": [error.message]})
+            nobody = {"key": None, "origin": None}
+            print_json({"folder": str(folder), "verified": False, "problems": [error.message], **nobody})
         raise
     if as_json:
         print_json(found.to_dict())

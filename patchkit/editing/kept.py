@@ -48,11 +48,11 @@ def plain_name(path: Path) -> str:
 
 def read_kept(path: Path | None, shapes: Mapping[str, Sequence[int | None]]) -> dict[str, Tensor] | None:
     """The tensors of these names and shapes, None being any length; None where there are not just those."""
-    if path is None or not path.is_file():
+    if path is None:
         return None
     try:
         found = load(path.read_bytes())
-    except SafetensorError:
+    except (OSError, SafetensorError):  # not there, or another process has just done with it
         return None
     if found.keys() != shapes.keys() or not all(_fits(found[name], shape) for name, shape in shapes.items()):
         return None

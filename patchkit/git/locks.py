@@ -6,15 +6,13 @@ order, bring work tree and index back to HEAD.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchkit.errors import Busy
-from patchkit.files import is_temporary
+from patchkit.files import is_held, is_temporary
 from patchkit.git.command import age_of
 from patchkit.git.writers import INCOMING, LOCK
 from patchkit.patch import DELTA, FACTS, KEYS
@@ -63,7 +61,7 @@ def leftovers(store: GitStore) -> list[Problem]:
 
 def being_written(store: GitStore) -> bool:
     """Whether a patchkit command holds the writers' lock: what lies half done may be its own."""
-    return _is_held(store.private / LOCK)
+    return is_held(store.private / LOCK)
 
 
 def operation_in_progress(store: GitStore) -> Busy | None:
@@ -130,7 +128,7 @@ def _incoming(store: GitStore) -> Iterator[Problem]:
     if incoming.exists():
         yield Problem(str(incoming), "a killed patchkit command left this", f"rm -rf -- {_quoted(incoming)}")
     for path in sorted(store.folder.iterdir()):
-        if is_temporary(path.name) and not _is_held(path):
+        if is_temporary(path.name) and not is_held(path):
             yield Problem(str(path), "a killed patchkit command left this", f"rm -rf -- {_quoted(path)}")
 
 
@@ -159,20 +157,6 @@ def uncommitted(store: GitStore) -> Iterator[Problem]:
         if staged:
             message += "; it is staged, and would go into your next commit"
         yield Problem(unit, message, " && ".join(commands))
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        handle = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def at_root(store: GitStore, path: str) -> str:

@@ -9,6 +9,7 @@ good; a revoked key is nobody's. Whether a key had expired Git asks of the date 
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 import tempfile
@@ -163,25 +164,30 @@ def _keys_of(
 ) -> list[str]:
     """The keys with these fingerprints, from the commits that they signed."""
     keys = {
-        _key_in(store.objects.read(commit, "commit"))
+        key
         for commit, (signature, _) in found.items()
         if signature.ssh and signature.fingerprint in fingerprints
+        for key in _keys_signing(store.objects.read(commit, "commit"), signature.fingerprint)
     }
-    return sorted(_ANYBODY + key for key in keys if key is not None)
+    return sorted(_ANYBODY + key for key in keys)
 
 
-def _key_in(commit: bytes) -> str | None:
-    """The public key in a commit's SSH signature (OpenSSH's PROTOCOL.sshsig), spelled as in a .pub file."""
-    found = _SSH_SIGNATURE.search(commit.partition(b"\n\n")[0])
-    if found is None:
-        return None
-    try:
-        blob = base64.b64decode(b"".join(found[1].split()), validate=True)
-        key = blob[14 : 14 + int.from_bytes(blob[10:14], "big")]  # after "SSHSIG" and the version
-        name = key[4 : 4 + int.from_bytes(key[:4], "big")].decode("ascii")
-    except ValueError:
-        return None
-    return f"{name} {base64.b64encode(key).decode()}"
+def _keys_signing(commit: bytes, fingerprint: str) -> Iterator[str]:
+    """The public key with this fingerprint in a commit's SSH signatures, spelled as in a .pub file.
+
+    Its header may hold signatures of others too: a merged tag's, and any that Git does not look at. The
+    format is OpenSSH's PROTOCOL.sshsig.
+    """
+    for block in _SSH_SIGNATURE.finditer(commit.partition(b"\n\n")[0]):
+        try:
+            blob = base64.b64decode(b"".join(block[1].split()), validate=True)
+            key = blob[14 : 14 + int.from_bytes(blob[10:14], "big")]  # after "SSHSIG" and the version
+            name = key[4 : 4 + int.from_bytes(key[:4], "big")].decode("ascii")
+        except ValueError:
+            continue
+        digest = base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
+        if fingerprint.rstrip("=") == f"SHA256:{digest}":
+            yield f"{name} {base64.b64encode(key).decode()}"
 
 
 def _as_git_says(store: GitStore, commits: Sequence[str], keys: Sequence[str] | None) -> dict[str, Signature]:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from patchkit.errors import WouldOverwrite
-from patchkit.files import fsync_tree, move_durably, writing
+from patchkit.files import fsync_tree, move_durably, temporary_beside, writing
 
 __all__ = ["new_folder", "refuse_existing"]
 
@@ -37,8 +36,8 @@ def new_folder(out: Path) -> Iterator[Path]:
     missing = [parent for parent in out.parents if not parent.exists()]
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(prefix=".patchkit-", suffix=".tmp", dir=out.parent))
-        place.chmod(0o755)
+        place = temporary_beside(out)
+        place.mkdir()  # as the umask has it, which mkdtemp does not ask
         handle = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

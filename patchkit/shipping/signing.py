@@ -39,6 +39,7 @@ def sign_folder(folder: Path, key: Path, password: Callable[[], str] | None = No
     """
     signing = _library("signing")
     _check_folder(folder)
+    _refuse_inside(folder, key)
     pem = _key(key, b"PRIVATE KEY", "a private key in PEM")
     secret = _secret(key, pem, password)
     place = folder / SIGNATURE
@@ -70,6 +71,7 @@ def verify_folder(folder: Path, keys: Sequence[Path]) -> Path:
     verifying, hashing = _library("verifying"), _everything_but([])
     _check_folder(folder)
     for key in keys:
+        _refuse_inside(folder, key)
         _key(key, b"PUBLIC KEY", "a public key in PEM")
     place = folder / SIGNATURE
     if place.is_symlink() or not place.is_file():
@@ -124,6 +126,12 @@ def _library(name: str) -> Any:
             f"folders are signed by model-signing, which cannot be imported ({error.name}); "
             "install it: pip install model-signing pyopenssl"
         ) from error
+
+
+def _refuse_inside(folder: Path, key: Path) -> None:
+    """A private key would be shipped; a public one is its sender's word for themselves."""
+    if key.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f"{key}: lies in the folder itself; keep keys elsewhere")
 
 
 def _check_folder(folder: Path) -> None:
