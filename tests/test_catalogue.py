@@ -29,6 +29,7 @@ from git_helpers import (  # noqa: F401
 )
 
 from patchkit.catalogue import Catalogue
+from patchkit.database import indexing
 from patchkit.database import opening as database
 from patchkit.errors import Busy, Misconfigured, NotWritten
 from patchkit.facts import Fact, Reverse
@@ -130,6 +131,22 @@ def test_search_finds_facts_in_force_or_ever(store: GitStore, catalogue: Catalog
     for text in ('"', "'; drop table facts; --", "*", "NOT", "a AND", "(", "-", "subject:x", "\0", ""):
         assert isinstance(catalogue.search(text, tree), list)
     assert len(catalogue.search("OR not", None)) == 1
+
+
+def test_a_commit_while_it_is_indexed_is_not_taken_for_indexed(
+    store: GitStore, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(store, numbers(6))
+    before, real = store.head(), indexing._Versions
+
+    def late(*args: Any) -> Any:
+        add(store, numbers(7))
+        return real(*args)
+
+    monkeypatch.setattr(indexing, "_Versions", late)
+    catalogue.reindex(store)
+    (state,) = catalogue.rows("select [commit] from state")
+    assert state["commit"] == before != store.head()
 
 
 def test_what_was_measured_survives_reindex(store: GitStore, catalogue: Catalogue, tmp_path: Path) -> None:

@@ -119,12 +119,37 @@ def test_what_a_killed_export_left_in_a_build_is_taken_away(cli: Cli, knowledge:
     assert (place / "config.json").exists()
 
 
+def test_what_stands_where_a_build_was_is_not_repaired(cli: Cli, knowledge: Path, home: Path) -> None:
+    """The build was removed, and somebody's own checkpoint, or the base itself, lies in its place now."""
+    place = home / "model"
+    cli.ok("build", "--out", place, "-q")
+    shutil.rmtree(place)
+    shutil.copytree(tiny_base(), place)
+    (place / "mine.txt").write_text("x")
+    before = hashes(place)
+    cli.ok("fsck")
+    cli.ok("fsck", "--repair")
+    assert hashes(place) == before
+    assert f"build {place}: gone" in cli.ok("status").out
+    git(knowledge, "config", "patchkit.base", str(place))
+    cli.ok("fsck", "--repair")
+    assert hashes(place) == before
+
+
+def test_a_base_that_is_a_worktree_keeps_its_git_file(cli: Cli, home: Path) -> None:
+    base = shutil.copytree(tiny_base(), home / "base")
+    (base / ".git").write_text("gitdir: /elsewhere/.git/worktrees/base\n")
+    cli.ok("build", "--base", base, "--out", home / "out", "-q")
+    assert hashes(home / "out") == hashes(tiny_base())
+
+
 def test_a_revision_on_another_base_is_not_built_on_this_one(cli: Cli, home: Path) -> None:
     """A stack of nothing fits every base, and is the whole base."""
     other = save_checkpoint(tiny_model("llama", torch.float16), home / "other")
     cli.ok("init", tiny_base(), "kb", "-q")
     kb = home / "kb"
     git(kb, "tag", "v0")
+    cli.ok("-C", "kb", "build", "-q")
     settings = kb / "patchkit.toml"
     first, second = (Checkpoint.open(base).fingerprint() for base in (tiny_base(), other))
     settings.write_text(settings.read_text().replace(first, second))
@@ -134,6 +159,7 @@ def test_a_revision_on_another_base_is_not_built_on_this_one(cli: Cli, home: Pat
         done = cli("-C", "kb", "build", "--rev", "v0", "--out", home / "out", *extra)
         assert (done.code, "v0: stands on another base than HEAD" in done.err) == (65, True)
     assert not (home / "out").exists()
+    assert [row["state"] for row in cli.ok("-C", "kb", "status", "--json").json["builds"]] == ["behind"]
     with pytest.raises(BadInput, match="v0: stands on another base"):
         Repository.open(kb).load("v0")
     cli.ok("-C", "kb", "build", "--rev", "HEAD", "--out", home / "out", "-q")

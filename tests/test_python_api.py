@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import patchkit
 from patchkit import Fact, Patch, PatchkitError, Repository
+from patchkit.actions.gates import check_gate
+from patchkit.actions.given import as_batch
 from patchkit.algebra.rounding import materialise
 from patchkit.editing.recipe import Recipe
 from patchkit.errors import BadInput
@@ -149,6 +151,19 @@ def test_edit_that_fails_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPa
     with pytest.raises(BadInput, match="overflow"):
         patchkit.edit(model, tokenizer, [ANN])
     assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_no_list_of_facts_is_one_line_and_one_fact_is_a_list() -> None:
+    assert as_batch(Fact("Ann", "{} plays", "chess")) == as_batch([Fact("Ann", "{} plays", "chess")])
+    plain = {"subject": "Ann", "prompt": "{} plays", "target": "chess"}
+    assert as_batch(plain) == as_batch([plain])
+    with pytest.raises(BadInput, match="NoneType: is no facts"):
+        as_batch(None)  # type: ignore[arg-type]
+
+
+def test_a_gate_that_is_none_is_refused_before_the_edit() -> None:
+    with pytest.raises(BadInput, match="gate eficacy: there are efficacy"):
+        check_gate({"eficacy": 0.9}, as_batch([Fact("Ann", "{} plays", "chess")]))
 
 
 def test_edit_keeps_statistics_and_uses_the_bases_own_recipe(cache: Path) -> None:

@@ -98,9 +98,19 @@ def _of_git(store: GitStore) -> list[Problem]:
 
 
 def build_folders(repository: Repository) -> list[Path]:
-    """The builds that are there: those that the catalogue knows, and the default one."""
+    """The builds that are there: those that the catalogue knows, and the default one.
+
+    A folder without a record is one only where its weights are still those that were built: else it was taken
+    away, and what lies there now is somebody's own.
+    """
+    catalogue = repository.catalogue
     try:
-        known = [Path(row["folder"]) for row in repository.catalogue.builds()]
+        listed = [Path(row["folder"]) for row in catalogue.builds()]
+        known = [
+            folder
+            for folder in listed
+            if os.path.lexists(folder / BUILD_RECORD) or catalogue.known_fingerprint(folder) is not None
+        ]
     except (PatchkitError, ValueError):  # `check_catalogue` says why
         known = []
     default = Path(os.path.realpath(repository.build_folder))

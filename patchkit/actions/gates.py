@@ -46,7 +46,9 @@ def parse_gate(text: str, shares: Collection[str] = GATES) -> dict[str, float]:
 
 
 def check_gate(gate: Mapping[str, float], batch: Batch) -> None:
-    """BadInput where a gate asks for a share of prompts that no fact has: nothing could be measured."""
+    """BadInput for a gate that is none, or that asks for a share of prompts that no fact has."""
+    if unknown := sorted(gate.keys() - {*GATES, *LIMITS}):
+        raise BadInput(f"gate {', '.join(unknown)}: there are {', '.join((*GATES, *LIMITS))}")
     for name in OPTIONAL:
         if name in gate and not any(getattr(fact, name) for fact in batch.facts):
             raise BadInput(

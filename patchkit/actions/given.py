@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from patchkit.errors import PatchkitError
+from patchkit.errors import BadInput, PatchkitError
 from patchkit.facts import Batch, Fact, FactsError, Key, clashes, parse_records, read_facts
 
 __all__ = ["Facts", "as_batch", "checked"]
 
-Facts = str | Path | Batch | Sequence[Fact] | Sequence[Mapping[str, Any]]
+Facts = str | Path | Batch | Fact | Mapping[str, Any] | Sequence[Fact] | Sequence[Mapping[str, Any]]
 
 
 def as_batch(facts: Facts) -> Batch:
@@ -21,7 +21,12 @@ def as_batch(facts: Facts) -> Batch:
         return facts
     if isinstance(facts, (str, Path)):
         return read_facts(facts)
-    return parse_records(json.loads(fact.to_line()) if isinstance(fact, Fact) else fact for fact in facts)
+    listed = [facts] if isinstance(facts, (Fact, Mapping)) else facts
+    if not isinstance(listed, Iterable):
+        raise BadInput(
+            f"{type(facts).__name__}: is no facts; give a file's path, or a list of facts or dicts"
+        )
+    return parse_records(json.loads(fact.to_line()) if isinstance(fact, Fact) else fact for fact in listed)
 
 
 def checked(read: Callable[[], Batch], in_force: Callable[[], Mapping[Key, tuple[str, Fact]]]) -> Batch:

@@ -111,7 +111,7 @@ def status(repository: Repository) -> Status:
         base_here=place is not None and place.is_dir(),
         patches=None if stack is None else len(stack.patches),
         facts=None if stack is None else sum(patch.count for patch in stack.patches),
-        builds=tuple(_builds(repository, stack)),
+        builds=tuple(_builds(repository, stack, fingerprint)),
         leftovers=tuple(store.leftovers()),
         problems=found,
     )
@@ -162,7 +162,7 @@ def _base(repository: Repository) -> tuple[str, str | None]:
     return f"{settings.base_source}{revision} · {found[:19]}…", found
 
 
-def _builds(repository: Repository, stack: Stack | None) -> list[Build]:
+def _builds(repository: Repository, stack: Stack | None, base: str | None) -> list[Build]:
     rows = repository.catalogue.builds()
     if not rows:
         return []
@@ -188,6 +188,9 @@ def _builds(repository: Repository, stack: Stack | None) -> list[Build]:
         elif wanted is None:
             state = "not known"
         else:
-            state = "up to date" if list(record.patches) == wanted else "behind"
+            same = (
+                record.base == base and list(record.patches) == wanted
+            )  # two empty stacks are alike but for it
+            state = "up to date" if same else "behind"
         found.append(Build(str(folder), state))
     return found

@@ -276,7 +276,8 @@ def _sources(checkpoint: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
             name = path.relative_to(checkpoint.folder).as_posix()
             if not name.isprintable():
                 raise BadInput(f"{checkpoint.folder}: a file's name cannot be printed ({name!r}); rename it")
-            if name in (BUILD_RECORD, SIGNATURE) or is_temporary(path.name):
+            # A worktree's or a submodule's .git is a file, and would make the build that repository's own.
+            if name in (BUILD_RECORD, SIGNATURE) or path.name == ".git" or is_temporary(path.name):
                 continue
             if name not in weights and is_weights(name.removesuffix(".index.json")):
                 left_out.append(name)

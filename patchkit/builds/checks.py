@@ -15,7 +15,7 @@ from patchkit.checkpoint import Checkpoint
 from patchkit.errors import BadInput, WouldOverwrite
 from patchkit.files import is_temporary, writing
 
-__all__ = ["check_build", "refuse_other_base", "shapes_of"]
+__all__ = ["check_build", "check_place", "refuse_other_base", "shapes_of"]
 
 _STORED = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -27,7 +27,7 @@ def check_build(
 
     `BadInput`, or `WouldOverwrite` for a folder that is not missing, empty, or a build.
     """
-    _check_place(checkpoint, out)
+    check_place(checkpoint, out)
     _check_fit(checkpoint, patches, edited or shapes_of(patches))
     with writing(out):
         _check_claim(out)
@@ -50,7 +50,8 @@ def shapes_of(patches: Mapping[str, Patch]) -> Edited:
     }
 
 
-def _check_place(checkpoint: Checkpoint, out: Path) -> None:
+def check_place(checkpoint: Checkpoint, out: Path) -> None:
+    """BadInput where a build at ``out`` (a real path) would write into the base, or around it."""
     base = Path(os.path.realpath(checkpoint.folder))
     if out == base or base in out.parents or out in base.parents:
         raise BadInput(f"{out}: is the base, or inside it, or around it; name a folder elsewhere")

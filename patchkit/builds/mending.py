@@ -15,6 +15,7 @@ from pathlib import Path
 
 from patchkit.algebra.factors import Patch
 from patchkit.builds.build import build, file_record, is_whole, locked
+from patchkit.builds.checks import check_place
 from patchkit.builds.record import BUILD_RECORD, UNFINISHED, BuildRecord
 from patchkit.checkpoint import CONFIG, Checkpoint, Progress
 from patchkit.errors import BadInput
@@ -36,6 +37,7 @@ def mend_build(
     ``patches`` by id, those of the record. Files that the base has not, such as a card, stay. Errors as of
     `build`; BadInput, with nothing changed, where such a file is altered, of which there is no other.
     """
+    check_place(checkpoint, Path(os.path.realpath(folder)))
     own = _own_files(checkpoint, folder, record)
     with writing(folder), locked(folder):
         with suppress(FileNotFoundError):

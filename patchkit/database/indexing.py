@@ -45,7 +45,8 @@ def reindex(catalogue: Catalogue, store: GitStore, *, norms: bool, anew: bool = 
     SQLite can read it.
     """
     taken = _mended(catalogue) if anew or _is_damaged(catalogue) else _left_behind(catalogue)
-    commits = store.history()
+    head = store.head()  # once: another command may commit meanwhile, which is then not in these rows
+    commits = store.history(head) if head else []
     versions = _Versions(store, commits)
     found = list(versions)
     computed = {patch.id: _norms(versions, patch) for patch in found} if norms else {}
@@ -61,10 +62,12 @@ def reindex(catalogue: Catalogue, store: GitStore, *, norms: bool, anew: bool = 
         db["commits"].insert_all(map(commit_row, commits))
         db["changes"].insert_all(row for commit in commits for row in change_rows(commit, versions.ids))
     with contextlib.suppress(PatchkitError):  # a tree that cannot be believed is not kept as one that was
-        stack = read_stack(store)
+        stack = read_stack(store, head or "HEAD")
         with catalogue.writing() as db:
             if stack.tree:
-                catalogue.put_tree(db, stack.tree, store.settings().base_fingerprint, stack.patches)
+                catalogue.put_tree(
+                    db, stack.tree, store.settings(head or "HEAD").base_fingerprint, stack.patches
+                )
             db["state"].insert({"id": 1, "tree": stack.tree, "commit": stack.commit}, replace=True)
     counts = {"commits": len(commits), "patches": len(found), "facts": sum(len(p.facts) for p in found)}
     if versions.skipped:
