@@ -538,6 +538,10 @@ def test_a_dry_run_measures_and_writes_nothing(cli: Cli, knowledge: Path, home: 
     refused = cli("commit", facts_file(home, ANN), "-n", "--gate", "argmax=1", *weak)
     assert refused.code == 3
     assert "kept" not in refused.err
+    both = ("--gate", "argmax=1", "--gate", "growth=1e6")  # neither takes the other's place
+    assert cli("commit", facts_file(home, ANN), "-n", *both, *weak).code == 3
+    twice = cli("commit", facts_file(home, ANN), "-n", "--gate", "argmax=1", "--gate", "argmax=0", *weak)
+    assert (twice.code, "argmax: is set twice" in twice.err) == (65, True)
     assert snapshot(knowledge) == before
     assert not (knowledge / ".git" / "patchkit" / "kept").exists()
 

@@ -193,6 +193,8 @@ def test_a_gate_refuses_a_stack_after_all_is_shown(cli: Cli, knowledge: Path) ->
     assert refused.code == 3
     assert refused.err == "patchkit: the gate refused HEAD (rewrite says 0 < 0.5)\n"
     assert "rewrite says" in refused.out
+    both = cli("eval", "--gate", "rewrite says=0.5", "--gate", "growth=1e6")
+    assert (both.code, both.err) == (refused.code, refused.err)
     assert cli("eval", "--gate", "").code == 65, "an empty one is none by mistake"
     assert "write NAME=SHARE" in cli("eval", "--gate", "RS=0.5").err, "nobody lets the models write"
     told = cli("eval", "--gate", "PS=0.5,growth=1", "--json")

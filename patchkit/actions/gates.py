@@ -41,6 +41,8 @@ def parse_gate(text: str, shares: Collection[str] = GATES) -> dict[str, float]:
                 f"--gate {part.strip()!r}: write NAME=SHARE, a share from 0 to 1 of {', '.join(shares)}, "
                 f"or a multiple of the base's from 1 of {', '.join(LIMITS)}"
             )
+        if name in gates:
+            raise BadInput(f"--gate {name}: is set twice; leave one of them out")
         gates[name] = number
     return gates
 

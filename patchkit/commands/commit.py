@@ -42,6 +42,7 @@ __all__ = ["command", "read_given", "show"]
 @click.option("--with-reverse", is_flag=True, help="Edit each fact's reverse too, as a fact of its own.")
 @click.option(
     "--gate",
+    multiple=True,
     metavar="NAME=NUMBER,…",
     help="Refuse below: efficacy, argmax, generation, paraphrases, neighbors, kept; above: perplexity, "
     "growth.",
@@ -56,7 +57,7 @@ def command(
     facts: str | None,
     inline: tuple[str, ...],
     message: str | None,
-    gate: str | None,
+    gate: tuple[str, ...],
     directory: str,
     quiet: bool,
     as_json: bool,
@@ -91,7 +92,7 @@ def command(
 
     if (facts is None) == (not inline):
         raise click.UsageError("give a file of facts, or --fact, and not both")
-    gates = {} if gate is None else parse_gate(gate)
+    gates = parse_gate(",".join(gate)) if gate else {}
     overrides = recipe_overrides(options)
     read = with_reverses if options["with_reverse"] else lambda batch: batch
     batch = checked(

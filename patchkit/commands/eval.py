@@ -87,6 +87,7 @@ def command() -> None:
 @click.option("--references", metavar="FILE", help="With --texts: texts to hold theirs against (RS).")
 @click.option(
     "--gate",
+    multiple=True,
     metavar="NAME=NUMBER,…",
     help="Refuse B below: a share of any score in the table; above: perplexity, growth.",
 )
@@ -102,7 +103,7 @@ def score(
     text: str | None,
     texts: bool,
     references: str | None,
-    gate: str | None,
+    gate: tuple[str, ...],
     device: str,
     directory: str,
     quiet: bool,
@@ -140,7 +141,7 @@ def score(
     from patchkit.evaluation.texts import read_text
 
     shares = [name for name in names_with_whole(list(METRICS)) if name != "GE" and (texts or name != "RS")]
-    gates = {} if gate is None else parse_gate(gate, shares)
+    gates = parse_gate(",".join(gate), shares) if gate else {}
     a, b = compare
     running = (text, read_text(text)) if text is not None else None
     known = _references(texts, references)
