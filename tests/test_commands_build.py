@@ -157,10 +157,10 @@ def test_a_revision_on_another_base_is_not_built_on_this_one(cli: Cli, home: Pat
     git(kb, "config", "patchkit.base", str(other))
     for extra in ((), ("-n",)):
         done = cli("-C", "kb", "build", "--rev", "v0", "--out", home / "out", *extra)
-        assert (done.code, "v0: stands on another base than HEAD" in done.err) == (65, True)
+        assert (done.code, "v0: was made for another base than HEAD" in done.err) == (65, True)
     assert not (home / "out").exists()
     assert [row["state"] for row in cli.ok("-C", "kb", "status", "--json").json["builds"]] == ["behind"]
-    with pytest.raises(BadInput, match="v0: stands on another base"):
+    with pytest.raises(BadInput, match="v0: was made for another base"):
         Repository.open(kb).load("v0")
     cli.ok("-C", "kb", "build", "--rev", "HEAD", "--out", home / "out", "-q")
     assert hashes(home / "out") == hashes(other)

@@ -94,7 +94,7 @@ def stack_on_base(repository: Repository, revision: str) -> Stack:
     """The stack at ``revision``; BadInput where that is of another base, for which this one would stand."""
     stack = repository.stack(revision)
     if repository.store.settings(revision).base_fingerprint != repository.settings.base_fingerprint:
-        raise BadInput(f"{revision}: stands on another base than HEAD; switch to {revision} first")
+        raise BadInput(f"{revision}: was made for another base than HEAD is on; switch to {revision} first")
     return stack
 
 
