@@ -8,7 +8,6 @@ damaged costs speed and measurements, never truth: Git holds that.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -49,8 +48,9 @@ class Catalogue(Beliefs):
     def search(self, text: str, tree: str | None = None, limit: int | None = None) -> list[dict[str, Any]]:
         """Facts whose subject, prompt or target has words that begin with each of `text`'s, best first.
 
-        With `tree` (`Stack.tree`) only facts in force there; else every fact of the history. Rows
-        have patch (folder name), version, line, subject, prompt, target, was, relation.
+        With `tree` (`Stack.tree`) only facts in force there; else every fact of the history, one that several
+        versions of a patch hold once. Rows have patch (folder name), version, line, subject, prompt, target,
+        was, relation.
         """
         words = re.findall(r"\w+", text)
         if not words:
@@ -58,19 +58,23 @@ class Catalogue(Beliefs):
         query = " ".join(f'"{word}"*' for word in words)
         among = "members where tree = :tree" if tree is not None else "patches"
         version = "patch" if tree is not None else "id"
-        return self.rows(
-            f"""with among as materialized (select {version} as version, name from {among})
+        found = self.rows(
+            f"""with among as materialized (select {version} as version, name from {among}),
+            now as materialized (select m.patch from members m join state s on s.tree = m.tree)
             select m.name as patch, m.version, f.line, f.subject, f.prompt, f.target, f.was, f.relation
             from facts_fts t join facts f on f.id = t.rowid join among m on m.version = f.patch
-            where facts_fts match :query order by t.rank, patch, f.line limit :limit""",
-            {"query": query, "tree": tree, "limit": -1 if limit is None else limit},
+            where facts_fts match :query order by t.rank, patch, f.patch in now desc, f.line""",
+            {"query": query, "tree": tree},
         )
+        unlike = ("version", "line")
+        once = {tuple(row[name] for name in row if name not in unlike): row for row in reversed(found)}
+        return list(reversed(once.values()))[:limit]
 
     def results(self, patch: str) -> list[dict[str, Any]]:
         """What was measured of a version's facts, newest first; before, after and more as values."""
         rows = self.rows("select * from results where patch = ? order by date desc, line", patch)
         return [
-            {**row, **{key: json.loads(row[key] or "null") for key in ("before", "after", "more")}}
+            {**row, **{key: self.value(row[key] or "null") for key in ("before", "after", "more")}}
             for row in rows
         ]
 
@@ -112,12 +116,12 @@ class Catalogue(Beliefs):
     def evaluations(self, patch: str) -> list[dict[str, Any]]:
         """Metrics measured of a version, newest first."""
         rows = self.rows("select * from evaluations where patch = ? order by id desc", patch)
-        return [{**row, "metrics": json.loads(row["metrics"])} for row in rows]
+        return [{**row, "metrics": self.value(row["metrics"])} for row in rows]
 
     def builds(self) -> list[dict[str, Any]]:
         """Every build written from here: folder, tree, base, date, record."""
         rows = self.rows("select * from builds order by folder")
-        return [{**row, "record": json.loads(row["record"])} for row in rows]
+        return [{**row, "record": self.value(row["record"])} for row in rows]
 
     def known_fingerprint(self, folder: Path) -> str | None:
         """A checkpoint's fingerprint, if no file of it changed in size, time or place since it was hashed."""

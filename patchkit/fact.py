@@ -198,9 +198,10 @@ class _Reading:
             self.fault("prompt", f'{times} ({shown(subject)}); write "{{}}" in its one place')
             return prompt
         start, end = places[0], places[0] + len(subject)
-        if _cased(prompt[start - 1 : start]) or _cased(prompt[end : end + 1]):
+        if _goes_on(subject[0], prompt[start - 1 : start]) or _goes_on(subject[-1], prompt[end : end + 1]):
             self.fault(
-                "prompt", f'has {shown(subject)} inside a longer word; write "{{}}" where the subject goes'
+                "prompt",
+                f'has {shown(subject)} inside a longer word; write "{{}}" where the subject goes',
             )
         return self._bounded("prompt", f"{prompt[:start]}{{}}{prompt[end:]}") or ""
 
@@ -285,8 +286,19 @@ def _places(subject: str, prompt: str) -> list[int]:
     return [start for start in range(len(prompt)) if prompt.startswith(subject, start)]
 
 
+def _goes_on(edge: str, beside: str) -> bool:
+    """Whether what stands beside the subject belongs to its outermost word or number.
+
+    A letter of a script that parts words with spaces (those with case), a mark upon the letter before
+    it, or a digit beside a digit or such a letter.
+    """
+    if not beside:
+        return False
+    digit = beside.isdigit() and (edge.isdigit() or _cased(edge))
+    return _cased(beside) or digit or unicodedata.category(beside).startswith("M")
+
+
 def _cased(letter: str) -> bool:
-    """Whether it is a letter of a script that parts words with spaces (those with case)."""
     return letter.lower() != letter.upper()
 
 

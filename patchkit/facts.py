@@ -183,25 +183,32 @@ def clashes(batch: Batch, in_force: Mapping[Key, tuple[str, Fact]]) -> list[Faul
 # From the other end
 
 
-def with_reverses(batch: Batch) -> Batch:
+def with_reverses(batch: Batch, in_force: Mapping[Key, tuple[str, Fact]] | None = None) -> Batch:
     """The batch and, behind it, each fact's `reverse` as a fact of its own, on that fact's line.
 
     An edit works in one direction only, so that what follows from the other end has to be edited too. What
-    the batch says already is not added. FactsError where one contradicts what is said, or there is none.
+    the batch or the stack says already is not added. FactsError where one contradicts what the batch says,
+    where there is none, and where the batch becomes larger than a file may be.
     """
     if not any(fact.reverse for fact in batch.facts):
         fault = Fault(batch.name, None, 'no fact has a "reverse"; write what is said from the other end')
         raise FactsError([fault], batch)
-    earlier = _Earlier()
-    for fact, line in zip(batch.facts, batch.lines, strict=True):
-        earlier.meet(fact, line)
+    earlier, held = _Earlier.of(zip(batch.facts, batch.lines, strict=True)), _Earlier.held(in_force or {})
     added: list[tuple[Fact, int]] = []
     faults = []
     for fact, line in zip(batch.facts, batch.lines, strict=True):
-        if fact.reverse is None or earlier.says(turned := turned_round(fact)):
+        if fact.reverse is None or earlier.says(turned := turned_round(fact)) or held.says(turned):
             continue
         faults += [Fault(batch.name, line, f"its reverse {m}") for m in earlier.meet(turned, line)]
         added.append((turned, line))
+    if len(batch.facts) + len(added) > MAX_FACTS:
+        faults.append(
+            Fault(batch.name, None, f"with its reverses more than {MAX_FACTS:,} facts; split the file")
+        )
+    if earlier.size > MAX_FILE:
+        faults.append(
+            Fault(batch.name, None, f"with its reverses more than {MAX_FILE >> 20} MiB; split the file")
+        )
     if faults:
         raise FactsError(faults, batch)
     facts, lines = (*batch.facts, *(fact for fact, _ in added)), (*batch.lines, *(line for _, line in added))
@@ -218,19 +225,17 @@ def turned_round(fact: Fact) -> Fact:
 def one_way(batch: Batch, in_force: Mapping[Key, tuple[str, Fact]]) -> tuple[list[int], list[int]]:
     """Lines of facts that are said from one end only: those that have a `reverse`, and those that have none.
 
-    A reverse that another line says, or a patch in force, is said.
+    What another line or a patch in force says is said, and so is what is the reverse of such a fact.
     """
-    earlier = _Earlier()
-    for fact, line in zip(batch.facts, batch.lines, strict=True):
-        earlier.meet(fact, line)
+    earlier, held = _Earlier.of(zip(batch.facts, batch.lines, strict=True)), _Earlier.held(in_force)
+    said = [*batch.facts, *(fact for _, fact in in_force.values())]
+    reverses = {(normal(f.reverse.text), normal(f.reverse.target)) for f in said if f.reverse is not None}
     listed, unknown = [], []
     for fact, line in zip(batch.facts, batch.lines, strict=True):
         if fact.reverse is None:
-            unknown.append(line)
-            continue
-        turned = turned_round(fact)
-        held = in_force.get(turned.key)
-        if not earlier.says(turned) and (held is None or normal(held[1].target) != normal(turned.target)):
+            if (normal(fact.text), normal(fact.target)) not in reverses:
+                unknown.append(line)
+        elif not earlier.says(turned := turned_round(fact)) and not held.says(turned):
             listed.append(line)
     return listed, unknown
 
@@ -292,6 +297,19 @@ class _Earlier:
         self.said: dict[tuple[str, ...], tuple[int, str]] = {}  # key or text → line, target
         self.ids: dict[str, int] = {}
         self.size = 0  # of the canonical file so far, in bytes
+
+    @classmethod
+    def of(cls, facts: Iterable[tuple[Fact, int]]) -> _Earlier:
+        """What facts say, each with its line."""
+        earlier = cls()
+        for fact, line in facts:
+            earlier.meet(fact, line)
+        return earlier
+
+    @classmethod
+    def held(cls, in_force: Mapping[Key, tuple[str, Fact]]) -> _Earlier:
+        """What a stack says, which has no lines."""
+        return cls.of((fact, 0) for _, fact in in_force.values())
 
     def says(self, fact: Fact) -> bool:
         """Whether an earlier line says that very fact."""

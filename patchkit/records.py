@@ -144,7 +144,7 @@ def _easyedit(raw: Mapping[str, Any]) -> Record:
     names = {
         "target": "target_new",
         "was": "ground_truth",
-        "paraphrases": "rephrase_prompt",
+        "paraphrases": "rephrase_prompt" if "rephrase_prompt" in raw else "rephrase",
         "neighbors": "locality_prompt" if "locality_prompt" in raw else "locality",
     }
     return _foreign(fields, names)

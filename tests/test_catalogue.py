@@ -133,6 +133,16 @@ def test_search_finds_facts_in_force_or_ever(store: GitStore, catalogue: Catalog
     assert len(catalogue.search("OR not", None)) == 1
 
 
+def test_a_fact_of_several_versions_is_found_once(store: GitStore, catalogue: Catalogue) -> None:
+    (name,) = add(store, patch([fact(1)], seed=1))
+    again = patch([fact(1)], seed=2)
+    store.record(Changes(patches={name: again.files()}), "Solved again")
+    catalogue.reindex(store, norms=False)
+    (held,) = read_stack(store).patches
+    assert _ask(catalogue, "select count(*) from facts") == [(2,)]
+    assert [row["version"] for row in catalogue.search("person")] == [held.id]
+
+
 def test_a_commit_while_it_is_indexed_is_not_taken_for_indexed(
     store: GitStore, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:

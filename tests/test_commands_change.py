@@ -415,6 +415,11 @@ def test_facts_are_edited_from_both_ends(cli: Cli, knowledge: Path, home: Path) 
     assert [(f.subject, f.target) for f in stored] == [("Ann", "Rome"), ("Rome", "Ann")]
     cli.ok("revert", "ann", "--fact", "2")
     assert [f.subject for f in Repository.open(knowledge).show("ann").facts] == ["Ann"]
+    cli.ok("revert", "ann", "-q")
+    cli.ok(
+        "commit", facts_file(home, back, name="back.jsonl"), *QUICK, "-q"
+    )  # in force, so that one end is left
+    assert cli.ok("commit", path, "--with-reverse", *QUICK, "--json").json["summary"]["facts"] == 1
     told = cli("commit", facts_file(home, ANN), "--with-reverse", *QUICK)
     assert told.code == 65
     assert 'no fact has a "reverse"' in told.err

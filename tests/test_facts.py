@@ -226,6 +226,18 @@ def test_normal_is_normal(text: str) -> None:
             {"subject": "Ann", "prompt": "The Annual meeting is"},
             'prompt has "Ann" inside a longer word; write "{}" where the subject goes',
         ),
+        (
+            {"subject": "Apollo 1", "prompt": "Apollo 11 landed on"},
+            'prompt has "Apollo 1" inside a longer word; write "{}" where the subject goes',
+        ),
+        (
+            {"subject": "B", "prompt": "The B52 was built by"},
+            'prompt has "B" inside a longer word; write "{}" where the subject goes',
+        ),
+        (
+            {"subject": "Jose", "prompt": "Jose\u0301 lives in"},
+            'prompt has "Jose" inside a longer word; write "{}" where the subject goes',
+        ),
         ({"target": "a\x1b[31m"}, "target holds the control character U+001B; take it out"),
         ({"target": "a\nb"}, "target holds the control character U+000A; take it out"),
         ({"note": "a\u202eb"}, "note holds the control character U+202E; take it out"),
@@ -377,7 +389,35 @@ def test_reverses_become_facts_behind_the_others() -> None:
 def test_a_reverse_that_is_said_already_is_not_said_twice() -> None:
     batch = parse_facts(lines({**SPORT, "reverse": PLAYED_BY}, PLAYED_BY), "f")
     assert with_reverses(batch) == batch
-    assert one_way(batch, {}) == ([], [2])
+    assert one_way(batch, {}) == ([], [])  # the second's other end is the first
+
+
+@pytest.mark.parametrize("relation", [None, "played by"])
+def test_a_reverse_in_force_is_not_edited_again(relation: str | None) -> None:
+    """A relation may have put it under another key."""
+    batch = parse_facts(lines({**SPORT, "reverse": PLAYED_BY}), "f")
+    (held,) = parse_facts(lines({**PLAYED_BY, "relation": relation}), "g").facts
+    assert with_reverses(batch, {held.key: ("a-patch", held)}) == batch
+    assert one_way(batch, {held.key: ("a-patch", held)}) == ([], [])
+    (other,) = parse_facts(lines({**PLAYED_BY, "target": "Ann"}), "g").facts
+    assert len(with_reverses(batch, {other.key: ("a-patch", other)}).facts) == 2
+
+
+def test_a_fact_whose_reverse_is_in_force_is_said_from_both_ends() -> None:
+    (held,) = parse_facts(lines({**SPORT, "reverse": PLAYED_BY}), "g").facts
+    batch = parse_facts(lines(PLAYED_BY, FOUNDER), "f")
+    assert one_way(batch, {held.key: ("a-patch", held)}) == ([], [2])
+
+
+def test_reverses_count_among_the_facts_of_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = parse_facts(lines({**SPORT, "reverse": PLAYED_BY}, FOUNDER), "f")
+    monkeypatch.setattr(module, "MAX_FACTS", 2)
+    with pytest.raises(FactsError, match=r"^f: with its reverses more than 2 facts; split the file$"):
+        with_reverses(batch)
+    monkeypatch.setattr(module, "MAX_FACTS", 3)
+    monkeypatch.setattr(module, "MAX_FILE", len(dump_facts(batch.facts)) + 5)
+    with pytest.raises(FactsError, match=r"^f: with its reverses more than 0 MiB; split the file$"):
+        with_reverses(batch)
 
 
 def test_reverses_that_contradict_are_refused_with_their_lines() -> None:

@@ -273,6 +273,32 @@ def test_a_damaged_catalogue_is_put_aside_and_what_was_measured_is_kept(root: Pa
     assert len(repository.catalogue.builds()) == (1 if kept else 0)
 
 
+@pytest.mark.parametrize(
+    ("column", "asked"),
+    [("results.before", "show"), ("builds.record", "status"), ("violations.violation", "")],
+)
+def test_measurements_of_altered_bytes_are_named_and_left_behind(root: Path, column: str, asked: str) -> None:
+    """SQLite sees no damage within a text."""
+    table, name = column.split(".")
+    if table == "violations":
+        _change(root, "insert into violations values ('x', 'y', 'z')")
+    _change(root, f"update {table} set {name} = '{{\"p\" 0.9}}'")
+    assert any(f"{column} holds what is no JSON" in line for line in _problems(root))
+    if asked:
+        about = [Repository.open(root / "kb").stack().patches[0].name] if asked == "show" else []
+        told = here("-C", root / "kb", asked, *about)
+        assert (told.code, told.err.count("\n")) == (78, 1)
+        assert "is damaged" in told.err
+        assert "patchkit reindex" in told.err
+    fine(here("-C", root / "kb", "fsck", "--repair"))
+    assert _problems(root, "--full") == []
+    repository = Repository.open(root / "kb")
+    (patch, *_) = repository.stack().patches
+    assert repository.catalogue.timings(patch.id) == {"solve": 0.5}
+    kept = [len(repository.catalogue.results(patch.id)), len(repository.catalogue.builds())]
+    assert kept == [table != "results", table != "builds"]
+
+
 def test_a_search_index_that_does_not_fit_is_found_and_made_again(root: Path) -> None:
     _change(root, "insert into facts_fts(facts_fts) values ('delete-all')")
     assert any("search index" in line for line in _problems(root))

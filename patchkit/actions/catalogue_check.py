@@ -17,7 +17,7 @@ from patchkit.actions.versions import Reached, Versions, tree_files
 from patchkit.database.beliefs import is_outdated, patch_rows
 from patchkit.database.indexing import change_rows, commit_row
 from patchkit.database.opening import open_to_read
-from patchkit.database.schema import LOST_INDEX, newer
+from patchkit.database.schema import LOST_INDEX, newer, odd_json
 from patchkit.errors import PatchkitError
 from patchkit.git.history import Commit, read_history
 from patchkit.merging.merges import Violation, merge_problems
@@ -89,6 +89,7 @@ def _damage(copy: sqlite3.Connection) -> list[str]:
         return [f"is damaged ({one_line(line)})" for line in said]
     orphans = copy.execute("pragma foreign_key_check").fetchall()
     lost = [f"{row[0]} row {row[1]} refers to a row of {row[2]} that is gone" for row in orphans[:5]]
+    lost += [f"{column} holds what is no JSON" for column in odd_json(copy)]
     try:
         copy.execute(_WHOLE)
     except sqlite3.OperationalError:

@@ -136,16 +136,17 @@ def commit(
 ) -> Committed:
     """Edit ``batch`` into the model at HEAD and record it as one patch, in one commit.
 
-    ``with_reverse``: each fact's reverse too, as a fact of its own (`facts.with_reverses`).
+    ``with_reverse``: each fact's reverse too, as a fact of its own that is not said already
+    (`facts.with_reverses`).
 
     Raises FactsError (nothing loaded) on facts that clash with the stack unless ``replace``,
     and GateRefused when ``gate`` is not met: the patch is then kept aside and the line says where.
     """
-    if with_reverse:
-        batch = with_reverses(batch)
     if not dry_run:
         repository.store.ensure_ready(for_patches=True)
     began_on, stack = repository.store.standing(), repository.stack()
+    if with_reverse:
+        batch = with_reverses(batch, stack.facts_in_force())
     editor, recipe, large = _ready(repository, overrides, len(batch.facts))
     if not replace:
         refuse_clashes(batch, stack)

@@ -139,7 +139,9 @@ def _check_facts(whole: Patch) -> None:
         load_canonical(dump_facts(whole.facts), whole.name)
     except FactsError as error:
         fault = error.faults[0]
-        fact = whole.facts[(fault.line or 1) - 1]
+        if fault.line is None:
+            raise BadInput(f"squashed, the facts would be too many: {fault.message}; squash fewer") from error
+        fact = whole.facts[fault.line - 1]
         raise BadInput(
             f"squashed, {one_line(fact.text)!r} would be said twice ({fault.message}): take one of the two "
             "back first, with patchkit revert PATCH --fact"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -94,11 +95,13 @@ def command(
         raise click.UsageError("give a file of facts, or --fact, and not both")
     gates = parse_gate(",".join(gate)) if gate else {}
     overrides = recipe_overrides(options)
-    read = with_reverses if options["with_reverse"] else lambda batch: batch
-    batch = checked(
-        lambda: read(read_given(facts, inline)),
-        dict if options["replace"] else lambda: open_repository(directory).stack().facts_in_force(),
-    )
+    in_force = functools.cache(lambda: open_repository(directory).stack().facts_in_force())
+
+    def read() -> Batch:
+        batch = read_given(facts, inline)
+        return with_reverses(batch, in_force()) if options["with_reverse"] else batch
+
+    batch = checked(read, dict if options["replace"] else in_force)
     repository = open_repository(directory)
     try:
         with progress_bars(quiet or as_json) as progress:
@@ -119,7 +122,7 @@ def command(
 
 def read_given(file: str | None, texts: tuple[str, ...]) -> Batch:
     """The facts of a file, or those on the command line."""
-    if file:
+    if file is not None:
         return read_facts(file)
     facts = tuple(parse_inline(item) for item in texts)
     from patchkit.facts import dump_facts, parse_facts

@@ -45,6 +45,8 @@ def check(file: str, canonical: bool, directory: str, quiet: bool, as_json: bool
     """
     from patchkit.actions.given import checked
 
+    if canonical and (as_json or quiet):
+        raise click.UsageError("--canonical prints the facts and nothing else; leave out --json and --quiet")
     in_force = functools.cache(lambda: _in_force(directory))
     try:
         batch = checked(lambda: read_facts(file), in_force)

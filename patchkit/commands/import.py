@@ -76,7 +76,7 @@ def peft(
     """
     if file is not None and inline:
         raise click.UsageError("give --facts or --fact, and not both")
-    facts = read_given(file, inline) if file or inline else None
+    facts = read_given(file, inline) if file is not None or inline else None
     repository = open_repository(directory)
     with progress_bars(quiet or as_json) as progress:
         done = repository.take_in(

@@ -103,7 +103,10 @@ class Beliefs(Database):
         """See `merges.MergeMemory`."""
         tips = [row["commit"] for row in self.rows('select "commit" from checked_tips order by number desc')]
         found = self.rows("select violation from violations")
-        return tips, [_violation(json.loads(row["violation"])) for row in found]
+        try:
+            return tips, [_violation(json.loads(row["violation"])) for row in found]
+        except (ValueError, TypeError, KeyError):
+            return [], []
 
     def remember_merges(self, tip: str, violations: Sequence[Violation]) -> None:
         """See `merges.MergeMemory`; a catalogue that cannot be written is no harm."""

@@ -21,7 +21,7 @@ from patchkit.canonical import canonical_json, hash_bytes
 from patchkit.database.beliefs import put_patches
 from patchkit.database.opening import Database
 from patchkit.database.salvage import take_over
-from patchkit.database.schema import LOST_INDEX
+from patchkit.database.schema import LOST_INDEX, odd_json
 from patchkit.errors import Misconfigured, PatchkitError
 from patchkit.facts import load_canonical
 from patchkit.files import writing
@@ -185,7 +185,7 @@ def _is_damaged(catalogue: Catalogue) -> bool:
                 return True
             if connection.execute("pragma foreign_key_check").fetchone() is not None:
                 return True
-            return bool(connection.execute(LOST_INDEX).fetchone()[0])
+            return bool(connection.execute(LOST_INDEX).fetchone()[0] or odd_json(connection))
     except sqlite3.DatabaseError as error:
         return not isinstance(error, sqlite3.OperationalError)  # locked or not readable: not the file's fault
 

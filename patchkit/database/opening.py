@@ -6,6 +6,7 @@ power cut leaves all of the block or nothing. Failures are `PatchkitError`s in o
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
@@ -76,6 +77,13 @@ class Database:
         except sqlite3.Error:
             return []
 
+    def value(self, text: str) -> Any:
+        """What a column of JSON holds; `Misconfigured` where its bytes were altered."""
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise self._damaged(one_line(str(error))) from error
+
     def note(self, *statements: tuple[Any, ...]) -> None:
         """Write what costs only time where it is lost, without importing sqlite-utils and without waiting.
 
@@ -102,8 +110,11 @@ class Database:
             return NotWritten(f"{self.path}: cannot be written ({text}); make room or give write access")
         if "locked" in text:
             return Busy(f"{self.path}: another patchkit command is writing here; try again")
+        return self._damaged(text)
+
+    def _damaged(self, why: str) -> Misconfigured:
         return Misconfigured(
-            f"{self.path}: is damaged ({text}); patchkit reindex puts it aside and makes another"
+            f"{self.path}: is damaged ({why}); patchkit reindex puts it aside and makes another"
         )
 
 

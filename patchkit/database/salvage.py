@@ -14,10 +14,10 @@ from typing import Any
 
 from patchkit.canonical import hash_bytes, strict_json
 from patchkit.database.opening import Database, open_to_read
+from patchkit.database.schema import JSON
 
 __all__ = ["take_over"]
 
-_JSON = ("before", "after", "more", "metrics", "record", "versions")
 _MEASURED = {
     "environments": ("id", "device", "versions"),
     "results": ("patch", "date", "environment", "line", "before", "after", "more"),
@@ -72,7 +72,7 @@ def _is_written_by_us(table: str, row: dict[str, Any]) -> bool:
         for name, value in row.items():
             if value is not None and not isinstance(value, _NUMBERS.get(name, str)):
                 return False
-            if name in _JSON and isinstance(value, str):
+            if name in JSON.get(table, ()) and isinstance(value, str):
                 strict_json(value.encode("utf-8"))
     except ValueError:
         return False

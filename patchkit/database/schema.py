@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
-__all__ = ["LOST_INDEX", "MIGRATIONS", "migrate", "newer", "pending", "steps"]
+__all__ = ["JSON", "LOST_INDEX", "MIGRATIONS", "migrate", "newer", "odd_json", "pending", "steps"]
 
 SET = "patchkit"  # of the migrations, in SQLite's table of those that were applied
 MIGRATIONS = (
@@ -80,6 +80,27 @@ _VERSIONS = """
     from layers l join patches p on p.id = l.patch
     left join base_weights b on b.base = p.base and b.weight = l.weight
     order by p.name, l.weight"""
+
+
+JSON = {
+    "environments": ("versions",),
+    "results": ("before", "after", "more"),
+    "evaluations": ("metrics",),
+    "builds": ("record",),
+    "violations": ("violation",),
+}  # columns by table
+
+
+def odd_json(connection: sqlite3.Connection) -> list[str]:
+    """The columns in which a row holds what is no JSON: altered bytes within a text are nothing to SQLite."""
+    tables = {name for (name,) in connection.execute("select name from sqlite_master where type = 'table'")}
+    return [
+        f"{table}.{column}"
+        for table, columns in JSON.items()
+        if table in tables
+        for column in columns
+        if connection.execute(f'select 1 from "{table}" where not json_valid("{column}") limit 1').fetchone()
+    ]
 
 
 def migrate(database: Any) -> None:
