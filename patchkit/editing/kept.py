@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from patchkit.canonical import canonical_json, hash_bytes
-from patchkit.files import write_durably
+from patchkit.files import write_durably, writing
 
 __all__ = ["computed_on", "kept_name", "key_of", "plain_name", "read_kept", "write_kept"]
 
@@ -67,5 +67,6 @@ def _fits(tensor: Tensor, shape: Sequence[int | None]) -> bool:
 
 def write_kept(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Durably, under ``path``, whose folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))

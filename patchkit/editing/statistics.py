@@ -9,10 +9,9 @@ named by base, text and layer, and a run that reads it gives the numbers of the 
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -31,7 +30,7 @@ from patchkit.editing.recipe import Recipe, positions
 from patchkit.editing.solve import exact_device
 from patchkit.editing.written import text_for
 from patchkit.errors import BadInput
-from patchkit.files import write_durably
+from patchkit.files import mark_used, write_durably, writing
 from patchkit.models.anatomy import Anatomy, anatomy_of
 from patchkit.models.hooks import reading_inputs, stop_after
 from patchkit.models.loading import float32_compute
@@ -311,10 +310,11 @@ def _load(home: Path | None, layer: int, d_ff: int) -> Tensor | None:
 def _note(home: Path, about: Mapping[str, Any]) -> None:
     """What the statistics in a folder are of, and that they were used now: `patchkit gc` asks for both."""
     path = home / "about.json"
-    with suppress(OSError):
-        os.utime(path)
+    if path.exists():
+        mark_used(path)
         return
-    home.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        home.mkdir(parents=True, exist_ok=True)
     write_durably(path, canonical_json(about))
 
 

@@ -18,7 +18,7 @@ from patchkit.editing.corpus import Progress, read_corpus, write_text
 from patchkit.editing.kept import kept_name
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.templates import write_templates
-from patchkit.files import mark_used, write_durably
+from patchkit.files import mark_used, write_durably, writing
 from patchkit.models.loading import float32_compute
 
 __all__ = ["contexts_for", "contexts_name", "kept_text", "text_for", "text_name"]
@@ -110,5 +110,6 @@ def _read(path: Path) -> list[str] | None:
 
 
 def _keep(path: Path, texts: Sequence[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_durably(path, json.dumps(texts, ensure_ascii=False, indent=0).encode())

