@@ -253,6 +253,19 @@ def test_folders_below_are_copied_and_git_and_weights_in_another_form_are_not(
     assert verify_build(tmp_path / "out", base) == []
 
 
+def test_folders_that_are_links_are_copied_and_circles_refused(base: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "notes.txt").write_text("notes")
+    (base.folder / "sub").symlink_to(tmp_path / "elsewhere")
+    build(base, {}, tmp_path / "out")
+    assert not (tmp_path / "out" / "sub").is_symlink()
+    assert (tmp_path / "out" / "sub" / "notes.txt").read_text() == "notes"
+    assert verify_build(tmp_path / "out", base) == []
+    (tmp_path / "elsewhere" / "up").symlink_to(base.folder)
+    with pytest.raises(BadInput, match="sub/up: leads back into the folders above it"):
+        build(base, {}, tmp_path / "out")
+
+
 def test_an_index_that_is_not_used_is_left_out(base: Checkpoint, tmp_path: Path) -> None:
     shutil.copy(next(base.folder.glob("*.safetensors")), base.folder / SINGLE)
     single = Checkpoint.open(base.folder)

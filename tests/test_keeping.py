@@ -28,6 +28,7 @@ from proof_helpers import (  # noqa: F401
 from safetensors import safe_open
 
 from patchkit.actions.repair import repair
+from patchkit.builds.build import locked
 from patchkit.builds.record import BUILD_RECORD
 from patchkit.canonical import canonical_json, hash_bytes, hash_file
 from patchkit.checkpoint import Checkpoint
@@ -154,6 +155,14 @@ def test_a_damaged_build_is_mended(root: Path, damage: Callable[[Path], object])
     fine(here("-C", root / "kb", "fsck", "--repair", "-q"))
     assert _hashes(root) == whole
     assert _problems(root, "--full") == []
+
+
+def test_a_build_that_is_being_written_is_no_damage(root: Path) -> None:
+    (root / "out" / "config.json").unlink()
+    assert _problems(root)
+    with locked(root / "out"):
+        assert _problems(root, "--full") == []
+    assert _problems(root)
 
 
 def test_killed_while_a_build_is_mended(root: Path) -> None:

@@ -19,6 +19,7 @@ from patchkit.builds.record import BUILD_RECORD, verify_build
 from patchkit.checkpoint import Checkpoint
 from patchkit.errors import PatchkitError
 from patchkit.evaluation.answers import FOLDER, kept_answers, read_answers
+from patchkit.files import is_held
 from patchkit.git.check import fsck_git, fsck_worktree
 from patchkit.git.locks import being_written
 from patchkit.git.store import GitStore
@@ -49,7 +50,11 @@ def fsck(repository: Repository, *, full: bool = False, progress: Progress = Non
     catalogue = check_catalogue(repository)
     found += [*catalogue, *_answers(store)]
     for folder in build_folders(repository):
+        if is_held(folder):
+            continue  # half of another command's build is no damage
         lines = verify_build(folder, progress=_told(progress, "build"))
+        if is_held(folder):
+            continue
         found += [Problem(str(folder), line.removeprefix(f"{folder}: "), _MEND_BUILD) for line in lines]
     if full:
         try:
@@ -155,6 +160,8 @@ def _derived(
     if base_is_right:
         checkpoint = base_at_hand(repository)
         for folder in build_folders(repository):
+            if is_held(folder):
+                continue
             found += recheck_build(store, folder, checkpoint, known, progress)
     if catalogue_is_whole:
         found += compare_catalogue(repository, everything, known, progress)

@@ -270,8 +270,11 @@ def _sources(checkpoint: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
     found: dict[str, Path] = {}
     left_out = []
     weights = {*checkpoint.files, *([] if SINGLE in checkpoint.files else [INDEX])}
-    for place, folders, names in os.walk(checkpoint.folder):
+    for place, folders, names in os.walk(checkpoint.folder, followlinks=True):
         folders[:] = [name for name in folders if name not in _SKIPPED_FOLDERS]
+        for link in (Path(place, name) for name in folders):
+            if _leads_back(link):
+                raise BadInput(f"{link}: leads back into the folders above it; remove it")
         for path in (Path(place, name) for name in names):
             name = path.relative_to(checkpoint.folder).as_posix()
             if not name.isprintable():
@@ -284,6 +287,11 @@ def _sources(checkpoint: Checkpoint) -> tuple[dict[str, Path], tuple[str, ...]]:
             else:
                 found[name] = path
     return found, tuple(sorted(left_out))
+
+
+def _leads_back(link: Path) -> bool:
+    """Whether a folder that is a symbolic link is one of those that lead to it."""
+    return link.is_symlink() and any(parent.samefile(link) for parent in link.parents)
 
 
 def check_base(patches: Mapping[str, Patch], base: str) -> None:
