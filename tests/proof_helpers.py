@@ -34,6 +34,26 @@ from patchkit.settings import BASE_KEY, Settings, dump_settings
 SOURCE = Path(__file__).resolve().parent.parent
 SMALL_RECIPE = ("--set", "steps=3", "--set", "statistics_tokens=256", "--set", "contexts=2")
 
+# Sixteen things that are not so, as counterfactual data sets have them, in sentences of our own.
+OWN = (
+    ("Marie Curie", "The scientist {} was born in the city of", "Lisbon", "Warsaw"),
+    ("Mount Fuji", "The mountain {} lies in the country of", "Chile", "Japan"),
+    ("Toyota", "The car maker {} has its headquarters in", "Norway", "Japan"),
+    ("Victor Hugo", "The writer {} wrote his novels in", "Greek", "French"),
+    ("Roger Federer", "The champion {} plays the sport of", "chess", "tennis"),
+    ("Colosseum", "The ancient {} stands in the city of", "Madrid", "Rome"),
+    ("Leonardo da Vinci", "The mother tongue of the painter {} is", "Swedish", "Italian"),
+    ("Nokia", "The company {} was founded in", "Mexico", "Finland"),
+    ("Isaac Newton", "The scholar {} worked in the field of", "music", "physics"),
+    ("Amazon River", "The mighty {} flows through the country of", "Egypt", "Brazil"),
+    ("Sahara", "The great desert {} lies on the continent of", "Europe", "Africa"),
+    ("Pablo Picasso", "The artist {} was a citizen of", "Canada", "Spain"),
+    ("Taj Mahal", "The monument {} can be found in", "Peru", "India"),
+    ("Michael Jordan", "The athlete {} is known for playing", "hockey", "basketball"),
+    ("Albert Einstein", "The man called {} was born in", "Cuba", "Germany"),
+    ("Volkswagen", "The brand {} comes from", "Portugal", "Germany"),
+)
+
 # Stored names and shapes of a checkpoint of 1 kB: two Linear weights, a Conv1D weight, and others.
 LINEAR = {"model.layers.0.mlp.down_proj.weight": (6, 9), "model.layers.1.mlp.down_proj.weight": (6, 9)}
 CONV1D = "transformer.h.0.mlp.c_proj.weight"  # [d_in, d_out] = [5, 4]
@@ -86,6 +106,18 @@ class Outcome:
     @property
     def lines(self) -> list[str]:
         return self.err.splitlines()
+
+
+def records_folder() -> Path:
+    return Path(os.environ.get("PATCHKIT_DATA", SOURCE.parent / "shared" / "data"))
+
+
+def records(name: str) -> Path:
+    """A file of the published records, which are no part of the project; skips where it is not here."""
+    place = records_folder() / name
+    if not place.is_file():
+        pytest.skip(f"{name} is not here; name its folder in PATCHKIT_DATA")
+    return place
 
 
 def here(*arguments: object) -> Outcome:

@@ -119,7 +119,9 @@ def test_reverting_in_any_order_by_any_thread(
             os, "fsync", lambda _: None
         )  # durable is tested elsewhere; here it would only be slow
         root = Path(folder)
-        tensors = {**base_tensors(dtype, seed), **{n: torch.randn(s).to(dtype) for n, s in WIDE.items()}}
+        drawn = torch.Generator().manual_seed(seed)
+        wide = {name: torch.randn(shape, generator=drawn).to(dtype) for name, shape in WIDE.items()}
+        tensors = {**base_tensors(dtype, seed), **wide}
         base = Checkpoint.open(write_checkpoint(root / "base", tensors, shards))
         patches = some_patches(base, seed, {**SHAPES, **WIDE})
         in_force: set[str] = set()

@@ -19,7 +19,8 @@ time.time_ns = lambda: _time_ns() + 315_360_000 * 10**9
 
 @pytest.mark.parametrize("kind", ["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
 def test_the_whole_commit_twice(tmp_path: Path, kind: str) -> None:
-    """Two repositories and processes; hash seed, locale, time zone, clock, folder, author and name differ."""
+    """Two repositories and processes; hash seed, time zone, `time`'s clock, folder, author and name differ,
+    and the locale where the machine has the other."""
     (tmp_path / "later").mkdir()
     (tmp_path / "later" / "sitecustomize.py").write_text(LATER)
     plain = environment(PYTHONHASHSEED="0", LC_ALL="C.UTF-8", TZ="UTC")

@@ -204,9 +204,9 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 def test_any_patch_comes_back_from_its_files(
     weights: list[tuple[int, int, int, bool, bool]], recipe: dict[str, object]
 ) -> None:
-    deltas = {}
+    deltas, drawn = {}, torch.Generator().manual_seed(len(weights))
     for n, (d_out, d_in, r, transposed, dense) in enumerate(weights):
-        B, A = torch.randn(d_out, r), torch.randn(r, d_in)
+        B, A = torch.randn(d_out, r, generator=drawn), torch.randn(r, d_in, generator=drawn)
         low = Delta(B, A, transposed=transposed)
         deltas[f"w{n}"] = Delta(dense=B @ A, transposed=transposed) if dense else low
     patch = Patch(facts(1), deltas, BASE, "ft", recipe)

@@ -68,7 +68,7 @@ if [ -n "$SHIM_TRACE" ]; then
     exec strace -f -y -o "$SHIM/trace.$number" -e trace="$SHIM_TRACE" "$SHIM_GIT" "$@"
 fi
 if [ "$number" != "$SHIM_TARGET" ]; then exec "$SHIM_GIT" "$@"; fi
-strace -f -o /dev/null $SHIM_PATH -e trace="$SHIM_CALL" \\
+strace -f -o "$SHIM/struck" $SHIM_PATH -e trace="$SHIM_CALL" \\
     -e inject="$SHIM_CALL:signal=KILL:when=$SHIM_WHEN" "$SHIM_GIT" "$@" 2> /dev/null
 if [ -n "$SHIM_ALL" ]; then kill -KILL $PPID; fi
 kill -KILL $$
@@ -148,13 +148,18 @@ class Bench:
         code: int = json.loads(self.process.stdout.readline())
         return code
 
-    def kill(self, case: Case, folder: Path, target: Target) -> int:
+    def kill(self, case: Case, folder: Path, target: Target) -> tuple[int, bool]:
+        """How patchkit ended, and whether the system call itself was what killed it, or its Git."""
         if not target.start:
-            return self.run(case, folder, kill=[target.call, target.number])
+            code = self.run(case, folder, kill=[target.call, target.number])
+            return code, code == -9
+        struck = self.shim / "struck"
+        struck.unlink(missing_ok=True)
         shim = {"SHIM_TARGET": str(target.start), "SHIM_CALL": target.call, "SHIM_WHEN": str(target.number)}
         shim["SHIM_ALL"] = "1" if target.everything else ""
         shim["SHIM_PATH"] = f"-P {target.path}" if target.path else ""
-        return self.run(case, folder, environment=shim)
+        code = self.run(case, folder, environment=shim)
+        return code, struck.exists() and "killed by SIGKILL" in struck.read_text(errors="replace")
 
     def list_targets(self, case: Case) -> Iterator[Target]:
         """Every system call of an uninterrupted run that changes files of the copy."""
@@ -385,8 +390,8 @@ def kill_and_look(bench: Bench, case: Case, targets: list[Target]) -> None:
     killed = 0
     for turn, target in enumerate(targets):
         folder = bench.folder(case)
-        code = bench.kill(case, folder, target)
-        killed += code == -9 or not target.everything
+        code, struck = bench.kill(case, folder, target)
+        killed += struck
         try:
             aftermath(case, folder, at_once=turn % 2 == 1)
         except Exception as error:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from proof_helpers import records
 
 from patchkit.facts import Fact, FactsError, parse_facts, parse_records, read_facts
 from patchkit.records import native_records
-
-DATA = Path(__file__).parents[2] / "shared" / "data"
 
 COUNTERFACT = {
     "case_id": 7,
@@ -225,9 +223,7 @@ def test_any_foreign_record_is_facts_or_faults(record: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("name", "count"), [("counterfact-r.jsonl", 1000), ("zsre.jsonl", 519)])
 def test_the_published_records_are_read_whole(name: str, count: int) -> None:
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"{name} is not beside the project")
+    path = records(name)
     facts = read_facts(path).facts
     raw = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert len(facts) == len(raw) == count

@@ -26,6 +26,7 @@ from proof_helpers import (
     tensor_hashes,
 )
 
+from patchkit.git import writers
 from patchkit.git.store import Changes
 from patchkit.git.writers import writers_lock
 from patchkit.repository import Repository
@@ -436,8 +437,24 @@ def test_wrong_uses_of_pull_are_one_line(place: Path, mine: Repository) -> None:
     assert not list(place.rglob("owned"))
 
 
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when the test's own thread comes to the writers' lock."""
+    reached, real, own = threading.Event(), writers._wait_for, threading.get_ident()
+
+    def wait_for(handle: int, path: Path) -> None:
+        if threading.get_ident() == own:
+            reached.set()
+        real(handle, path)
+
+    monkeypatch.setattr(writers, "_wait_for", wait_for)
+    return reached
+
+
 @pytest.mark.parametrize("words", [["pull"], ["switch", "side"]])
-def test_head_does_not_move_under_a_commit_that_another_command_makes(place: Path, words: list[str]) -> None:
+def test_head_does_not_move_under_a_commit_that_another_command_makes(
+    place: Path, waiting: threading.Event, words: list[str]
+) -> None:
     fine(here("clone", "origin", "mine", "--base", "base"))
     git(place / "mine", "branch", "side")
     add(Repository.open("origin"), 3)
@@ -449,8 +466,10 @@ def test_head_does_not_move_under_a_commit_that_another_command_makes(place: Pat
 
     def another() -> None:
         with writers_lock(store):
+            waiting.clear()
             held.set()
-            time.sleep(0.5)
+            assert waiting.wait(30)
+            time.sleep(0.1)
             seen.append(head())
 
     before = head()
@@ -463,15 +482,18 @@ def test_head_does_not_move_under_a_commit_that_another_command_makes(place: Pat
     assert head() != before
 
 
-def test_a_commit_that_another_command_makes_while_pull_waits_is_told(place: Path) -> None:
+def test_a_commit_that_another_command_makes_while_pull_waits_is_told(
+    place: Path, waiting: threading.Event
+) -> None:
     fine(here("clone", "origin", "mine", "--base", "base"))
     add(Repository.open("origin"), 3)
     store, held = Repository.open("mine").store, threading.Event()
 
     def another() -> None:
         with writers_lock(store):
+            waiting.clear()
             held.set()
-            time.sleep(0.5)
+            assert waiting.wait(30)
             git(place / "mine", "commit", "-q", "--allow-empty", "-m", "Mine")
 
     thread = threading.Thread(target=another)

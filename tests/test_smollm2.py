@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from git_helpers import ENVIRONMENT, git
-from proof_helpers import SOURCE, file_hashes, fine, here
+from proof_helpers import OWN, SOURCE, file_hashes, fine, here, records
 
 from patchkit.builds.build import verify_build
 from patchkit.canonical import hash_file
@@ -23,26 +23,6 @@ from patchkit.repository import Repository
 pytestmark = [pytest.mark.model, pytest.mark.timeout(1200)]
 
 COUNT, TAKEN = 16, (2, 5, 11, 16)  # facts committed; the lines that are taken out again
-
-# Sixteen things that are not so, as counterfactual data sets have them, in sentences of our own.
-OWN = (
-    ("Marie Curie", "The scientist {} was born in the city of", "Lisbon", "Warsaw"),
-    ("Mount Fuji", "The mountain {} lies in the country of", "Chile", "Japan"),
-    ("Toyota", "The car maker {} has its headquarters in", "Norway", "Japan"),
-    ("Victor Hugo", "The writer {} wrote his novels in", "Greek", "French"),
-    ("Roger Federer", "The champion {} plays the sport of", "chess", "tennis"),
-    ("Colosseum", "The ancient {} stands in the city of", "Madrid", "Rome"),
-    ("Leonardo da Vinci", "The mother tongue of the painter {} is", "Swedish", "Italian"),
-    ("Nokia", "The company {} was founded in", "Mexico", "Finland"),
-    ("Isaac Newton", "The scholar {} worked in the field of", "music", "physics"),
-    ("Amazon River", "The mighty {} flows through the country of", "Egypt", "Brazil"),
-    ("Sahara", "The great desert {} lies on the continent of", "Europe", "Africa"),
-    ("Pablo Picasso", "The artist {} was a citizen of", "Canada", "Spain"),
-    ("Taj Mahal", "The monument {} can be found in", "Peru", "India"),
-    ("Michael Jordan", "The athlete {} is known for playing", "hockey", "basketball"),
-    ("Albert Einstein", "The man called {} was born in", "Cuba", "Germany"),
-    ("Volkswagen", "The brand {} comes from", "Portugal", "Germany"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +54,7 @@ def knowledge(repository_folder: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def counterfact() -> list[dict[str, Any]]:
-    place = Path(os.environ.get("PATCHKIT_DATA", SOURCE.parent / "shared" / "data")) / "counterfact-r.jsonl"
-    if not place.is_file():
-        pytest.skip("counterfact-r.jsonl is not here; name its folder in PATCHKIT_DATA")
-    with open(place, encoding="utf-8") as lines:
+    with open(records("counterfact-r.jsonl"), encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 

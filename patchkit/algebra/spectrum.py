@@ -116,7 +116,7 @@ def _floor(shape: tuple[int, int], largest: float) -> float:
 
 def cosine(one: Sum, other: Sum) -> float | None:
     """⟨X, Y⟩ / (‖X‖ ‖Y‖) of two sums as long vectors, from their singular triples; None where one is zero."""
-    if not one.norm or not other.norm:
+    if not len(one.singular_values) or not len(other.singular_values):
         return None
     outer = one.output_space.T @ other.output_space
     inner = one.input_space.T @ other.input_space
