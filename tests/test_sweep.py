@@ -564,6 +564,31 @@ def test_a_trial_is_scored_as_an_edit_made_by_hand(cli: Cli, base: Path, home: P
     assert "figure.svg" in shown.splitlines()[-1]
 
 
+def test_a_sweep_knows_the_text_behind_a_files_name(cli: Cli, base: Path, home: Path) -> None:
+    text = home / "texts.txt"
+    text.write_text("Some words about a town and its people.\n" * 400)
+    set_recipe(base, f'{RECIPE}statistics_text = "{text}"\n')
+    ask = (
+        "eval",
+        "sweep",
+        "-C",
+        "kb",
+        "scaling",
+        "--records",
+        "records.json",
+        "--methods",
+        "memit",
+        "--out",
+        "t",
+    )
+    cli.ok(*ask, "--counts", "1")
+    cli.ok(*ask, "--counts", "1,2")
+    text.write_text("Other words.\n" * 900)
+    told = cli(*ask, "--counts", "1,2,4")
+    assert told.code == 73
+    assert "other settings (the recipe of memit)" in told.err
+
+
 def test_targets_are_sought_once_whatever_is_solved_from_them(
     cli: Cli, base: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

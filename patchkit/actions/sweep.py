@@ -21,6 +21,7 @@ from patchkit.actions.edit import as_patch
 from patchkit.actions.harm import own_text
 from patchkit.actions.sweep_rows import Rows
 from patchkit.actions.workbench import stacked_weights
+from patchkit.canonical import hash_file
 from patchkit.editing.batching import FAILURES, reason_of
 from patchkit.editing.editor import Edited, Editor, ready_editor
 from patchkit.editing.recipe import Recipe
@@ -138,7 +139,7 @@ def sweep(
         "references": None if references is None else references.digest,
         "batch_size": batch_size,
         "base": asking.checkpoint.as_read(),
-        "recipes": {method: recipe.to_dict() for method, recipe in recipes.items()},
+        "recipes": {method: _told(recipe) for method, recipe in recipes.items()},
         "computed_with": asking.computed_with,
     }
     large = [[*size] for size, (_, recipe) in by_size.items() if recipe != recipes[size[0]]]
@@ -174,6 +175,13 @@ def _ready(repository: Repository, method: str, facts: int) -> tuple[Editor, Rec
     recipe = repository.recipe({"method": method}, facts=facts)
     home = repository.store.private / "statistics"
     return ready_editor(recipe, home, lambda: repository.checkpoint().as_read())
+
+
+def _told(recipe: Recipe) -> dict[str, Any]:
+    """The recipe, and the hash of the file of texts that it names: under one name another may come to lie."""
+    corpus = Path(recipe.statistics_text)
+    read = recipe.reads("statistics_text") and corpus.is_file()
+    return {**recipe.to_dict(), **({"statistics_text_sha256": hash_file(corpus)} if read else {})}
 
 
 def _failure(trial: Trial, error: Exception) -> str:
