@@ -252,7 +252,10 @@ def test_gits_refusals_are_one_line(repository: Repository, tmp_path: Path) -> N
     assert "names no commit" in one_line(switch(repository, "-c", "x", "nowhere"), 66)
     assert "is no name for a branch" in one_line(switch(repository, "-c", "a..b"), 65)
     git(root, "worktree", "add", "-q", str(tmp_path / "tree"), "side")
-    assert "is checked out in the worktree" in one_line(switch(repository, "side"), 75)
+    told = one_line(switch(repository, "side"), 75)
+    assert "is checked out in the worktree" in told
+    assert one_line(switch(repository, "side", "-n"), 75) == told
+    fine(switch(repository, "main", "-n"))
     git(root, "worktree", "remove", str(tmp_path / "tree"))
     new = next(name for name in git(root, "diff", "--name-only", "main", "side").splitlines())
     (root / new).parent.mkdir(parents=True)

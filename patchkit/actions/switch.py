@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchkit.actions.undo import patch_changes
 from patchkit.builds.record import BuildRecord
-from patchkit.errors import BadInput, NotFound, PatchkitError
+from patchkit.errors import BadInput, Busy, NotFound, PatchkitError
 from patchkit.git.locks import operation_in_progress
 from patchkit.git.moving import move_branch
 from patchkit.git.store import GitStore
@@ -78,6 +78,7 @@ def switch(
     if dry_run:
         if busy := operation_in_progress(store):
             raise busy
+        _refuse_elsewhere(store, branch)
         if old is not None and old != target:
             move_branch(store, "", old, target, "", dry_run=True)
         return Switched(branch, target, *changes, left=left)
@@ -99,6 +100,18 @@ def _start(store: GitStore, start: str | None, target: str) -> str:
         return target
     found = store.git.ask("rev_parse", "--verify", "--quiet", f"{start}^{{commit}}")
     return start if found is not None and found.decode("ascii").strip() == target else target
+
+
+def _refuse_elsewhere(store: GitStore, branch: str) -> None:
+    """What Git itself would refuse: a branch that another work tree has checked out."""
+    name = f"refs/heads/{branch}"
+    place = os.fsdecode(store.git.read("for_each_ref", "--format=%(worktreepath)", name)).strip()
+    here = store.git.ask("symbolic_ref", "--quiet", "HEAD")
+    if place and (here is None or os.fsdecode(here).strip() != name):
+        raise Busy(
+            f"{one_line(branch)}: is checked out in the worktree {one_line(place)}; work there, "
+            "or on another branch"
+        )
 
 
 def _switch(store: GitStore, *name: str) -> None:
