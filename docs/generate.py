@@ -44,8 +44,8 @@ Written by `python docs/generate.py` from each command's `--help`. Branches, tag
 are Git's own: `patchkit branch -d x` answers with the command to type. `-C DIR` stands before or after a
 command's name; unlike Git's, it says where the repository is and nothing else: other files that you name
 are those of the folder in which you are. What reads takes `--json`, but for `report`, which writes a page,
-and `path`, a line; what changes takes `--dry-run`, but for what can be written again at any time (`fsck --repair`, `reindex`, `card`,
-`sign`, `model get`, `eval`); what changes or checks takes
+and `path`, a line; what changes takes `--dry-run`, but for what can be written again at any time
+(`fsck --repair`, `reindex`, `card`, `sign`, `model get`, `eval`); what changes or checks takes
 `--quiet`. Progress is shown at a terminal only, on standard error. `NO_COLOR` turns colours off. Exit codes
 are in [exit-codes.md](exit-codes.md).
 

@@ -84,6 +84,22 @@ def test_the_prompts_that_easyedit_calls_paraphrases_are_left_out_and_told() -> 
     assert note.startswith("1 rephrase prompts were left out")
 
 
+def test_a_published_file_is_asked_without_the_records_that_cannot_be() -> None:
+    """Nobody here can mend it, so that one faulty record must not keep all others from being asked."""
+    faulty = {**ZSRE, "subject": "nobody of that name"}
+    data = json.dumps([faulty, ZSRE, COUNTERFACT, {**ZSRE, "alt": 5}]).encode()
+    with pytest.raises(FactsError):
+        parse_cases(data, "zsre.json")
+    found = parse_cases(data, "zsre", published=True)
+    assert found.cases == parse_cases(lines(ZSRE, COUNTERFACT), "x").cases
+    (note,) = found.notes
+    assert note == (
+        "2 of the records cannot be asked and were left out; the first: record 1, src does not name the subject "
+        '("nobody of that name"); write "{}" in its one place'
+    )
+    assert parse_cases(json.dumps([ZSRE]).encode(), "zsre", published=True).notes == ()
+
+
 def test_answers_are_known_only_where_every_neighbour_has_one() -> None:
     two = {**KNOWEDIT, "locality": [{"prompt": "Rome lies in"}, {"prompt": "Ann lies in"}]}
     assert parse_cases(lines(two), "x").cases[0].answers == ()

@@ -15,6 +15,7 @@ from typing import Any
 
 from patchkit.errors import BadInput, NotFound
 from patchkit.evaluation.datasets import DATASETS, fetch
+from patchkit.fact import fact_of
 from patchkit.facts import Fact, parse_apart
 from patchkit.files import standard_input
 from patchkit.jsonlines import numbered_values
@@ -70,7 +71,7 @@ def read_cases(source: str, report: Progress | None = None) -> Cases:
     try:
         named = source in DATASETS and not os.path.lexists(source)
         path = fetch(DATASETS[source], report or silent) if named else Path(source)
-        return parse_cases(path.read_bytes(), source)
+        return parse_cases(path.read_bytes(), source, published=named)
     except FileNotFoundError:
         *others, last = DATASETS
         known = f"{', '.join(others)} or {last}"
@@ -82,20 +83,28 @@ def read_cases(source: str, report: Progress | None = None) -> Cases:
         raise BadInput(f"{source}: cannot be read ({reason}); name a readable file") from None
 
 
-def parse_cases(data: bytes, name: str) -> Cases:
+def parse_cases(data: bytes, name: str, *, published: bool = False) -> Cases:
     """The cases in a file's bytes. Each fact is checked as those of a commit are, but for the others: nothing
-    is edited, and CounterFact's own file holds cases that contradict each other."""
-    facts = parse_apart(data, name).facts
-    raws = list(_records(data))
+    is edited, and CounterFact's own file holds cases that contradict each other.
+
+    FactsError with all faults; of a file as it is ``published``, which nobody here can mend, a note says what
+    was left out.
+    """
+    notes = []
+    if published:
+        facts, raws, faults = _sound_ones(data)
+        if faults:
+            notes.append(
+                f"{len(faults):,} of the records cannot be asked and were left out; the first: {faults[0]}"
+            )
+    else:
+        facts, raws = parse_apart(data, name).facts, list(_records(data))
     generation = sum("case_id" in raw and _rephrased(raw) for raw in raws)
-    notes = (
-        [
+    if generation:
+        notes.append(
             f"{generation} rephrase prompts were left out: in EasyEdit's flat CounterFact most of them are "
             "beginnings of texts, not paraphrases"
-        ]
-        if generation
-        else []
-    )
+        )
     cases = tuple(_case(fact, raw) for fact, raw in zip(facts, raws, strict=True))
     return Cases(name, cases, tuple(notes))
 
@@ -117,6 +126,22 @@ def _records(data: bytes) -> Iterator[Mapping[str, Any]]:
     for _, value in numbered_values(data):
         count = len(native_records(value))
         yield from [value] if count == 1 else [{}] * count
+
+
+def _sound_ones(data: bytes) -> tuple[tuple[Fact, ...], list[Mapping[str, Any]], list[str]]:
+    """The facts of an array of records and the record behind each; and the first fault of each other one."""
+    facts: list[Fact] = []
+    raws: list[Mapping[str, Any]] = []
+    faults: list[str] = []
+    for number, (_, raw) in enumerate(numbered_values(data), 1):
+        (record,) = native_records(raw)
+        found = fact_of(record)
+        if isinstance(found, Fact):
+            facts.append(found)
+            raws.append(raw)
+        else:
+            faults.append(f"record {number}, {found[0]}")
+    return tuple(facts), raws, faults
 
 
 def _rephrased(raw: Mapping[str, Any]) -> bool:
