@@ -94,8 +94,8 @@ def test_a_published_file_is_asked_without_the_records_that_cannot_be() -> None:
     assert found.cases == parse_cases(lines(ZSRE, COUNTERFACT), "x").cases
     (note,) = found.notes
     assert note == (
-        "2 of the records cannot be asked and were left out; the first: record 1, src does not name the subject "
-        '("nobody of that name"); write "{}" in its one place'
+        "2 of the records cannot be asked and were left out; the first: record 1, "
+        'src does not name the subject ("nobody of that name"); write "{}" in its one place'
     )
     assert parse_cases(json.dumps([ZSRE]).encode(), "zsre", published=True).notes == ()
 
