@@ -68,6 +68,32 @@ def _mixtral():
     return transformers.MixtralForCausalLM(config)
 
 
+def _granite_moe():
+    config = transformers.GraniteMoeHybridConfig(
+        **tiny_models.CONFIGS["llama"][1],
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        mamba_n_heads=4,
+        layer_types=["full_attention"] * 4,
+    )
+    return transformers.GraniteMoeHybridForCausalLM(config)
+
+
+def _shared_keys():
+    config = transformers.Gemma4TextConfig(
+        **{**tiny_models.CONFIGS["gemma4_text"][1], "num_kv_shared_layers": 2},
+        layer_types=["sliding_attention", "full_attention"] * 2,
+    )
+    return transformers.Gemma4ForCausalLM(config)
+
+
+def _pruned():
+    model = tiny_models.tiny_model("llama")
+    mlp = model.model.layers[2].mlp
+    mlp.gate_proj, mlp.up_proj, mlp.down_proj = nn.Linear(32, 48), nn.Linear(32, 48), nn.Linear(48, 32)
+    return model
+
+
 def _bert():
     config = transformers.BertConfig(
         vocab_size=8, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2
@@ -136,6 +162,9 @@ def _tied():
     [
         (_tied, r"layers\.1\.mlp.* and .*layers\.2\.mlp.* are one weight"),
         (_mixtral, "mixture of experts"),
+        (_granite_moe, "mixture of experts"),
+        (_shared_keys, "read the keys and values of lower ones"),
+        (_pruned, r"unlike widths \(48, 64\)"),
         (_bert, "looks ahead"),
         (_t5, "encoder-decoder"),
         (_mbart, "the decoder of an encoder-decoder"),

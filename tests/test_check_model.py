@@ -17,6 +17,9 @@ from command_helpers import cli, home, save_checkpoint, snapshot, tiny_base
 from git_helpers import git_environment
 from safetensors.torch import load_file, save_file
 
+import patchkit
+from patchkit.editing import written
+from patchkit.errors import BadInput
 from patchkit.models.loading import load_model
 
 __all__ = ["cli", "git_environment", "home"]
@@ -206,6 +209,27 @@ def test_experts(cli, home, command):
     base = experts(home / "experts")
     refused(cli, command, base, "MixtralForCausalLM: a mixture of experts; ")
     assert "choose a dense model" in cli(*command, base).err
+
+
+def norms_over_the_sum(folder):
+    """OPT-350M's form, of which the module tree tells nothing."""
+    settings = {"vocab_size": 320, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = transformers.OPTConfig(**settings, ffn_dim=64, do_layer_norm_before=False)
+    return save_checkpoint(transformers.OPTForCausalLM(config), folder)
+
+
+def test_what_only_a_run_shows_is_refused_before_a_base_writes_text(cli, home, monkeypatch):
+    """Or minutes would go by for a model that cannot be edited."""
+    monkeypatch.setattr(written, "write_templates", lambda *_, **__: pytest.fail("it writes"))
+    monkeypatch.setattr(written, "write_text", lambda *_, **__: pytest.fail("it writes"))
+    base = norms_over_the_sum(home / "base")
+    cli.ok("init", base, "kb")
+    told = cli("commit", "-C", "kb", "--fact", "Ann | {} lies in | Rome")
+    assert told.code == 65
+    assert "neither its edited projection's output nor a norm of it" in told.err
+    model, tokenizer = load_model(base, "cpu")
+    with pytest.raises(BadInput, match="neither its edited projection"):
+        patchkit.edit(model, tokenizer, [{"subject": "Ann", "prompt": "{} lies in", "target": "Rome"}])
 
 
 def test_init_leaves_to_other_editors_what_memit_cannot_edit(cli, home, monkeypatch):

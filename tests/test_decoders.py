@@ -49,14 +49,16 @@ POST_NORMS = {
     "gemma2": lambda block: 1 + block.post_feedforward_layernorm.weight,
     "gemma3": lambda block: 1 + block.post_feedforward_layernorm.weight,
     "gemma3_text": lambda block: 1 + block.post_feedforward_layernorm.weight,
+    "gemma4": lambda block: block.post_feedforward_layernorm.weight,
     "gemma4_text": lambda block: block.post_feedforward_layernorm.weight,
+    "gemma4_unified": lambda block: block.post_feedforward_layernorm.weight,
     "glm4": lambda block: block.post_mlp_layernorm.weight,
     "glm4v": lambda block: block.post_mlp_layernorm.weight,
     "hyperclovax": lambda block: block.post_norm2.weight,
     "olmo2": lambda block: block.post_feedforward_layernorm.weight,
     "olmo3": lambda block: block.post_feedforward_layernorm.weight,
 }
-MULTIPLIED = {"granite": 0.4, "minicpm3": 0.7}
+MULTIPLIED = {"granite": 0.4, "granite_hybrid": 0.4, "minicpm3": 0.7}
 
 
 def aim(kind):
@@ -84,7 +86,9 @@ FLOAT32 = (
     "gemma2",
     "gemma3",
     "gemma3_text",
+    "gemma4",
     "gemma4_text",
+    "gemma4_unified",
     "granite_swa",
     "mpt",
     "vaultgemma",

@@ -35,6 +35,21 @@ _SMALL = {
     "num_attention_heads": 4,
 }
 _LLAMA_LIKE = {**_SMALL, "intermediate_size": INNER, "num_key_value_heads": 2, "max_position_embeddings": 128}
+_GEMMA4 = {
+    **_LLAMA_LIKE,
+    "head_dim": 8,
+    "global_head_dim": 16,
+    "sliding_window": 12,
+    "num_kv_shared_layers": 0,
+}
+_LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+}
 _VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 _TOWER = {**_VISION, "image_size": 28, "patch_size": 14}
 _QWEN_TOWER = {"depth": 1, "hidden_size": 16, "num_heads": 2, "patch_size": 14, "temporal_patch_size": 1}
@@ -110,17 +125,7 @@ CONFIGS = {
     ),
     "gemma3_text": ("Gemma3TextConfig", {**_LLAMA_LIKE, "head_dim": 8, "sliding_window": 12}),
     # Without the embeddings by layer of its small sizes, which go into the stream behind a gate.
-    "gemma4_text": (
-        "Gemma4TextConfig",
-        {
-            **_LLAMA_LIKE,
-            "head_dim": 8,
-            "global_head_dim": 16,
-            "sliding_window": 12,
-            "hidden_size_per_layer_input": 0,
-            "num_kv_shared_layers": 0,
-        },
-    ),
+    "gemma4_text": ("Gemma4TextConfig", {**_GEMMA4, "hidden_size_per_layer_input": 0}),
     "fuyu": ("FuyuConfig", {"text_config": {"model_type": "persimmon", **_LLAMA_LIKE}, "patch_size": 4}),
     "glm": ("GlmConfig", {**_LLAMA_LIKE, "head_dim": 8}),
     "glm4": ("Glm4Config", {**_LLAMA_LIKE, "head_dim": 8}),
@@ -162,6 +167,18 @@ CONFIGS = {
         "GraniteConfig",
         {**_LLAMA_LIKE, "residual_multiplier": 0.4, "embedding_multiplier": 3.0, "logits_scaling": 2.0},
     ),
+    "granite_hybrid": (
+        "GraniteMoeHybridConfig",
+        {
+            **_LLAMA_LIKE,
+            "shared_intermediate_size": INNER,
+            "num_local_experts": 0,
+            "num_experts_per_tok": 0,
+            "mamba_n_heads": 4,
+            "layer_types": ["full_attention"] * DEPTH,
+            "residual_multiplier": 0.4,
+        },
+    ),
     "granite_swa": ("GraniteSWAConfig", {**_LLAMA_LIKE, "sliding_window": 12}),
     "helium": ("HeliumConfig", {**_LLAMA_LIKE, "head_dim": 8}),
     "hunyuan": ("HunYuanDenseV1Config", {**_LLAMA_LIKE, "head_dim": 8}),
@@ -197,12 +214,7 @@ CONFIGS = {
         "MiniCPM3Config",
         {
             **_LLAMA_LIKE,
-            "num_key_value_heads": 4,
-            "q_lora_rank": 16,
-            "kv_lora_rank": 8,
-            "qk_nope_head_dim": 8,
-            "qk_rope_head_dim": 4,
-            "v_head_dim": 8,
+            **_LATENT,
             "dim_model_base": 8,  # divides the logits by 4, or the model would say nothing but its last token
         },
     ),
@@ -272,6 +284,135 @@ CONFIGS = {
             "max_position_embeddings": 128,
         },
     ),
+    "cohere_compass": (
+        "CohereCompassTextConfig",
+        {
+            **_LLAMA_LIKE,
+            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
+        },
+    ),
+    "cohere2_vision": (
+        "Cohere2VisionConfig",
+        {
+            "text_config": {"model_type": "cohere2", **_LLAMA_LIKE},
+            "vision_config": {"model_type": "siglip_vision_model", **_TOWER},
+            "image_token_id": 300,
+        },
+    ),
+    "deepseek_vl": (
+        "DeepseekVLConfig",
+        {
+            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
+            "vision_config": {"model_type": "siglip_vision_model", **_TOWER},
+            "image_token_id": 300,
+        },
+    ),
+    "emu3": (
+        "Emu3Config",
+        {
+            "text_config": {**_LLAMA_LIKE, "pad_token_id": 0},
+            "vocabulary_map": {"<image>": 300},
+            "vq_config": {
+                "base_channels": 32,
+                "channel_multiplier": [1],
+                "num_res_blocks": 1,
+                "attn_resolutions": [],
+                "latent_channels": 4,
+                "embed_dim": 4,
+                "codebook_size": 8,
+                "hidden_size": 32,
+                "num_attention_heads": 1,
+            },
+        },
+    ),
+    "gemma4": (
+        "Gemma4Config",
+        {
+            "text_config": {**_GEMMA4, "hidden_size_per_layer_input": 0},
+            "vision_config": _VISION,
+            "audio_config": None,
+            "image_token_id": 300,
+            "video_token_id": 301,
+            "audio_token_id": 302,
+        },
+    ),
+    "gemma4_unified": ("Gemma4UnifiedTextConfig", _GEMMA4),
+    "got_ocr2": (
+        "GotOcr2Config",
+        {
+            "text_config": {"model_type": "qwen2", **_LLAMA_LIKE},
+            "vision_config": _TOWER,
+            "image_token_id": 300,
+        },
+    ),
+    "janus": (
+        "JanusConfig",
+        {
+            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
+            "vision_config": {"model_type": "janus_vision_model", **_TOWER},
+            "image_token_id": 300,
+        },
+    ),
+    "llava_next": (
+        "LlavaNextConfig",
+        {
+            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
+            "vision_config": {"model_type": "clip_vision_model", **_TOWER, "projection_dim": 16},
+            "image_token_index": 300,
+        },
+    ),
+    "llava_onevision": (
+        "LlavaOnevisionConfig",
+        {
+            "text_config": {"model_type": "qwen2", **_LLAMA_LIKE},
+            "vision_config": {"model_type": "siglip_vision_model", **_TOWER},
+            "image_token_index": 300,
+            "video_token_index": 301,
+        },
+    ),
+    "moshi": ("MoshiConfig", {**_LLAMA_LIKE, "ffn_dim": 2 * INNER}),
+    "ovis2": (
+        "Ovis2Config",
+        {
+            "text_config": {"model_type": "qwen2", **_LLAMA_LIKE},
+            "vision_config": _TOWER,
+            "image_token_id": 300,
+            "visual_indicator_token_ids": [301, 302, 303, 304, 305],
+        },
+    ),
+    "phi4_multimodal": (
+        "Phi4MultimodalConfig",
+        {
+            **_LLAMA_LIKE,
+            "vision_config": {**_TOWER, "crop_size": 28, "image_token_id": 301},
+            "audio_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_blocks": 1,
+                "num_attention_heads": 2,
+                "nemo_conv_channels": 4,
+                "input_size": 8,
+                "audio_token_id": 300,
+            },
+        },
+    ),
+    "smolvlm": (
+        "SmolVLMConfig",
+        {
+            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
+            "vision_config": _TOWER,
+            "image_token_id": 300,
+        },
+    ),
+    "voxtral": (
+        "VoxtralConfig",
+        {
+            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
+            "audio_config": {"model_type": "voxtral_encoder", **_VISION},
+            "audio_token_id": 300,
+        },
+    ),
+    "youtu": ("YoutuConfig", {**_LLAMA_LIKE, **_LATENT}),
 }
 UNTIED = ("qwen3", "gpt_neox", "gptj", "phi3", "olmo3", "falcon")
 

@@ -11,17 +11,12 @@ from patchkit.actions.workbench import Workbench
 from patchkit.checkpoint import Checkpoint
 from patchkit.editing.published import many_for, recipe_for
 from patchkit.editing.recipe import Recipe
-from patchkit.editing.templates import rewriting_passages
-from patchkit.fact import Fact
 from patchkit.models.anatomy import anatomy_of
-from patchkit.models.loading import float32_compute, frozen
 from patchkit.models.names import edited_weights
 from patchkit.models.sources import resolve_base
-from patchkit.models.trial import try_out
+from patchkit.models.trial import try_words
 
 __all__ = ["ModelReport", "check_model"]
-
-_PROBE = Fact("Paris", "The city of {} lies in the north of", "France")
 
 
 @dataclass(frozen=True)
@@ -63,9 +58,7 @@ def check_model(
     anatomy = anatomy_of(bench.model)
     recipe = recipe_for(bench.model.config)
     weights = edited_weights(bench.model, anatomy, checkpoint, recipe.layers)
-    ((passage,),) = rewriting_passages(bench.tokenizer, [_PROBE], ("{}",), None)
-    with float32_compute(bench.model), frozen(bench.model):
-        outlets = try_out(bench.model, anatomy, recipe.layers, passage.tokens)
+    outlets = try_words(bench.model, bench.tokenizer, recipe.layers)
     _, stored = checkpoint.tensors[weights[recipe.layers[0]]]
     return ModelReport(
         source=place.source,

@@ -41,7 +41,7 @@ from patchkit.editing.kept import key_of
 from patchkit.editing.recipe import Recipe
 from patchkit.editing.statistics import Statistics, statistics_for
 from patchkit.editing.task import EditorBase
-from patchkit.editing.written import contexts_for
+from patchkit.editing.written import contexts_for, contexts_name
 from patchkit.errors import BadInput, Busy, PatchkitError
 from patchkit.evaluation.harm import Harm
 from patchkit.evaluation.measure import FactChange, FactState, Summary, compare, observe, summarise
@@ -51,6 +51,7 @@ from patchkit.git.recording import NothingToCommit
 from patchkit.git.store import Changes
 from patchkit.models.anatomy import anatomy_of
 from patchkit.models.names import edited_weights
+from patchkit.models.trial import try_words
 from patchkit.stack import Stack
 
 if TYPE_CHECKING:
@@ -261,6 +262,8 @@ def text_and_statistics(
     model, tokenizer, base = bench.model, bench.tokenizer, bench.checkpoint.as_read()
     folder = repository.store.private / "statistics"
     tell("contexts", 0, 1)
+    if not (folder / contexts_name(recipe, base)).exists():
+        try_words(model, tokenizer, recipe.layers)  # before minutes of work for what may not be edited
     templates = contexts_for(model, tokenizer, recipe, folder=folder, base=base)
     tell("contexts", 1, 1)
     statistics = statistics_for(model, tokenizer, recipe, folder=folder, base=base, progress=progress)

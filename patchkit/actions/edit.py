@@ -25,6 +25,7 @@ from patchkit.models.hooks import forgetting_positions
 from patchkit.models.loading import frozen, stored_parameters
 from patchkit.models.names import StoredNames
 from patchkit.models.sources import cache_folder, resolve_base
+from patchkit.models.trial import try_words
 
 __all__ = ["as_patch", "below", "edit"]
 
@@ -65,6 +66,7 @@ def edit(
     if statistics is None and recipe.reads("statistics_text"):
         folder = cache_folder() / "statistics"
         with frozen(model), forgetting_positions(model):
+            try_words(model, tokenizer, recipe.layers)  # before minutes of work for what may not be edited
             statistics = statistics_for(
                 model, tokenizer, recipe, folder=folder, base=as_loaded, progress=progress
             )

@@ -8,6 +8,7 @@ weight would pass either way. What cannot be edited is refused by name, reason a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ __all__ = ["Anatomy", "anatomy_of", "attention_outputs", "feed_forward", "shape_
 _NAMES = ("down_proj", "c_proj", "fc_out", "dense_4h_to_h", "fc2", "w2", "linear_out", "proj_out")
 _ATTENTION_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 
+# Not "moe" anywhere: dense models of Granite 4 have classes named GraniteMoeHybrid….
+_MIXTURE = re.compile("moe(block|layer)?$|expert|router")
 _CROSS = ("encoder_attn", "crossattention", "cross_attn", "cross_attention")
 
 
@@ -74,6 +77,12 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
     _refuse_blocks(model, blocks)
     found = [_down_projection(model, block, config.hidden_size) for block in blocks]
     first = found[0][1]
+    widths = sorted({shape_of(module)[1] for _, module in found})
+    if len(widths) > 1:
+        raise BadInput(
+            f"{_kind(model)}: its feed-forward parts have unlike widths ({', '.join(map(str, widths))}); "
+            "choose a model whose blocks are alike"
+        )
     weights = tuple(f"{name}.{index}.{path}.weight" for index, (path, _) in enumerate(found))
     _refuse_tied(model, weights)
     return Anatomy(
@@ -82,7 +91,7 @@ def anatomy_of(model: PreTrainedModel) -> Anatomy:
         weights=weights,
         transposed=isinstance(first, Conv1D),
         d_model=config.hidden_size,
-        d_ff=shape_of(first)[1],
+        d_ff=widths[0],
     )
 
 
@@ -187,6 +196,11 @@ def _refuse_config(model: PreTrainedModel) -> None:
             f"{_kind(model)}: its weights are quantised and a ΔW cannot be added to them; "
             "edit the unquantised checkpoint and quantise the build"
         )
+    if getattr(config.get_text_config(decoder=True), "num_kv_shared_layers", None):
+        raise BadInput(
+            f"{_kind(model)}: its upper blocks read the keys and values of lower ones, so it cannot be run "
+            "in parts; choose a model whose blocks have their own"
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise BadInput(f"{_kind(model)}: an encoder-decoder; patchkit edits decoder-only models")
     if model.get_output_embeddings() is None:
@@ -197,7 +211,7 @@ def _refuse_blocks(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> None:
     for block in blocks:
         for path, module in block.named_modules():
             kind = type(module).__name__.lower()
-            if "moe" in kind or "expert" in kind or "router" in kind or path.endswith("experts"):
+            if _MIXTURE.search(kind) or path.endswith("experts"):
                 raise BadInput(
                     f"{_kind(model)}: a mixture of experts; a fact lies in many weights at once there, which "
                     "MEMIT does not address; choose a dense model"

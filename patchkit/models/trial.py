@@ -10,18 +10,19 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from patchkit.errors import BadInput
-from patchkit.models.anatomy import Anatomy
-from patchkit.models.loading import silence
+from patchkit.models.anatomy import Anatomy, anatomy_of
+from patchkit.models.loading import float32_compute, frozen, silence
 from patchkit.models.outlet import Outlet, outlet_of
 from patchkit.models.past import Row
 from patchkit.models.replay import capture
 
-__all__ = ["outlets_of", "try_out"]
+__all__ = ["outlets_of", "try_out", "try_words"]
 
 _CLOSE = 1e-3  # of the largest logit, in float32
+_WORDS = "The city of Paris lies in the north of France."
 
 
 def try_out(
@@ -48,6 +49,16 @@ def try_out(
         raise BadInput(
             f"{name}: cannot be run in parts, which editing needs ({reason}); choose another model"
         ) from error
+
+
+def try_words(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, layers: Sequence[int]
+) -> dict[int, Outlet]:
+    """`try_out` on a few words, for before what takes long; whatever the model's dtype is."""
+    anatomy = anatomy_of(model)
+    anatomy.check_layers(layers)
+    with float32_compute(model), frozen(model):
+        return try_out(model, anatomy, layers, tokenizer(_WORDS)["input_ids"])
 
 
 def outlets_of(
@@ -94,7 +105,9 @@ def _check_parts(
         alone = model(input_ids=torch.tensor([shorter], device=model.device), use_cache=False).logits[0]
         first = tail.logits(states[0])
         second = tail.logits(states[1, : len(shorter) - 2])
-    if not (_same(first, whole[half:]) and _same(second, alone[2:])):
+        kept = tail.keep(torch.tensor([1], device=model.device))  # a search goes on with some of the rows
+        third = kept.logits(kept.states(kept.hidden)[0, : len(shorter) - 2])
+    if not (_same(first, whole[half:]) and _same(second, alone[2:]) and _same(third, alone[2:])):
         raise BadInput(
             f"{name}: run in parts it does not say what it says as a whole, so no target can be found on it; "
             "choose another model"
