@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -60,7 +61,18 @@ _IMAGE_TOKENS = {
     "vision_start_token_id": 302,
     "vision_end_token_id": 303,
 }
+_SIGLIP = {"model_type": "siglip_vision_model", **_TOWER}
+_CLIP = {"model_type": "clip_vision_model", **_TOWER, "projection_dim": 16}
 _GPT2_LIKE = {"vocab_size": VOCABULARY, "n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": 128}
+
+
+def _seeing(
+    name: str, text: str, vision: dict[str, Any], *, token: str = "image_token_id", **others: Any
+) -> tuple[str, dict[str, Any]]:
+    """A model of images around a text model of this type; ``token``: its name for the image's token."""
+    text_config = {"model_type": text, **_LLAMA_LIKE}
+    return name, {"text_config": text_config, "vision_config": vision, token: 300, **others}
+
 
 CONFIGS = {
     "llama": ("LlamaConfig", _LLAMA_LIKE),
@@ -183,33 +195,14 @@ CONFIGS = {
     "helium": ("HeliumConfig", {**_LLAMA_LIKE, "head_dim": 8}),
     "hunyuan": ("HunYuanDenseV1Config", {**_LLAMA_LIKE, "head_dim": 8}),
     "hyperclovax": ("HyperCLOVAXConfig", _LLAMA_LIKE),
-    "idefics3": (
-        "Idefics3Config",
-        {
-            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
-            "vision_config": _TOWER,
-            "image_token_id": 300,
-        },
-    ),
+    "idefics3": _seeing("Idefics3Config", "llama", _TOWER),
     "internlm3": ("InternLM3Config", _LLAMA_LIKE),
-    "internvl": (
-        "InternVLConfig",
-        {
-            "text_config": {"model_type": "qwen2", **_LLAMA_LIKE},
-            "vision_config": {**_TOWER, "image_size": [28, 28], "patch_size": [14, 14]},
-            "image_token_id": 300,
-        },
+    "internvl": _seeing(
+        "InternVLConfig", "qwen2", {**_TOWER, "image_size": [28, 28], "patch_size": [14, 14]}
     ),
     "iquestcoder": ("IQuestCoderConfig", _LLAMA_LIKE),
     "jais2": ("Jais2Config", _LLAMA_LIKE),
-    "llava": (
-        "LlavaConfig",
-        {
-            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
-            "vision_config": {"model_type": "clip_vision_model", **_TOWER, "projection_dim": 16},
-            "image_token_index": 300,
-        },
-    ),
+    "llava": _seeing("LlavaConfig", "llama", _CLIP, token="image_token_index"),
     "minicpm3": (
         "MiniCPM3Config",
         {
@@ -291,22 +284,8 @@ CONFIGS = {
             "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}},
         },
     ),
-    "cohere2_vision": (
-        "Cohere2VisionConfig",
-        {
-            "text_config": {"model_type": "cohere2", **_LLAMA_LIKE},
-            "vision_config": {"model_type": "siglip_vision_model", **_TOWER},
-            "image_token_id": 300,
-        },
-    ),
-    "deepseek_vl": (
-        "DeepseekVLConfig",
-        {
-            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
-            "vision_config": {"model_type": "siglip_vision_model", **_TOWER},
-            "image_token_id": 300,
-        },
-    ),
+    "cohere2_vision": _seeing("Cohere2VisionConfig", "cohere2", _SIGLIP),
+    "deepseek_vl": _seeing("DeepseekVLConfig", "llama", _SIGLIP),
     "emu3": (
         "Emu3Config",
         {
@@ -337,49 +316,14 @@ CONFIGS = {
         },
     ),
     "gemma4_unified": ("Gemma4UnifiedTextConfig", _GEMMA4),
-    "got_ocr2": (
-        "GotOcr2Config",
-        {
-            "text_config": {"model_type": "qwen2", **_LLAMA_LIKE},
-            "vision_config": _TOWER,
-            "image_token_id": 300,
-        },
-    ),
-    "janus": (
-        "JanusConfig",
-        {
-            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
-            "vision_config": {"model_type": "janus_vision_model", **_TOWER},
-            "image_token_id": 300,
-        },
-    ),
-    "llava_next": (
-        "LlavaNextConfig",
-        {
-            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
-            "vision_config": {"model_type": "clip_vision_model", **_TOWER, "projection_dim": 16},
-            "image_token_index": 300,
-        },
-    ),
-    "llava_onevision": (
-        "LlavaOnevisionConfig",
-        {
-            "text_config": {"model_type": "qwen2", **_LLAMA_LIKE},
-            "vision_config": {"model_type": "siglip_vision_model", **_TOWER},
-            "image_token_index": 300,
-            "video_token_index": 301,
-        },
+    "got_ocr2": _seeing("GotOcr2Config", "qwen2", _TOWER),
+    "janus": _seeing("JanusConfig", "llama", {"model_type": "janus_vision_model", **_TOWER}),
+    "llava_next": _seeing("LlavaNextConfig", "llama", _CLIP, token="image_token_index"),
+    "llava_onevision": _seeing(
+        "LlavaOnevisionConfig", "qwen2", _SIGLIP, token="image_token_index", video_token_index=301
     ),
     "moshi": ("MoshiConfig", {**_LLAMA_LIKE, "ffn_dim": 2 * INNER}),
-    "ovis2": (
-        "Ovis2Config",
-        {
-            "text_config": {"model_type": "qwen2", **_LLAMA_LIKE},
-            "vision_config": _TOWER,
-            "image_token_id": 300,
-            "visual_indicator_token_ids": [301, 302, 303, 304, 305],
-        },
-    ),
+    "ovis2": _seeing("Ovis2Config", "qwen2", _TOWER, visual_indicator_token_ids=[301, 302, 303, 304, 305]),
     "phi4_multimodal": (
         "Phi4MultimodalConfig",
         {
@@ -396,14 +340,7 @@ CONFIGS = {
             },
         },
     ),
-    "smolvlm": (
-        "SmolVLMConfig",
-        {
-            "text_config": {"model_type": "llama", **_LLAMA_LIKE},
-            "vision_config": _TOWER,
-            "image_token_id": 300,
-        },
-    ),
+    "smolvlm": _seeing("SmolVLMConfig", "llama", _TOWER),
     "voxtral": (
         "VoxtralConfig",
         {

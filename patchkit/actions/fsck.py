@@ -49,12 +49,10 @@ def fsck(repository: Repository, *, full: bool = False, progress: Progress = Non
     found += base
     catalogue = check_catalogue(repository)
     found += [*catalogue, *_answers(store)]
-    for folder in build_folders(repository):
-        if is_held(folder):
-            continue  # half of another command's build is no damage
+    for folder in _settled_builds(repository):
         lines = verify_build(folder, progress=_told(progress, "build"))
         if is_held(folder):
-            continue
+            continue  # begun meanwhile
         found += [Problem(str(folder), line.removeprefix(f"{folder}: "), _MEND_BUILD) for line in lines]
     if full:
         try:
@@ -124,6 +122,11 @@ def build_folders(repository: Repository) -> list[Path]:
     return [folder for folder in dict.fromkeys(known) if os.path.lexists(folder)]
 
 
+def _settled_builds(repository: Repository) -> list[Path]:
+    """Those that no other command is writing: half of its build is no damage."""
+    return [folder for folder in build_folders(repository) if not is_held(folder)]
+
+
 def _answers(store: GitStore) -> list[Problem]:
     """What evaluations kept; an altered file is never believed, so that to lose it costs a computation."""
     found = []
@@ -159,9 +162,7 @@ def _derived(
     found = [*known.problems, *recheck_patches(store, known, progress)]
     if base_is_right:
         checkpoint = base_at_hand(repository)
-        for folder in build_folders(repository):
-            if is_held(folder):
-                continue
+        for folder in _settled_builds(repository):
             found += recheck_build(store, folder, checkpoint, known, progress)
     if catalogue_is_whole:
         found += compare_catalogue(repository, everything, known, progress)
