@@ -104,7 +104,7 @@ def read_facts(source: str | Path) -> Batch:
     """The facts of a file, or of standard input for "-"; FactsError, or NotFound without a file."""
     if source == "-":
         return parse_facts(standard_input(MAX_FILE + 1), "standard input")
-    name = os.fspath(source)
+    name = os.fspath(source) or '""'
     try:
         with open(source, "rb") as file:
             data = file.read(MAX_FILE + 1)

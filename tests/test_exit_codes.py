@@ -283,7 +283,7 @@ ROWS = [
         65,
         "no fact has",
     ),
-    Row("commit of no file", ("commit", ""), 66, "there is no such file"),
+    Row("commit of no file", ("commit", ""), 66, '"": there is no such file'),
     Row("canonical facts in JSON", ("facts", "check", "x", "--canonical", "--json"), 2, "leave out --json"),
     Row("import by no file of facts", ("import", "peft", "../lora", "--facts", ""), 66, "no such file"),
     Row("card of no patch", ("card", "nobody"), 66, "no such patch is in force"),
